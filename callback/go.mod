@@ -1,0 +1,4 @@
+module callrelay/callback
+
+go 1.26.0
+

@@ -1,0 +1,7 @@
+module callrelay/services/ingress
+
+go 1.26.0
+
+replace callrelay/gen => ../../gen
+replace callrelay/platform => ../../platform
+replace callrelay/callback => ../../callback

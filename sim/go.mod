@@ -1,0 +1,4 @@
+module callrelay/sim
+
+go 1.26.0
+
