@@ -1074,8 +1074,10 @@ type LeaseResult struct {
 	//	*LeaseResult_Retry
 	//	*LeaseResult_End
 	//	*LeaseResult_Hold
-	Result        isLeaseResult_Result `protobuf_oneof:"result"`
-	Timer         string               `protobuf:"bytes,14,opt,name=timer,proto3" json:"timer,omitempty"`
+	Result isLeaseResult_Result `protobuf_oneof:"result"`
+	Timer  string               `protobuf:"bytes,14,opt,name=timer,proto3" json:"timer,omitempty"`
+	// The delivery's request id, as leased.
+	RequestId     string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1198,6 +1200,13 @@ func (x *LeaseResult) GetHold() *HoldDestination {
 func (x *LeaseResult) GetTimer() string {
 	if x != nil {
 		return x.Timer
+	}
+	return ""
+}
+
+func (x *LeaseResult) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -2438,7 +2447,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"hold_epoch\x18\x05 \x01(\x03R\tholdEpoch\x12\x15\n" +
 	"\x06age_ms\x18\x06 \x01(\x03R\x05ageMs\x12\x1a\n" +
-	"\bfollowed\x18\a \x01(\bR\bfollowed\"\xac\x03\n" +
+	"\bfollowed\x18\a \x01(\bR\bfollowed\"\xcb\x03\n" +
 	"\vLeaseResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04call\x18\x02 \x01(\tR\x04call\x12\x14\n" +
@@ -2451,7 +2460,9 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05retry\x18\v \x01(\v2\x1e.callrelay.state.v1.RetryLaterH\x00R\x05retry\x12+\n" +
 	"\x03end\x18\f \x01(\v2\x17.callrelay.state.v1.EndH\x00R\x03end\x129\n" +
 	"\x04hold\x18\r \x01(\v2#.callrelay.state.v1.HoldDestinationH\x00R\x04hold\x12\x14\n" +
-	"\x05timer\x18\x0e \x01(\tR\x05timerB\b\n" +
+	"\x05timer\x18\x0e \x01(\tR\x05timer\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x0f \x01(\tR\trequestIdB\b\n" +
 	"\x06result\"\x06\n" +
 	"\x04Done\"\\\n" +
 	"\n" +

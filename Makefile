@@ -1,0 +1,80 @@
+# `make help` lists what there is. The same targets serve people and .ci/run.
+#
+# The repository is a workspace of several modules (go.work): the pattern `work` means all packages of all of them, and
+# `./...` means nothing at the root.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+
+DATA_DIR ?= data
+BINARIES := callrelay/cmd/callrelay \
+	callrelay/services/ingress/cmd/ingress callrelay/services/router/cmd/router \
+	callrelay/services/state/cmd/state callrelay/services/upstream/cmd/upstream \
+	callrelay/sim/cmd/topsii-sim
+GO_TOOLS := bin/tools/.installed
+BUF := tools/node_modules/.installed
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+.PHONY: run
+run: ## install what is missing, build, start the relay in one process with a TopS.II simulator
+	@scripts/install.sh redis curl
+	@$(MAKE) -s build
+	@bin/callrelay up --sim --data-dir $(DATA_DIR)
+
+.PHONY: run-split
+run-split: ## the same as four processes that speak gRPC
+	@scripts/install.sh redis curl
+	@$(MAKE) -s build
+	@bin/callrelay up --sim --split --data-dir $(DATA_DIR)
+
+.PHONY: build
+build: ## build all programs into bin/
+	go build -o bin/ $(BINARIES)
+
+.PHONY: test
+test: ## install what is missing, run every test of every module with the race detector
+	@scripts/install.sh redis gcc
+	go test -race work
+
+.PHONY: check
+check: lint ## for the desk, under a minute: format, vet, staticcheck, every test that needs no Redis
+	go test $$(go list work | grep -v -e ^callrelay/services/state -e ^callrelay/cmd -e ^callrelay/test)
+
+.PHONY: lint
+lint: $(GO_TOOLS) ## format, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(go list -m -f '{{.Dir}}')); [ -z "$$unformatted" ] || { echo "not formatted (gofmt -w):"; echo "$$unformatted"; exit 1; }
+	go vet work
+	bin/tools/staticcheck work
+
+.PHONY: verify
+verify: lint $(GO_TOOLS) $(BUF) ## what .ci/run checks after the tests: lint, each module alone, protos, generated code
+	scripts/modules.sh
+	scripts/proto.sh
+
+.PHONY: generate
+generate: $(GO_TOOLS) $(BUF) ## generate gen/ from proto/
+	rm -rf gen/callrelay gen/openapi
+	PATH="$(CURDIR)/bin/tools:$$PATH" tools/node_modules/.bin/buf generate
+
+.PHONY: tidy
+tidy: ## tidy every module and align their versions
+	set -e; for dir in $$(go list -m -f '{{.Dir}}'); do GOWORK=off go -C $$dir mod tidy; done
+	go work sync
+	set -e; for dir in $$(go list -m -f '{{.Dir}}'); do GOWORK=off go -C $$dir mod tidy; done
+
+.PHONY: clean
+clean: ## remove programs, tools and test results; never the data directory
+	rm -rf bin tools/node_modules
+
+# Tools are pinned in tools/ and installed again only when a lock file changes.
+$(GO_TOOLS): tools/go.mod tools/go.sum
+	GOBIN="$(CURDIR)/bin/tools" GOWORK=off go -C tools install tool
+	@touch $@
+
+$(BUF): tools/package.json tools/package-lock.json
+	@scripts/install.sh npm
+	npm --prefix tools ci --no-audit --no-fund
+	@touch $@

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"cmp"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"callrelay/cmd/internal/up"
+
+	"github.com/spf13/cobra"
+)
+
+func newUp() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Start the whole relay here: Redis, all four services, and on request a simulated TopS.II",
+		Long: `Start the whole relay here: Redis, all four services, and on request a simulated TopS.II.
+
+Uses the Redis of REDIS_URL, or runs a private one whose data is in --data-dir. Every setting is read from the
+environment. Ctrl-C stops everything in order.`,
+		Example: "  callrelay up --sim\n  REDIS_URL=redis://10.0.0.5:6379/0 ENABLE_REAL_SEND=true callrelay up",
+		Args:    cobra.NoArgs,
+	}
+	dataDir := c.Flags().String("data-dir", cmp.Or(os.Getenv("DATA_DIR"), "data"), "where the private Redis keeps its data (DATA_DIR)")
+	sim := c.Flags().Bool("sim", false, "also start the TopS.II simulator and send to it, unless the environment says where to send")
+	simAddr := c.Flags().String("sim-addr", "127.0.0.1:8090", "where the simulator listens")
+	split := c.Flags().Bool("split", false, "four processes (state, router, upstream, ingress from beside this program) instead of one")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		o := up.Options{
+			Environment: environment(),
+			DataDir:     *dataDir,
+			Split:       *split,
+			BinDir:      filepath.Dir(self),
+			Program:     os.Args[0],
+			Out:         c.OutOrStdout(),
+			Log:         slog.New(slog.NewJSONHandler(os.Stdout, nil)).With("service", "callrelay-up"),
+		}
+		if *sim {
+			o.SimAddr = *simAddr
+		}
+		return up.Run(c.Context(), o)
+	}
+	return c
+}
+
+func environment() map[string]string {
+	env := map[string]string{}
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		env[name] = value
+	}
+	return env
+}

@@ -1,0 +1,72 @@
+package up
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"strings"
+
+	"callrelay/platform/config"
+	"callrelay/services/ingress"
+	"callrelay/services/router"
+	"callrelay/services/state"
+	"callrelay/services/upstream"
+)
+
+// simAPIKey is what the relay and its simulator agree on; 32 characters, as TopS.II has them.
+const simAPIKey = "simulator-simulator-simulator-00"
+
+// settings are the environment and, where it does not say, what the options imply. A variable that is empty says nothing.
+func settings(o Options) map[string]string {
+	env := maps.Clone(o.Environment)
+	imply := func(name, value string) {
+		if !given(env, name) {
+			env[name] = value
+		}
+	}
+	env["DATA_DIR"] = o.DataDir
+	if o.SimAddr != "" {
+		imply("INDEX_ENV", "TEST")
+		imply("TEST_BASE_URL", "http://"+o.SimAddr)
+		imply("TEST_API_KEY", simAPIKey)
+		imply("ENABLE_REAL_SEND", "true")
+	}
+	return env
+}
+
+// given says whether the environment has the variable, by value or by file.
+func given(env map[string]string, name string) bool {
+	return cmp.Or(env[name], env[name+"_FILE"]) != ""
+}
+
+// configs are those of the four services.
+type configs struct {
+	ingress  ingress.Config
+	router   router.Config
+	state    state.Config
+	upstream upstream.Config
+}
+
+// load reads all configurations and reports the problems of all, each once.
+func load(env map[string]string) (configs, error) {
+	var c configs
+	var errs [4]error
+	c.ingress, errs[0] = config.LoadFrom[ingress.Config](env)
+	c.router, errs[1] = config.LoadFrom[router.Config](env)
+	c.state, errs[2] = config.LoadFrom[state.Config](env)
+	c.upstream, errs[3] = config.LoadFrom[upstream.Config](env)
+	var problems []error
+	seen := map[string]bool{}
+	for _, err := range errs {
+		if err == nil {
+			continue
+		}
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			if !seen[line] {
+				seen[line] = true
+				problems = append(problems, errors.New("  "+line))
+			}
+		}
+	}
+	return c, errors.Join(problems...)
+}

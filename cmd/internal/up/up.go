@@ -1,0 +1,161 @@
+// Package up starts the whole relay on one machine and stops it in order: a private Redis unless REDIS_URL is set, the
+// four services in this process or as four processes, and on request the TopS.II simulator.
+//
+// It owns the order of starting (Redis, simulator, state, router, upstream, ingress) and stopping (the reverse), the
+// wiring, and what is printed when all is ready. It owns no setting of a service: those are in the services' Config, and
+// are read from the environment here as they are everywhere.
+package up
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"callrelay/cmd/internal/privateredis"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// stopTime is how long stopping everything may take; each part is left the time that the ones after it need.
+const (
+	stopTime = 4500 * time.Millisecond
+	partTime = 400 * time.Millisecond
+)
+
+// Options of Run.
+type Options struct {
+	// Environment is what the process was started with; see settings.
+	Environment map[string]string
+	// DataDir is where the private Redis keeps its data.
+	DataDir string
+	// SimAddr is where the TopS.II simulator listens; empty: none is started.
+	SimAddr string
+	// Split runs the services as processes of the programs in BinDir.
+	Split  bool
+	BinDir string
+	// Program is how the operator calls callrelay, for the hints.
+	Program string
+	Out     io.Writer
+	Log     *slog.Logger
+}
+
+// relay is a running relay, in one process or four.
+type relay interface {
+	// httpAddr is where callbacks are taken.
+	httpAddr() string
+	// failed tells the first end of a part that nobody asked for.
+	failed() <-chan error
+	// stop ends the services, the last started first.
+	stop(b *budget) error
+}
+
+// Run starts everything, says so on Out, and stops everything when ctx ends.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.DataDir, err = filepath.Abs(o.DataDir); err != nil {
+		return err
+	}
+	env := settings(o)
+	private := !given(env, "REDIS_URL")
+	if private {
+		env["REDIS_URL"] = "unix:///set-below" // so that the configuration can be checked before anything is started
+	}
+	if _, err := load(env); err != nil {
+		return fmt.Errorf("configuration:\n%w", err)
+	}
+	b := &budget{parts: 5}
+	if private {
+		redis, err := privateredis.Start(ctx, privateredis.Options{DataDir: o.DataDir, Appendfsync: env["REDIS_APPENDFSYNC"], Log: o.Log})
+		if err != nil {
+			return unlessEnded(ctx, err)
+		}
+		defer func() { err = errors.Join(err, redis.Stop(b.next())) }()
+		env["REDIS_URL"] = redis.URL()
+	}
+	if o.SimAddr != "" {
+		stop, err := startSim(o.SimAddr, env["TEST_API_KEY"])
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	c, err := load(env)
+	if err != nil {
+		return fmt.Errorf("configuration:\n%w", err)
+	}
+	start := inProcess
+	if o.Split {
+		start = split
+	}
+	r, err := start(ctx, o, c, env)
+	if r != nil {
+		defer func() { b.begin(); err = errors.Join(err, r.stop(b)) }()
+	}
+	if err != nil {
+		return unlessEnded(ctx, err)
+	}
+	if _, err := io.WriteString(o.Out, banner(o, c, r.httpAddr(), time.Now())); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(o.Out, "\nstopping")
+		return nil
+	case err := <-r.failed():
+		return err
+	}
+}
+
+// unlessEnded drops the error of a start that was broken off by Ctrl-C.
+func unlessEnded(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// budget shares the stopping time out.
+type budget struct {
+	parts int // still to stop
+	end   time.Time
+}
+
+func (b *budget) begin() {
+	if b.end.IsZero() {
+		b.end = time.Now().Add(stopTime)
+	}
+}
+
+// next is the time for the next part.
+func (b *budget) next() time.Duration {
+	b.begin()
+	b.parts--
+	return max(partTime, time.Until(b.end)-time.Duration(b.parts)*partTime)
+}
+
+// ready waits until a service says that it serves. ended is closed when it will not any more.
+func ready(ctx context.Context, log *slog.Logger, name string, conn grpc.ClientConnInterface, ended <-chan struct{}) error {
+	health := grpc_health_v1.NewHealthClient(conn)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(5 * time.Second)
+	for {
+		answer, err := health.Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+		if answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ended:
+			return fmt.Errorf("%s ended while it was starting", name)
+		case <-late:
+			log.Warn("still waiting for "+name, "health", answer.GetStatus(), "error", err)
+		case <-tick.C:
+		}
+	}
+}

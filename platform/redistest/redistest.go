@@ -1,0 +1,159 @@
+// Package redistest runs real Redis servers for tests: one, or a cluster of three. It owns their processes and data, which
+// end with the test. A test fails, and is not skipped, where redis-server is not installed (`make test` installs it).
+package redistest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Server is one running redis-server.
+type Server struct {
+	Addr string
+	dir  string
+	args []string
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+}
+
+// URL is its address as REDIS_URL.
+func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
+
+// Start runs a server with the durability settings of a relay, except that it does not wait for the disk.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	s := &Server{Addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), dir: t.TempDir()}
+	_, port, _ := net.SplitHostPort(s.Addr)
+	s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "yes",
+		"--appendfsync", "everysec", "--maxmemory-policy", "noeviction", "--logfile", filepath.Join(s.dir, "redis.log"),
+		"--hash-max-listpack-entries", "256", "--hash-max-listpack-value", "8192"}, args...)
+	s.Up(t)
+	t.Cleanup(s.Kill)
+	return s
+}
+
+// Up starts the server again, after Kill, on the same data.
+func (s *Server) Up(t testing.TB) {
+	t.Helper()
+	s.mu.Lock()
+	s.cmd = exec.Command("redis-server", s.args...)
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err := s.cmd.Start()
+	s.mu.Unlock()
+	if err != nil {
+		t.Fatalf("redis-server does not start: %v (make test installs it)", err)
+	}
+	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1})
+	defer client.Close()
+	Poll(t, 10*time.Second, "redis-server answers", func() bool { return client.Ping(context.Background()).Err() == nil })
+}
+
+// Kill ends the server as a crash would (SIGKILL).
+func (s *Server) Kill() { s.signal(syscall.SIGKILL, true) }
+
+// Stop freezes the server (SIGSTOP); Continue lets it run again.
+func (s *Server) Stop() { s.signal(syscall.SIGSTOP, false) }
+
+// Continue ends Stop.
+func (s *Server) Continue() { s.signal(syscall.SIGCONT, false) }
+
+func (s *Server) signal(sig syscall.Signal, wait bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Signal(sig)
+	if wait {
+		_ = s.cmd.Wait()
+		s.cmd = nil
+	}
+}
+
+// StartCluster runs three masters without replicas and returns their REDIS_URL.
+func StartCluster(t testing.TB) string {
+	t.Helper()
+	const nodes, slots = 3, 16384
+	var addrs []string
+	for range nodes {
+		addrs = append(addrs, Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000").Addr)
+	}
+	ctx := context.Background()
+	for i, addr := range addrs {
+		c := redis.NewClient(&redis.Options{Addr: addr})
+		defer c.Close()
+		if err := c.ClusterAddSlotsRange(ctx, i*slots/nodes, (i+1)*slots/nodes-1).Err(); err != nil {
+			t.Fatal(err)
+		}
+		host, port, _ := net.SplitHostPort(addrs[0])
+		if err := c.ClusterMeet(ctx, host, port).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, addr := range addrs {
+		c := redis.NewClient(&redis.Options{Addr: addr})
+		defer c.Close()
+		Poll(t, 20*time.Second, "the cluster is complete", func() bool {
+			info := c.ClusterInfo(ctx).Val()
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", nodes))
+		})
+	}
+	q := url.Values{"addr": addrs[1:]}
+	return "redis://" + addrs[0] + "?" + q.Encode()
+}
+
+// Poll waits until the condition holds and fails the test when it does not in time.
+func Poll(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	// A cluster node also takes port+10000: stay below.
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+os.Getpid()*37%5000+nextPort()))
+		if err != nil {
+			continue
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		_ = l.Close()
+		return port
+	}
+	t.Fatal("no free port found")
+	return 0
+}
+
+var (
+	portMu   sync.Mutex
+	lastPort int
+)
+
+func nextPort() int {
+	portMu.Lock()
+	defer portMu.Unlock()
+	lastPort++
+	return lastPort
+}

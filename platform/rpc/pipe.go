@@ -1,0 +1,241 @@
+package rpc
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"time"
+
+	"callrelay/platform/errkind"
+)
+
+// Pipe carries many small calls over one bidirectional stream. A message holds what was waiting when it was sent: one item
+// when the stream is quiet, up to MaxBatch under load. Batching is never by a timer.
+//
+// When the stream breaks, the calls that were sent end as UNAVAILABLE (their outcome is unknown), those that were not sent
+// wait for the next stream until their own context ends.
+type Pipe[Q, A any] struct {
+	cfg PipeConfig[Q, A]
+
+	mu      sync.Mutex
+	waiting []*pipeCall[Q, A]
+	sent    map[uint64]*pipeCall[Q, A]
+	open    int // messages without all their answers
+	up      bool
+	lastID  uint64
+	wake    chan struct{} // capacity 1: something to send, or a message was answered
+	room    chan struct{} // capacity MaxItems: one per call that is waiting or sent
+}
+
+// PipeConfig says how a Pipe speaks its protocol.
+type PipeConfig[Q, A any] struct {
+	// Open starts a stream that lives until ctx ends.
+	Open func(ctx context.Context) (PipeStream[Q, A], error)
+	// SetID writes the id into an item; ID reads it from an answer.
+	SetID func(item Q, id uint64)
+	ID    func(answer A) uint64
+	// MaxBatch bounds the items of a message.
+	MaxBatch int
+	// MaxMessages bounds the messages that are not completely answered; 0 = no bound. With a bound, batches grow while
+	// the other side is busy. Only for protocols that answer a message at once.
+	MaxMessages int
+	// MaxItems bounds the calls under way; more wait in Do.
+	MaxItems int
+}
+
+// PipeStream is one stream. Send and Recv run concurrently, each in one goroutine.
+type PipeStream[Q, A any] struct {
+	Send func(items []Q) error
+	Recv func() ([]A, error)
+}
+
+type pipeCall[Q, A any] struct {
+	ctx     context.Context
+	item    Q
+	answer  A
+	err     error
+	done    chan struct{}
+	message *pipeMessage
+}
+
+type pipeMessage struct{ unanswered int }
+
+// NewPipe returns a pipe that works once Run runs.
+func NewPipe[Q, A any](cfg PipeConfig[Q, A]) *Pipe[Q, A] {
+	return &Pipe[Q, A]{
+		cfg:  cfg,
+		sent: map[uint64]*pipeCall[Q, A]{},
+		wake: make(chan struct{}, 1),
+		room: make(chan struct{}, cfg.MaxItems),
+	}
+}
+
+// Do sends an item and waits for its answer. An error is UNAVAILABLE or the context's: in both cases the outcome is unknown.
+func (p *Pipe[Q, A]) Do(ctx context.Context, item Q) (A, error) {
+	var none A
+	select {
+	case p.room <- struct{}{}:
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	}
+	defer func() { <-p.room }()
+
+	c := &pipeCall[Q, A]{ctx: ctx, item: item, done: make(chan struct{})}
+	p.mu.Lock()
+	p.waiting = append(p.waiting, c)
+	p.mu.Unlock()
+	p.signal()
+	select {
+	case <-c.done:
+		return c.answer, c.err
+	case <-ctx.Done():
+		// The answer, if one comes, finds nobody; the message it belongs to is still counted.
+		return none, context.Cause(ctx)
+	}
+}
+
+func (p *Pipe[Q, A]) signal() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps one stream open until ctx ends, reconnecting after 50 ms to 1 s.
+func (p *Pipe[Q, A]) Run(ctx context.Context) {
+	const first, longest = 50 * time.Millisecond, time.Second
+	pause := first
+	for ctx.Err() == nil {
+		started := time.Now()
+		err := p.stream(ctx)
+		p.fail(err)
+		if time.Since(started) > longest {
+			pause = first
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+			pause = min(2*pause, longest)
+		}
+	}
+	p.fail(ctx.Err())
+}
+
+// Connected says whether there is a stream.
+func (p *Pipe[Q, A]) Connected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.up
+}
+
+func (p *Pipe[Q, A]) setUp(up bool) {
+	p.mu.Lock()
+	p.up = up
+	p.mu.Unlock()
+}
+
+// stream runs one stream until it breaks.
+func (p *Pipe[Q, A]) stream(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s, err := p.cfg.Open(ctx)
+	if err != nil {
+		return err
+	}
+	p.setUp(true)
+	defer p.setUp(false)
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		for {
+			answers, err := s.Recv()
+			if err != nil {
+				cancel(err)
+				return
+			}
+			p.answered(answers)
+		}
+	}()
+	defer func() { cancel(nil); <-received }()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-p.wake:
+		}
+		runtime.Gosched() // whoever is about to add to this batch does it now
+		for items := p.take(); len(items) > 0; items = p.take() {
+			if err := s.Send(items); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// take moves waiting calls to sent, as far as the bounds allow.
+func (p *Pipe[Q, A]) take() []Q {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cfg.MaxMessages > 0 && p.open >= p.cfg.MaxMessages {
+		return nil
+	}
+	n := min(len(p.waiting), p.cfg.MaxBatch)
+	items := make([]Q, 0, n)
+	message := &pipeMessage{}
+	for _, c := range p.waiting[:n] {
+		if c.ctx.Err() != nil {
+			continue // nobody waits for it any more, and it was never sent
+		}
+		p.lastID++
+		p.cfg.SetID(c.item, p.lastID)
+		c.message = message
+		p.sent[p.lastID] = c
+		items = append(items, c.item)
+	}
+	clear(p.waiting[:n])
+	p.waiting = p.waiting[n:]
+	if len(p.waiting) == 0 {
+		p.waiting = nil
+	}
+	if message.unanswered = len(items); message.unanswered > 0 {
+		p.open++
+	}
+	return items
+}
+
+func (p *Pipe[Q, A]) answered(answers []A) {
+	p.mu.Lock()
+	for _, a := range answers {
+		id := p.cfg.ID(a)
+		c, ok := p.sent[id]
+		if !ok {
+			continue
+		}
+		delete(p.sent, id)
+		if c.message.unanswered--; c.message.unanswered == 0 {
+			p.open--
+		}
+		c.answer = a
+		close(c.done)
+	}
+	more := len(p.waiting) > 0
+	p.mu.Unlock()
+	if more {
+		p.signal()
+	}
+}
+
+// fail ends all calls that were sent over a broken stream.
+func (p *Pipe[Q, A]) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, c := range p.sent {
+		delete(p.sent, id)
+		c.err = errkind.Unavailable(err, "the connection broke before the answer came")
+		close(c.done)
+	}
+	p.open = 0
+	if len(p.waiting) > 0 {
+		p.signal()
+	}
+}

@@ -1,0 +1,90 @@
+package ingress
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"callrelay/callback"
+	"callrelay/platform/config"
+)
+
+// Config is everything that can be set of ingress.
+type Config struct {
+	HTTPAddr    string `env:"INGRESS_HTTP_ADDR" envDefault:"127.0.0.1:8080" desc:"address for callbacks, /healthz, /readyz and /openapi.json"`
+	GRPCAddr    string `env:"INGRESS_GRPC_ADDR" envDefault:"127.0.0.1:9080" desc:"address on which ingress serves gRPC"`
+	RouterAddr  string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"where router serves gRPC"`
+	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9180" desc:"address of /metrics, /healthz and /readyz"`
+
+	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"how long a callback may wait for its durable commit before it is answered 503"`
+
+	AllowedNetworks Networks      `env:"AMEYO_ALLOWED_NETWORKS" desc:"comma-separated CIDR networks from which callbacks are taken; empty = all"`
+	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"comma-separated CIDR networks whose X-Forwarded-For is believed"`
+	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"if set, callbacks are taken only under /<secret>/...; at least 16 letters, digits, - or _"`
+
+	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"zone of times without one and of the times sent to TopS.II"`
+	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"call start: sources of targetTel, first given wins; empty = phone,displayPhone,dialledPhone,dstPhone"`
+}
+
+// Networks is a list of CIDR networks.
+type Networks []netip.Prefix
+
+// UnmarshalText reads a comma-separated list; a bare address is a network of one.
+func (n *Networks) UnmarshalText(text []byte) error {
+	*n = nil
+	for part := range strings.SplitSeq(string(text), ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if err != nil {
+			addr, errAddr := netip.ParseAddr(part)
+			if errAddr != nil {
+				return fmt.Errorf("%q is neither a network (10.0.0.0/8) nor an address", part)
+			}
+			prefix = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		*n = append(*n, prefix.Masked())
+	}
+	return nil
+}
+
+// Contains says whether the address is in one of the networks.
+func (n Networks) Contains(addr netip.Addr) bool {
+	for _, prefix := range n {
+		if prefix.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// Validate reports every problem.
+func (c *Config) Validate() error {
+	var problems []error
+	if c.AckBudget < 100*time.Millisecond || c.AckBudget > time.Minute {
+		problems = append(problems, errors.New("ACK_BUDGET must be 100ms to 1m"))
+	}
+	if secret := c.PathSecret.Reveal(); secret != "" {
+		if len(secret) < 16 || strings.Trim(secret, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+			problems = append(problems, errors.New("AMEYO_PATH_SECRET must be at least 16 letters, digits, - or _"))
+		}
+	}
+	if _, err := time.LoadLocation(c.Timezone); err != nil {
+		problems = append(problems, fmt.Errorf("TIMEZONE: %w", err))
+	}
+	if _, err := callback.ParseTargetTelOrder(strings.Join(c.TargetTelOrder, ",")); err != nil {
+		problems = append(problems, fmt.Errorf("CALL_START_TARGET_TEL: %w", err))
+	}
+	return errors.Join(problems...)
+}
+
+func (c *Config) options() callback.Options {
+	zone, err := time.LoadLocation(c.Timezone)
+	if err != nil {
+		zone = nil // Validate refused it
+	}
+	return callback.Options{Zone: zone, TargetTelOrder: c.TargetTelOrder}
+}

@@ -1,0 +1,243 @@
+package ingress
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel/propagation"
+	"google.golang.org/grpc/status"
+
+	"callrelay/callback"
+	"callrelay/gen"
+	ingressv1 "callrelay/gen/callrelay/ingress/v1"
+	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
+)
+
+// maxQuery is the longest query that is read, in bytes (spec/ameyo-topsii.md, HTTP in).
+const maxQuery = 16 << 10
+
+// callbackPaths are the routes of proto/http.yaml. Only they are checked for their source, recorded and traced.
+var callbackPaths = map[string]bool{
+	"/call_start.php": true, "/v1/ameyo/call-start": true,
+	"/index.php": true, "/v1/ameyo/call-end": true,
+}
+
+// newHandler is everything ingress serves over HTTP.
+func newHandler(s *Service) (http.Handler, error) {
+	gateway := runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
+		runtime.WithErrorHandler(s.gatewayError),
+		runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+			s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})
+		}),
+		runtime.WithDisablePathLengthFallback(),
+	)
+	if err := ingressv1.RegisterAmeyoServiceHandlerServer(context.Background(), gateway, s.ameyo); err != nil {
+		return nil, err
+	}
+	callbacks := s.traced(s.checked(gateway))
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.Ready(); err != nil {
+			writeText(w, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		writeText(w, http.StatusOK, "ready")
+	})
+	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(gen.OpenAPI)
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ours, allowed := s.door(r)
+		switch {
+		case ours && allowed:
+			callbacks.ServeHTTP(w, r)
+		case ours:
+			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
+		default:
+			mux.ServeHTTP(w, r)
+		}
+	}), nil
+}
+
+func writeText(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	_, _ = w.Write([]byte(text + "\n"))
+}
+
+// door says whether the request is a callback and whether its source may send one. It takes the secret off the path before
+// anything can name it.
+func (s *Service) door(r *http.Request) (ours, allowed bool) {
+	if secret := s.cfg.PathSecret.Reveal(); secret != "" {
+		first, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		if subtle.ConstantTimeCompare([]byte(first), []byte(secret)) != 1 {
+			return false, false // callbacks without the secret look like any unknown path
+		}
+		r.URL.Path, r.URL.RawPath = "/"+rest, ""
+		r.RequestURI = r.URL.RequestURI()
+	}
+	if !callbackPaths[r.URL.Path] {
+		return false, false
+	}
+	if len(s.cfg.AllowedNetworks) == 0 {
+		return true, true
+	}
+	addr, err := netip.ParseAddr(s.peer(r))
+	return true, err == nil && s.cfg.AllowedNetworks.Contains(addr.Unmap())
+}
+
+// peer is the address that sent the request: the connection's, or the last one in X-Forwarded-For that is not a trusted
+// proxy's.
+func (s *Service) peer(r *http.Request) string {
+	conn, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	addr := conn.Addr().Unmap()
+	if len(s.cfg.TrustedProxies) == 0 {
+		return addr.String()
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && s.cfg.TrustedProxies.Contains(addr); i-- {
+		next, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		addr = next.Unmap()
+	}
+	return addr.String()
+}
+
+// traced opens the server span of a callback. Nothing is wrapped while tracing is off.
+func (s *Service) traced(next http.Handler) http.Handler {
+	if !s.tel.Tracing() {
+		return next
+	}
+	return otelhttp.NewHandler(next, "callback",
+		otelhttp.WithTracerProvider(s.tel.TracerProvider()),
+		otelhttp.WithPropagators(propagation.TraceContext{}),
+		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
+}
+
+// checked gives a callback its request id, refuses what cannot be read, and rewrites its query so that the gateway reads it
+// as PHP did.
+func (s *Service) checked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: s.peer(r), method: r.Method, path: r.URL.Path}
+		header := w.Header()
+		header.Set("X-Request-Id", req.id)
+		if traceparent := telemetry.Inject(r.Context()); traceparent != "" {
+			header.Set("Traceparent", traceparent)
+		}
+		ctx := context.WithValue(r.Context(), requestKey{}, req)
+		defer func() {
+			if p := recover(); p != nil {
+				s.tel.Log().ErrorContext(ctx, "panic while serving a callback", "request_id", req.id, "panic", p, "stack", string(debug.Stack()))
+				writeError(w, &refusal{status: http.StatusInternalServerError, message: "internal error"}, req.id)
+			}
+		}()
+		switch {
+		case r.Method != http.MethodGet:
+			header.Set("Allow", http.MethodGet)
+			s.refuse(ctx, w, r, &refusal{status: http.StatusMethodNotAllowed, message: "use GET"})
+			return
+		case len(req.query) > maxQuery:
+			req.query = req.query[:maxQuery]
+			s.refuse(ctx, w, r, &refusal{status: http.StatusRequestURITooLong, message: "the query is longer than 16384 bytes"})
+			return
+		}
+		r = r.WithContext(ctx)
+		if !callback.Clean(r.URL.RawQuery) {
+			u := *r.URL
+			u.RawQuery = callback.ParseQuery(r.URL.RawQuery).Encode()
+			r.URL = &u
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// refusal is an answer that acknowledges nothing.
+type refusal struct {
+	status         int
+	field, message string
+	retryAfter     time.Duration
+}
+
+// refuse answers a callback that no rule will see, and records it.
+func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, _ *http.Request, e *refusal) {
+	req, _ := ctx.Value(requestKey{}).(*request)
+	if req == nil {
+		writeError(w, e, "")
+		return
+	}
+	s.ameyo.record(ctx, req, e.status, e.field, e.message)
+	writeError(w, e, req.id)
+}
+
+// gatewayError answers what the gateway or our own service refused. Our own refusals are recorded already.
+func (s *Service) gatewayError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	if st, ok := status.FromError(err); ok && len(st.Details()) == 0 && errkind.From(err).Kind == errkind.Invalid("", "").Kind {
+		s.refuse(ctx, w, r, &refusal{status: http.StatusBadRequest, message: st.Message()})
+		return
+	}
+	e := errkind.From(err)
+	id := ""
+	if req, ok := ctx.Value(requestKey{}).(*request); ok {
+		id = req.id
+	}
+	writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, id)
+}
+
+// writeError writes the one shape of every refusal.
+func writeError(w http.ResponseWriter, e *refusal, requestID string) {
+	if e.status == http.StatusServiceUnavailable || e.retryAfter > 0 {
+		seconds := max(1, int(e.retryAfter.Round(time.Second)/time.Second))
+		w.Header().Set("Retry-After", strconv.Itoa(seconds))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.status)
+	b, _ := json.Marshal(struct {
+		Success   bool   `json:"success"`
+		Message   string `json:"message"`
+		Field     string `json:"field,omitempty"`
+		RequestID string `json:"requestId,omitempty"`
+	}{false, strings.ToValidUTF8(e.message, string(utf8.RuneError)), e.field, requestID})
+	_, _ = w.Write(b)
+}
+
+// ackWriter writes acknowledgements byte for byte the same in every build (protojson varies its white space), and leaves
+// everything else to protojson.
+type ackWriter struct{ *runtime.JSONPb }
+
+// Marshal writes one answer. The ids and messages of an Ack are ours and need no escaping.
+func (a ackWriter) Marshal(v any) ([]byte, error) {
+	ack, ok := v.(*ingressv1.Ack)
+	if !ok {
+		return a.JSONPb.Marshal(v)
+	}
+	b := make([]byte, 0, 112)
+	b = append(b, `{"success":true,"message":"`...)
+	b = append(b, ack.GetMessage()...)
+	if ack.GetDuplicate() {
+		b = append(b, `","duplicate":true,"requestId":"`...)
+	} else {
+		b = append(b, `","requestId":"`...)
+	}
+	b = append(b, ack.GetRequestId()...)
+	return append(b, `"}`...), nil
+}

@@ -1,0 +1,126 @@
+// Package ingress is the door: HTTP callbacks become protobuf here (grpc-gateway, in process), are checked as far as that
+// needs no state, and are acknowledged once router says that they are committed. It owns sources, limits, request ids and
+// the words of every answer. It does not know rules that need state, and it does not know Redis.
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc"
+
+	ingressv1 "callrelay/gen/callrelay/ingress/v1"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	"callrelay/platform/rpc"
+	"callrelay/platform/telemetry"
+)
+
+// Service is ingress; it implements run.Service.
+type Service struct {
+	cfg    Config
+	tel    *telemetry.Telemetry
+	pipe   *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
+	ameyo  *ameyoServer
+	http   *http.Server
+	listen net.Listener
+}
+
+// New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
+func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) (*Service, error) {
+	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
+	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, pipe: s.pipe}
+	handler, err := newHandler(s)
+	if err != nil {
+		return nil, err
+	}
+	if s.listen, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
+		return nil, fmt.Errorf("INGRESS_HTTP_ADDR: %w", err)
+	}
+	s.http = &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       90 * time.Second,
+		MaxHeaderBytes:    256 << 10, // a query that is too long shall get our 414, not a bare 431
+	}
+	return s, nil
+}
+
+// newPipe speaks the Route stream.
+func newPipe(client routerv1.RouterServiceClient) *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer] {
+	return rpc.NewPipe(rpc.PipeConfig[*routerv1.RouteItem, *routerv1.RouteAnswer]{
+		Open: func(ctx context.Context) (rpc.PipeStream[*routerv1.RouteItem, *routerv1.RouteAnswer], error) {
+			stream, err := client.Route(ctx)
+			return rpc.PipeStream[*routerv1.RouteItem, *routerv1.RouteAnswer]{
+				Send: func(items []*routerv1.RouteItem) error {
+					return stream.Send(&routerv1.RouteRequest{Items: items})
+				},
+				Recv: func() ([]*routerv1.RouteAnswer, error) {
+					resp, err := stream.Recv()
+					return resp.GetAnswers(), err
+				},
+			}, err
+		},
+		SetID:    func(item *routerv1.RouteItem, id uint64) { item.Id = id },
+		ID:       (*routerv1.RouteAnswer).GetId,
+		MaxBatch: 64,
+		MaxItems: 4096,
+	})
+}
+
+// Register adds the gRPC services.
+func (s *Service) Register(r grpc.ServiceRegistrar) { ingressv1.RegisterAmeyoServiceServer(r, s.ameyo) }
+
+// Ready is nil while there is a stream to router.
+func (s *Service) Ready() error {
+	if !s.pipe.Connected() {
+		return errors.New("no connection to router")
+	}
+	return nil
+}
+
+// HTTPAddr is the address that callbacks reach, also when the configured port was 0.
+func (s *Service) HTTPAddr() string { return s.listen.Addr().String() }
+
+// Run serves until ctx ends, then answers what is under way.
+func (s *Service) Run(ctx context.Context) error {
+	s.warnOpen()
+	// The pipe outlives the HTTP server: requests under way still need it.
+	pipeCtx, stopPipe := context.WithCancel(context.WithoutCancel(ctx))
+	pipeDone := make(chan struct{})
+	go func() { defer close(pipeDone); s.pipe.Run(pipeCtx) }()
+	defer func() { stopPipe(); <-pipeDone }()
+
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.listen) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.AckBudget+time.Second)
+	defer cancel()
+	if err := s.http.Shutdown(stop); err != nil {
+		_ = s.http.Close()
+		return fmt.Errorf("requests were still under way: %w", err)
+	}
+	return nil
+}
+
+// warnOpen says loudly when anybody on the network could send callbacks.
+func (s *Service) warnOpen() {
+	if len(s.cfg.AllowedNetworks) > 0 || s.cfg.PathSecret != "" {
+		return
+	}
+	addr, err := netip.ParseAddrPort(s.HTTPAddr())
+	if err == nil && addr.Addr().IsLoopback() {
+		return
+	}
+	s.tel.Log().Warn("ANYBODY WHO REACHES THIS ADDRESS CAN SEND CALLBACKS: set AMEYO_ALLOWED_NETWORKS or AMEYO_PATH_SECRET", "address", s.HTTPAddr())
+}

@@ -1,0 +1,70 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"callrelay/callback"
+	"callrelay/services/router/ameyo"
+)
+
+// Config is everything that can be set of router.
+type Config struct {
+	GRPCAddr    string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"address on which router serves gRPC"`
+	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"where state serves gRPC"`
+	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9181" desc:"address of /metrics, /healthz and /readyz"`
+
+	Profile       string `env:"AMEYO_PROFILE" envDefault:"seed" desc:"which part of the decision table holds: seed, or hangup-signal where a callback with systemDisposition is final"`
+	RulesFile     string `env:"AMEYO_RULES_FILE" desc:"file that replaces the built-in decision table, cause table and status overrides; checked at start"`
+	DedupeSeconds int    `env:"REQUEST_DEDUPE_TTL_SECONDS" envDefault:"300" desc:"a repeat of a processed callback is a duplicate for so long, by times of receipt; seconds"`
+	Processing    int    `env:"REQUEST_PROCESSING_TTL_SECONDS" envDefault:"30" desc:"accepted and without effect: nothing can be processing without a queued delivery"`
+	Phone1Seconds int    `env:"PHONE1_STATE_TTL_SECONDS" envDefault:"600" desc:"how long a phone-1 status waits for phone 2; seconds"`
+	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"drop or send: what happens to a phone-1 status that phone 2 never took"`
+	CallStartAge  int    `env:"CALL_START_MAX_AGE_SECONDS" envDefault:"0" desc:"a call start older than this ends as expired unless something of its call waits behind it; seconds, 0 = never"`
+
+	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"zone of times without one and of the times sent to TopS.II"`
+	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"call start: sources of targetTel, first given wins; empty = phone,displayPhone,dialledPhone,dstPhone"`
+}
+
+// Validate reports every problem; those of a rules file with file and line.
+func (c *Config) Validate() error {
+	_, _, err := c.rules()
+	return err
+}
+
+// rules builds what the rules need.
+func (c *Config) rules() (*ameyo.Config, callback.Options, error) {
+	var problems []error
+	zone, err := time.LoadLocation(c.Timezone)
+	if err != nil {
+		problems = append(problems, fmt.Errorf("TIMEZONE: %w", err))
+	}
+	if _, err := callback.ParseTargetTelOrder(strings.Join(c.TargetTelOrder, ",")); err != nil {
+		problems = append(problems, fmt.Errorf("CALL_START_TARGET_TEL: %w", err))
+	}
+	table := ameyo.DefaultRules()
+	if c.RulesFile != "" {
+		data, err := os.ReadFile(c.RulesFile)
+		if err == nil {
+			table, err = ameyo.ParseRules(c.RulesFile, data)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("AMEYO_RULES_FILE: %w", err))
+			table = ameyo.DefaultRules()
+		}
+	}
+	rules := &ameyo.Config{
+		Rules: table, Profile: c.Profile, Zone: zone,
+		DedupeTTL:       time.Duration(c.DedupeSeconds) * time.Second,
+		Phone1TTL:       time.Duration(c.Phone1Seconds) * time.Second,
+		Phone1Expiry:    c.Phone1Expiry,
+		CallStartMaxAge: time.Duration(c.CallStartAge) * time.Second,
+	}
+	if err := rules.Check(); err != nil {
+		problems = append(problems, err)
+	}
+	return rules, callback.Options{Zone: zone, TargetTelOrder: c.TargetTelOrder}, errors.Join(problems...)
+}

@@ -1,0 +1,307 @@
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+
+	"callrelay/callback"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
+	"callrelay/services/router/ameyo"
+)
+
+// conflicts bounds how often an input is decided again because its call changed meanwhile.
+const conflicts = 10
+
+// engine takes inputs to their commits.
+type engine struct {
+	rules   *ameyo.Config
+	options callback.Options
+	tel     *telemetry.Telemetry
+	load    *loadPipe
+	commit  *commitPipe
+	lanes   lanes
+	running sync.WaitGroup
+
+	// decide is ameyo.Decide; a test puts a broken one in its place.
+	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
+}
+
+func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) *engine {
+	return &engine{rules: rules, options: options, tel: tel, load: newLoadPipe(client), commit: newCommitPipe(client),
+		lanes: lanes{m: map[string]*lane{}}, decide: ameyo.Decide}
+}
+
+// input is one thing that happened to a call.
+type input struct {
+	id          string // the commit's input id
+	call        string
+	traceparent string
+	since       time.Time // when it was received, by this process's clock
+	received    *statev1.Received
+	rejected    *statev1.Rejected // set: nothing is to be decided, only recorded
+	ameyo       ameyo.Input
+	entry       *statev1.Entry // set: it came from `rules`
+}
+
+// process decides one input and commits what follows. The context ends when nobody waits for the answer any more.
+// An error of kind UNAVAILABLE leaves the outcome unknown; the input may be sent again with its id.
+func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err error) {
+	e.running.Add(1)
+	defer e.running.Done()
+	leave, err := e.lanes.enter(ctx, in.call)
+	if err != nil {
+		return false, errkind.Unavailable(err, "the inputs before this one of its call are not done yet")
+	}
+	defer leave()
+
+	ctx, span := e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide",
+		trace.WithAttributes(telemetry.CallID.String(in.call), telemetry.RequestID.String(in.id)))
+	defer func() {
+		if err != nil {
+			span.SetStatus(codes.Error, errkind.From(err).Message)
+		}
+		span.End()
+	}()
+
+	state, nowMS, err := e.loadCall(ctx, in.call)
+	if err != nil {
+		return false, err
+	}
+	// State's clock, less the time since the callback was received: a point in time that no retry moves.
+	receivedMS := nowMS - time.Since(in.since).Milliseconds()
+	var failed error
+	for range conflicts {
+		item, attributes, err := e.decideOne(in, state, receivedMS, nowMS)
+		if err != nil {
+			failed = err
+			item = undecided(in, state.GetVersion(), nowMS, err)
+		}
+		span.SetAttributes(attributes...)
+		item.Traceparent = telemetry.Inject(ctx)
+		answer, err := e.commitOne(ctx, item)
+		switch {
+		case err != nil:
+			return false, err
+		case answer.GetStatus() != statev1.CommitStatus_COMMIT_STATUS_CONFLICT:
+			return answer.GetOutcome().GetDuplicate(), failed
+		}
+		state, nowMS, failed = answer.GetCurrent(), answer.nowMS, nil
+	}
+	return false, errkind.Unavailable(fmt.Errorf("%d conflicts", conflicts), "the call keeps changing")
+}
+
+func (e *engine) loadCall(ctx context.Context, call string) (*statev1.CallState, int64, error) {
+	for attempt := 0; ; attempt++ {
+		answer, err := e.load.Do(ctx, &statev1.LoadItem{Call: call})
+		if err == nil {
+			if fault := errkind.FromProto(answer.GetError()); fault == nil {
+				return answer.GetCall(), answer.nowMS, nil
+			} else {
+				err = fault
+			}
+		}
+		if err := pause(ctx, attempt, err); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// commitOne sends a commit until its outcome is known, verbatim each time: state recognises it by its input id.
+func (e *engine) commitOne(ctx context.Context, item *statev1.CommitItem) (committed, error) {
+	for attempt := 0; ; attempt++ {
+		if deadline, ok := ctx.Deadline(); ok {
+			item.BudgetMs = max(1, time.Until(deadline).Milliseconds())
+		}
+		answer, err := e.commit.Do(ctx, item)
+		if err == nil {
+			if fault := errkind.FromProto(answer.GetError()); fault == nil {
+				return answer, nil
+			} else {
+				err = fault
+			}
+		}
+		if err := pause(ctx, attempt, err); err != nil {
+			return committed{}, err
+		}
+		item = proto.Clone(item).(*statev1.CommitItem) // the one before may still be on its way
+	}
+}
+
+// pause waits before the next try of something that is unavailable; anything else, and the end of ctx, ends the tries.
+func pause(ctx context.Context, attempt int, err error) error {
+	if fault := errkind.From(err); fault.Kind != errorsv1.Kind_KIND_UNAVAILABLE {
+		return fault
+	}
+	select {
+	case <-ctx.Done():
+		return errkind.Unavailable(err, "the store does not answer")
+	case <-time.After(min(500*time.Millisecond, 10*time.Millisecond<<min(attempt, 6))):
+		return nil
+	}
+}
+
+// decideOne asks the rules and makes the commit of what they say. A panic of the rules is this input's error, nobody else's.
+func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, attributes []attribute.KeyValue, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.tel.Log().Error("panic in the rules", "request_id", in.id, "call", in.call, "panic", p, "stack", string(debug.Stack()))
+			err = errkind.Internal(fmt.Errorf("panic in the rules: %v", p))
+		}
+	}()
+	if in.rejected != nil {
+		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
+			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), nil, nil
+	}
+	call, err := readCall(state)
+	if err != nil {
+		return nil, nil, err
+	}
+	in.ameyo.ReceivedMS = receivedMS
+	next, effects := e.decide(e.rules, call, in.ameyo, nowMS)
+
+	entries := make([]*statev1.JournalEntry, 0, 1+len(effects.Facts))
+	if in.received != nil {
+		entries = append(entries, received(in, nowMS, receivedMS))
+	}
+	for _, fact := range effects.Facts {
+		entries = append(entries, journalEntry(fact, effects.RequestID, nowMS))
+	}
+	item = newCommit(in, state.GetVersion(), nowMS, entries...)
+	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	if effects.Changed {
+		item.CommitId = rand.Text()
+		item.Record, err = writeRecord(next, state)
+		item.Deliveries = newDeliveries(effects.Deliveries)
+		for _, t := range effects.SetTimers {
+			item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
+		}
+		item.CancelTimers = effects.CancelTimers
+	}
+	return item, decisionAttributes(effects), err
+}
+
+// received is the first entry of every callback.
+func received(in *input, nowMS, receivedMS int64) *statev1.JournalEntry {
+	in.received.AgeMs = nowMS - receivedMS
+	return &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Received{Received: in.received}}
+}
+
+func newCommit(in *input, version string, nowMS int64, entries ...*statev1.JournalEntry) *statev1.CommitItem {
+	journal, err := proto.Marshal(&statev1.Journal{Entries: entries})
+	if err != nil {
+		journal, _ = proto.Marshal(&statev1.Journal{Entries: []*statev1.JournalEntry{{AtMs: nowMS, RequestId: in.id,
+			Fact: &statev1.JournalEntry_Note{Note: "the facts of this input could not be written: " + err.Error()}}}})
+	}
+	return &statev1.CommitItem{Call: in.call, InputId: in.id, ExpectedVersion: version, Journal: journal, Entry: in.entry}
+}
+
+// undecided records an input that the rules could not process, so that it is found and nothing waits for it for ever.
+func undecided(in *input, version string, nowMS int64, err error) *statev1.CommitItem {
+	var entries []*statev1.JournalEntry
+	if in.received != nil {
+		entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Received{Received: in.received}})
+	}
+	cause := err
+	if c := errors.Unwrap(err); c != nil {
+		cause = c
+	}
+	entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Note{
+		Note: "undecided: " + telemetry.MaskDigits(cause.Error())}})
+	return newCommit(in, version, nowMS, entries...)
+}
+
+// decisionAttributes are what a trace shows of a decision.
+func decisionAttributes(effects ameyo.Effects) []attribute.KeyValue {
+	attributes := []attribute.KeyValue{telemetry.Duplicate.Bool(effects.Duplicate)}
+	for _, fact := range effects.Facts {
+		if d, ok := fact.(ameyo.Decided); ok {
+			attributes = append(attributes, telemetry.Rule.String(d.Rule), telemetry.Flow.String(d.Flow))
+		}
+	}
+	return attributes
+}
+
+// idle waits until no input is under way.
+func (e *engine) idle() { e.running.Wait() }
+
+// timers leases what came due in `rules` until ctx ends.
+func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) {
+	for ctx.Err() == nil {
+		_ = e.timerStream(ctx, client) // state being away is said by the pipes and by readiness
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// timersAtOnce is how many timers this process works on at the same time.
+const timersAtOnce = 64
+
+func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceClient) error {
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := client.Lease(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	var send sync.Mutex
+	reply := func(req *statev1.LeaseRequest) {
+		send.Lock()
+		defer send.Unlock()
+		_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the timer back
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	reply(&statev1.LeaseRequest{Destination: "rules", Credit: timersAtOnce})
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		for _, w := range resp.GetWork() {
+			wg.Go(func() { reply(e.timer(ctx, w)) })
+		}
+	}
+}
+
+// timer processes one timer that came due. Its commit ends its lease; only a failure has to be told.
+func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	name := w.GetEntry().GetTimer()
+	_, err := e.process(ctx, &input{
+		id: w.GetEntry().GetTimerId() + ":" + name, call: w.GetCall(), since: time.Now(), entry: w.GetEntry(),
+		ameyo: ameyo.Input{Timer: name},
+	})
+	next := &statev1.LeaseRequest{Credit: 1}
+	if err != nil && errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE {
+		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: name,
+			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: 1000}}}}
+	}
+	return next
+}
+
+// traceID is the trace id of a W3C traceparent, or empty.
+func traceID(traceparent string) string {
+	parts := strings.Split(traceparent, "-")
+	if len(parts) != 4 {
+		return ""
+	}
+	return parts[1]
+}

@@ -1,0 +1,130 @@
+// Package router decides: it loads the call of each input, asks the rules (package ameyo) what the input means, and commits
+// the new call with all its effects, or nothing. It owns the lanes (one input of a call at a time), the conversion between
+// the stored record and the rules' own types, and `rules`, the queue of timers that came due. It does not know Redis and
+// speaks to no CRM.
+package router
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/rpc"
+	"callrelay/platform/telemetry"
+)
+
+// Service is router; it implements run.Service.
+type Service struct {
+	tel    *telemetry.Telemetry
+	engine *engine
+	state  statev1.StateServiceClient
+}
+
+// New prepares the service. The configuration must have passed Validate.
+func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (*Service, error) {
+	rules, options, err := cfg.rules()
+	if err != nil {
+		return nil, err
+	}
+	client := statev1.NewStateServiceClient(state)
+	return &Service{tel: tel, state: client, engine: newEngine(rules, options, tel, client)}, nil
+}
+
+// Register adds the gRPC service.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	routerv1.RegisterRouterServiceServer(r, &server{engine: s.engine})
+}
+
+// Ready is nil while there are streams to state.
+func (s *Service) Ready() error {
+	if !s.engine.load.Connected() || !s.engine.commit.Connected() {
+		return errors.New("no connection to state")
+	}
+	return nil
+}
+
+// Run keeps the streams to state and works off due timers until ctx ends. The streams end last: inputs under way still
+// need them.
+func (s *Service) Run(ctx context.Context) error {
+	pipes, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { s.engine.load.Run(pipes) })
+	wg.Go(func() { s.engine.commit.Run(pipes) })
+	s.engine.timers(ctx, s.state)
+	s.engine.idle()
+	stop()
+	wg.Wait()
+	return nil
+}
+
+type (
+	loadPipe   = rpc.Pipe[*statev1.LoadItem, loaded]
+	commitPipe = rpc.Pipe[*statev1.CommitItem, committed]
+)
+
+// loaded and committed are answers with the clock of the message they came in.
+type loaded struct {
+	*statev1.LoadAnswer
+	nowMS int64
+}
+
+type committed struct {
+	*statev1.CommitAnswer
+	nowMS int64
+}
+
+const (
+	// batch bounds a message to state, messages how many are under way: while state is busy with them, batches grow.
+	batch    = 64
+	messages = 4
+	// underWay bounds the inputs of this process that are being decided.
+	underWay = 4096
+)
+
+func newLoadPipe(client statev1.StateServiceClient) *loadPipe {
+	return rpc.NewPipe(rpc.PipeConfig[*statev1.LoadItem, loaded]{
+		Open: func(ctx context.Context) (rpc.PipeStream[*statev1.LoadItem, loaded], error) {
+			stream, err := client.Load(ctx)
+			return rpc.PipeStream[*statev1.LoadItem, loaded]{
+				Send: func(items []*statev1.LoadItem) error { return stream.Send(&statev1.LoadRequest{Items: items}) },
+				Recv: func() ([]loaded, error) {
+					resp, err := stream.Recv()
+					answers := make([]loaded, len(resp.GetAnswers()))
+					for i, a := range resp.GetAnswers() {
+						answers[i] = loaded{a, resp.GetNowMs()}
+					}
+					return answers, err
+				},
+			}, err
+		},
+		SetID:    func(item *statev1.LoadItem, id uint64) { item.Id = id },
+		ID:       func(a loaded) uint64 { return a.GetId() },
+		MaxBatch: batch, MaxMessages: messages, MaxItems: underWay,
+	})
+}
+
+func newCommitPipe(client statev1.StateServiceClient) *commitPipe {
+	return rpc.NewPipe(rpc.PipeConfig[*statev1.CommitItem, committed]{
+		Open: func(ctx context.Context) (rpc.PipeStream[*statev1.CommitItem, committed], error) {
+			stream, err := client.Commit(ctx)
+			return rpc.PipeStream[*statev1.CommitItem, committed]{
+				Send: func(items []*statev1.CommitItem) error { return stream.Send(&statev1.CommitRequest{Items: items}) },
+				Recv: func() ([]committed, error) {
+					resp, err := stream.Recv()
+					answers := make([]committed, len(resp.GetAnswers()))
+					for i, a := range resp.GetAnswers() {
+						answers[i] = committed{a, resp.GetNowMs()}
+					}
+					return answers, err
+				},
+			}, err
+		},
+		SetID:    func(item *statev1.CommitItem, id uint64) { item.Id = id },
+		ID:       func(a committed) uint64 { return a.GetId() },
+		MaxBatch: batch, MaxMessages: messages, MaxItems: underWay,
+	})
+}

@@ -1,0 +1,140 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"callrelay/callback"
+	"callrelay/callback/wire"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/errkind"
+	"callrelay/services/router/ameyo"
+)
+
+type server struct {
+	routerv1.UnimplementedRouterServiceServer
+	engine *engine
+}
+
+// Route decides each item on its own and answers with whatever is done when the stream is free.
+func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, routerv1.RouteResponse]) error {
+	var (
+		items   sync.WaitGroup
+		answers = make(chan *routerv1.RouteAnswer, underWay)
+		written = make(chan struct{})
+		slots   = make(chan struct{}, underWay)
+	)
+	go func() {
+		defer close(written)
+		for a := range answers {
+			resp := &routerv1.RouteResponse{Answers: []*routerv1.RouteAnswer{a}}
+			for more := true; more && len(resp.Answers) < batch; {
+				select {
+				case a, ok := <-answers:
+					if more = ok; ok {
+						resp.Answers = append(resp.Answers, a)
+					}
+				default:
+					more = false
+				}
+			}
+			_ = stream.Send(resp) // a broken stream ends Recv too
+		}
+	}()
+	defer func() {
+		items.Wait()
+		close(answers)
+		<-written
+	}()
+	for {
+		req, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		for _, item := range req.GetItems() {
+			slots <- struct{}{}
+			items.Go(func() {
+				defer func() { <-slots }()
+				// What was accepted by this process is finished even if ingress leaves meanwhile.
+				answers <- s.route(context.WithoutCancel(stream.Context()), item, now)
+			})
+		}
+	}
+}
+
+func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.Time) (answer *routerv1.RouteAnswer) {
+	answer = &routerv1.RouteAnswer{Id: item.GetId()}
+	defer func() {
+		if p := recover(); p != nil {
+			s.engine.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
+			answer.Error = errkind.Internal(errors.New("panic")).Proto()
+		}
+	}()
+	in, err := s.input(item, now)
+	if err != nil {
+		answer.Error = errkind.From(err).Proto()
+		return answer
+	}
+	if item.GetBudgetMs() > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, now.Add(time.Duration(item.GetBudgetMs())*time.Millisecond))
+		defer cancel()
+	}
+	answer.Duplicate, err = s.engine.process(ctx, in)
+	answer.Error = errkind.From(err).Proto()
+	return answer
+}
+
+// input makes what the engine takes of a callback. Ingress has made the same checks; an internal client may not have.
+func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) {
+	if item.GetRequestId() == "" {
+		return nil, errkind.Invalid("request_id", "request_id is required")
+	}
+	in := &input{
+		id: item.GetRequestId(), traceparent: item.GetTraceparent(),
+		since: now.Add(-time.Duration(max(0, item.GetAgeMs())) * time.Millisecond),
+		received: &statev1.Received{Query: item.GetQuery(), Peer: item.GetPeer(),
+			TraceId: traceID(item.GetTraceparent())},
+		ameyo: ameyo.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent()},
+	}
+	switch c := item.GetCallback().(type) {
+	case *routerv1.RouteItem_AmeyoCallStart:
+		start, err := callback.DecodeCallStart(wire.Params(c.AmeyoCallStart), s.engine.options)
+		if err != nil {
+			return nil, invalid(err)
+		}
+		in.received.Source, in.call, in.ameyo.CallStart = "ameyo.call_start", callback.CallKey("ameyo", start.CallID), &start
+	case *routerv1.RouteItem_AmeyoCallEnd:
+		end, err := callback.DecodeCallEnd(wire.Params(c.AmeyoCallEnd), s.engine.options)
+		if err != nil {
+			return nil, invalid(err)
+		}
+		in.received.Source, in.call, in.ameyo.CallEnd = "ameyo.call_end", callback.CallKey("ameyo", end.CallID), &end
+	case *routerv1.RouteItem_Refused:
+		r := c.Refused
+		in.call = callback.RequestKey(item.GetRequestId())
+		in.rejected = &statev1.Rejected{Status: r.GetStatus(), Field: r.GetField(), Message: r.GetMessage(), Method: r.GetMethod(), Path: r.GetPath()}
+	default:
+		return nil, errkind.Invalid("callback", "callback is required")
+	}
+	return in, nil
+}
+
+func invalid(err error) error {
+	var field *callback.FieldError
+	if errors.As(err, &field) {
+		return errkind.Invalid(field.Field, "%s", field.Message)
+	}
+	return errkind.Internal(err)
+}

@@ -1,0 +1,531 @@
+// Package dispatch gives due work to consumers that asked for it. It owns, per destination, who wants how much and what is
+// known to be due; the truth about both is in the store and with the consumers. It wakes at once for what this process
+// commits and for what another state process publishes; a sweep each second repairs what was missed, and ends leases whose
+// consumer has been silent for LEASE_TIME.
+package dispatch
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/services/state/internal/store"
+)
+
+const (
+	// sweepEvery is the longest time that a lost wake-up costs.
+	sweepEvery = time.Second
+	// leaseBatch bounds one round of leasing.
+	leaseBatch = 64
+	// knownLimit bounds what is remembered as due per destination; the sweep finds the rest when there is room.
+	knownLimit = 8192
+	// sweepPerPartition bounds what one sweep reads of a partition.
+	sweepPerPartition = 128
+)
+
+// Dispatcher hands out work of all destinations.
+type Dispatcher struct {
+	store     *store.Store
+	log       *slog.Logger
+	leaseTime time.Duration
+
+	mu    sync.Mutex
+	lines map[string]*line
+	start func(*line)
+
+	seen map[store.Lost]time.Time // when this process first saw a lease; monotonic
+	// alone is true while no other state process is alive: then nobody needs to be told.
+	alone atomic.Bool
+}
+
+// New returns a dispatcher that works once Run runs.
+func New(s *store.Store, log *slog.Logger, leaseTime time.Duration) *Dispatcher {
+	d := &Dispatcher{store: s, log: log, leaseTime: leaseTime, lines: map[string]*line{}, seen: map[store.Lost]time.Time{}}
+	d.alone.Store(true)
+	return d
+}
+
+// Run dispatches until ctx ends.
+func (d *Dispatcher) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	d.mu.Lock()
+	d.start = func(l *line) { wg.Go(func() { l.run(ctx) }) }
+	for _, l := range d.lines {
+		d.start(l)
+	}
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.start = nil
+		d.mu.Unlock()
+	}()
+	wg.Go(func() { d.listen(ctx) })
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			d.sweep(ctx)
+		}
+	}
+}
+
+// line is the state of one destination.
+type line struct {
+	d    *Dispatcher
+	name string
+	wake chan struct{} // capacity 1
+
+	mu        sync.Mutex
+	known     []string // members believed to be due, in the order in which they became known
+	in        map[string]bool
+	more      bool // the store has more due than is known
+	scanned   time.Time
+	consumers []*Consumer
+	next      int // round robin
+	hold      store.Hold
+	nextProbe time.Time
+	probes    map[string]int64 // token of a probe -> epoch
+	alarm     *time.Timer      // the next known due time
+	alarmMS   int64
+}
+
+func (d *Dispatcher) line(name string) *line {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.lines[name]
+	if l == nil {
+		l = &line{d: d, name: name, wake: make(chan struct{}, 1), in: map[string]bool{}, probes: map[string]int64{}}
+		l.more = true
+		d.lines[name] = l
+		if d.start != nil {
+			d.start(l)
+		}
+	}
+	return l
+}
+
+// Consumer is one stream that takes work of one destination.
+type Consumer struct {
+	line   *line
+	credit int
+	work   chan []*statev1.LeaseWork
+}
+
+// Join adds a consumer. What is sent on Work was leased for it.
+func (d *Dispatcher) Join(destination string) *Consumer {
+	l := d.line(destination)
+	c := &Consumer{line: l, work: make(chan []*statev1.LeaseWork, 64)}
+	l.mu.Lock()
+	l.consumers = append(l.consumers, c)
+	l.mu.Unlock()
+	return c
+}
+
+// Work is where leased work arrives.
+func (c *Consumer) Work() <-chan []*statev1.LeaseWork { return c.work }
+
+// Grant adds credit: so many more items are wanted.
+func (c *Consumer) Grant(n int) {
+	c.line.mu.Lock()
+	c.credit += n
+	c.line.mu.Unlock()
+	c.line.poke()
+}
+
+// Leave removes the consumer. What was leased for it and never sent goes back at once; what was sent is given back after
+// LEASE_TIME, unless its results come over another stream.
+func (c *Consumer) Leave(ctx context.Context) {
+	l := c.line
+	l.mu.Lock()
+	for i, other := range l.consumers {
+		if other == c {
+			l.consumers = append(l.consumers[:i], l.consumers[i+1:]...)
+			break
+		}
+	}
+	c.credit = 0
+	l.mu.Unlock()
+	for {
+		select {
+		case work := <-c.work:
+			l.unsent(ctx, work)
+		default:
+			return
+		}
+	}
+}
+
+// unsent returns work that no consumer saw.
+func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	var results []*statev1.LeaseResult
+	for _, w := range work {
+		r := &statev1.LeaseResult{Call: w.GetCall(), Token: w.GetToken(), Delivery: w.GetDelivery().GetNumber(), Destination: l.name,
+			Timer: w.GetEntry().GetTimer(), Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{Uncounted: true}}}
+		if w.GetEntry() != nil {
+			if err := l.d.store.ReturnTimer(ctx, r, 0); err != nil {
+				l.d.log.Warn("giving back a timer failed; LEASE_TIME does it", "error", err)
+			}
+			continue
+		}
+		results = append(results, r)
+	}
+	if len(results) > 0 {
+		if _, errs := l.d.store.Complete(ctx, results); errs[0] != nil {
+			l.d.log.Warn("giving back unsent work failed; LEASE_TIME does it", "error", errs[0])
+		}
+	}
+	l.rescan()
+}
+
+// Due tells that members became due now.
+func (d *Dispatcher) Due(refs []store.Ref) {
+	if len(refs) == 0 {
+		return
+	}
+	var tell []store.Ref
+	for _, r := range refs {
+		l := d.line(r.Destination)
+		if !l.add(r.Member) && !d.alone.Load() {
+			tell = append(tell, r)
+		}
+	}
+	if len(tell) > 0 {
+		go d.publish(tell)
+	}
+}
+
+// Later tells that something of a destination becomes due at a time (state's clock).
+func (d *Dispatcher) Later(destination string, dueMS int64) { d.line(destination).later(dueMS) }
+
+// add remembers a due member. It reports whether a consumer of this process can take it.
+func (l *line) add(m string) bool {
+	l.mu.Lock()
+	switch {
+	case l.in[m]:
+	case len(l.known) >= knownLimit:
+		l.more = true
+	default:
+		l.in[m] = true
+		l.known = append(l.known, m)
+	}
+	able := l.ableLocked()
+	l.mu.Unlock()
+	if able {
+		l.poke()
+	}
+	return able
+}
+
+func (l *line) ableLocked() bool {
+	for _, c := range l.consumers {
+		if c.credit > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *line) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// rescan makes the line look into the store again.
+func (l *line) rescan() {
+	l.mu.Lock()
+	l.more = true
+	l.mu.Unlock()
+	l.poke()
+}
+
+// later arms the alarm if the time is the earliest known.
+func (l *line) later(dueMS int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.alarmMS != 0 && l.alarmMS <= dueMS {
+		return
+	}
+	l.alarmMS = dueMS
+	wait := time.Duration(max(0, dueMS-l.d.store.Now())) * time.Millisecond
+	if l.alarm != nil {
+		l.alarm.Stop()
+	}
+	l.alarm = time.AfterFunc(wait, func() {
+		l.mu.Lock()
+		l.alarmMS = 0
+		l.more = true
+		l.mu.Unlock()
+		l.poke()
+	})
+}
+
+// run leases for the consumers of one destination.
+func (l *line) run(ctx context.Context) {
+	defer func() {
+		l.mu.Lock()
+		if l.alarm != nil {
+			l.alarm.Stop()
+		}
+		l.mu.Unlock()
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+		}
+		for ctx.Err() == nil && l.round(ctx) {
+		}
+	}
+}
+
+// round leases once. It reports whether another round may find something.
+func (l *line) round(ctx context.Context) bool {
+	l.mu.Lock()
+	c := l.pick()
+	if c == nil {
+		l.mu.Unlock()
+		return false
+	}
+	want := min(c.credit, leaseBatch)
+	probe := false
+	if l.hold.Held() {
+		if l.hold.ProbeMS == 0 || time.Now().Before(l.nextProbe) {
+			l.mu.Unlock()
+			return false
+		}
+		want, probe = 1, true
+	}
+	// Under overload what is known never runs out: look into the store now and then all the same, or what became due by
+	// time (retries) would wait for ever.
+	if l.more && (len(l.known) == 0 || time.Since(l.scanned) >= sweepEvery) {
+		l.scanned = time.Now()
+		l.mu.Unlock()
+		return l.scan(ctx)
+	}
+	n := min(want, len(l.known))
+	if n == 0 {
+		l.mu.Unlock()
+		return false
+	}
+	members := l.known[:n:n]
+	l.known = l.known[n:]
+	for _, m := range members {
+		delete(l.in, m)
+	}
+	c.credit -= n
+	hold := l.hold
+	if probe {
+		l.nextProbe = time.Now().Add(time.Duration(hold.ProbeMS) * time.Millisecond)
+	}
+	l.mu.Unlock()
+
+	work, err := l.d.store.Lease(ctx, l.name, members)
+	if err != nil && ctx.Err() == nil {
+		l.d.log.Warn("leasing failed, the sweep will try again", "destination", l.name, "error", err)
+	}
+	now := l.d.store.Now()
+	for _, w := range work {
+		w.HoldEpoch = hold.Epoch
+		if w.Delivery != nil {
+			w.AgeMs = max(0, w.AgeMs-hold.PausedMS(now))
+		}
+	}
+
+	l.mu.Lock()
+	c.credit += n - len(work)
+	if probe {
+		for _, w := range work {
+			l.probes[w.Token] = hold.Epoch
+		}
+	}
+	gone := true
+	for _, other := range l.consumers {
+		gone = gone && other != c
+	}
+	if len(work) > 0 && !gone {
+		select {
+		case c.work <- work:
+			work = nil
+		default: // its stream does not read
+		}
+	}
+	l.mu.Unlock()
+	if len(work) > 0 {
+		l.unsent(ctx, work)
+	}
+	return err == nil
+}
+
+// pick chooses the next consumer with credit.
+func (l *line) pick() *Consumer {
+	for range l.consumers {
+		l.next = (l.next + 1) % len(l.consumers)
+		if c := l.consumers[l.next]; c.credit > 0 {
+			return c
+		}
+	}
+	return nil
+}
+
+// scan reads what is due from the store. It reports whether something is known to be due.
+func (l *line) scan(ctx context.Context) bool {
+	members, next, err := l.d.store.Due(ctx, l.name, sweepPerPartition)
+	if err != nil {
+		return false // the next sweep tries again
+	}
+	l.mu.Lock()
+	l.more = len(members) >= sweepPerPartition // a partition may have been cut
+	for _, m := range members {
+		if !l.in[m] && len(l.known) < knownLimit {
+			l.in[m] = true
+			l.known = append(l.known, m)
+		}
+	}
+	found := len(l.known) > 0
+	l.mu.Unlock()
+	if next != 0 {
+		l.later(next)
+	}
+	return found
+}
+
+// Taken tells that a result was accepted: a probe's success releases its destination, a refused address holds it.
+func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
+	l := d.line(r.GetDestination())
+	switch v := r.GetResult().(type) {
+	case *statev1.LeaseResult_Hold:
+		if err := d.store.Hold(ctx, l.name, v.Hold.GetReason(), v.Hold.GetEpoch(), v.Hold.GetProbeInMs()); err != nil {
+			d.log.Warn("holding the destination failed; the next refused delivery does it", "destination", l.name, "error", err)
+		}
+		d.refreshHolds(ctx)
+	case *statev1.LeaseResult_Done:
+		l.mu.Lock()
+		epoch, ok := l.probes[r.GetToken()]
+		l.mu.Unlock()
+		if !ok {
+			break
+		}
+		if err := d.store.Release(ctx, l.name, epoch); err != nil {
+			d.log.Warn("releasing the destination failed; the next probe does it", "destination", l.name, "error", err)
+		}
+		d.refreshHolds(ctx)
+	}
+	l.mu.Lock()
+	delete(l.probes, r.GetToken())
+	l.mu.Unlock()
+}
+
+// Refresh reads the holds at once, after a person changed one.
+func (d *Dispatcher) Refresh(ctx context.Context) { d.refreshHolds(ctx) }
+
+func (d *Dispatcher) refreshHolds(ctx context.Context) {
+	holds, err := d.store.Holds(ctx)
+	if err != nil {
+		return // the sweep tries again
+	}
+	for name, h := range holds {
+		l := d.line(name)
+		l.mu.Lock()
+		was := l.hold
+		l.hold = h
+		if h.Held() && !was.Held() {
+			l.nextProbe = time.Now().Add(time.Duration(h.ProbeMS) * time.Millisecond)
+			d.log.Warn("destination held", "destination", name, "reason", h.Reason)
+		}
+		if !h.Held() && was.Held() {
+			d.log.Info("destination released", "destination", name)
+		}
+		l.mu.Unlock()
+		l.poke()
+	}
+}
+
+// HoldOf is the hold as this process knows it.
+func (d *Dispatcher) HoldOf(destination string) store.Hold {
+	l := d.line(destination)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hold
+}
+
+// sweep repairs lost wake-ups and ends lost leases.
+func (d *Dispatcher) sweep(ctx context.Context) {
+	others, err := d.store.Heartbeat(ctx, 3*sweepEvery)
+	if err != nil {
+		clear(d.seen) // time without a connection does not count
+		return
+	}
+	d.alone.Store(!others)
+	d.refreshHolds(ctx)
+	now := time.Now()
+	present := make(map[store.Lost]time.Time, len(d.seen))
+	var lost []store.Lost
+	for _, name := range d.store.Destinations() {
+		d.line(name).rescan()
+		leases, err := d.store.Leases(ctx, name)
+		if err != nil {
+			clear(d.seen)
+			return
+		}
+		for _, l := range leases {
+			first, ok := d.seen[l]
+			if !ok {
+				first = now
+			}
+			present[l] = first
+			if now.Sub(first) >= d.leaseTime {
+				lost = append(lost, l)
+			}
+		}
+	}
+	d.seen = present
+	if len(lost) == 0 {
+		return
+	}
+	refs, err := d.store.Giveback(ctx, lost)
+	if err != nil {
+		d.log.Warn("giving back lost leases failed, the next sweep tries again", "error", err)
+	}
+	if len(refs) > 0 {
+		d.log.Warn("leases ended without a result", "count", len(refs))
+	}
+	d.Due(refs)
+}
+
+// publish tells other state processes what became due.
+func (d *Dispatcher) publish(refs []store.Ref) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var b strings.Builder
+	for i, r := range refs {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(r.Destination + "\x00" + r.Member)
+	}
+	_ = d.store.Wake(ctx, b.String()) // the sweep repairs it
+}
+
+// listen takes what other state processes tell.
+func (d *Dispatcher) listen(ctx context.Context) {
+	for text := range d.store.Woken(ctx) {
+		for ref := range strings.SplitSeq(text, "\n") {
+			if destination, m, ok := strings.Cut(ref, "\x00"); ok {
+				d.line(destination).add(m)
+			}
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package store
+
+import (
+	"hash/crc32"
+	"strconv"
+	"strings"
+)
+
+// Partitions is how many parts the keys are cut into. It is written to Redis at first start and never changes: the
+// partition is part of every key of a call, so that each script touches one slot, on one Redis and on a cluster alike.
+const Partitions = 64
+
+// format is the version of everything below; another one in Redis refuses to start.
+const format = "1"
+
+// Every key, with its Redis type. `{p}` is the hash tag of the call's partition.
+const (
+	keyMeta         = "cr:meta"         // HASH format, partitions
+	keyDestinations = "cr:destinations" // SET of every destination that was ever used
+	keyReplicas     = "cr:replicas"     // ZSET state process -> last heartbeat (ms)
+	channelWake     = "cr:wake"         // PUBLISH of members that became due, see dispatch
+)
+
+// keyHold is a HASH per destination: epoch, total (ms under finished holds), and while it is held reason, since, probe.
+func keyHold(destination string) string { return "cr:h:" + destination }
+
+// keyCall is a HASH, everything stored of a call. Its fields:
+//
+//	v          id of the commit that wrote it         r  serialised Record       j  serialised Journal, appended to
+//	jx         bytes the journal did not take         o  open deliveries and timers; 0 starts the time to live
+//	i:<input>  outcome of each input ever committed   t:<name>  id of the commit that set the timer
+//	q:<dest>   numbers of the deliveries that still have to go out, in order
+//	<n>        serialised Delivery, never changed     <n>s  state letter      <n>a  attempts    <n>u  uncertain
+//	<n>t       token of its lease                     <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason
+func keyCall(call string) string { return tag(call) + "c:" + call }
+
+// keyDue is a ZSET of a destination in the call's partition: members due at a time. A member is a call (its head
+// delivery is due) or, for `rules`, a call, a tab and the name of a timer.
+func keyDue(p int, destination string) string { return tags[p] + "d:" + destination }
+
+// keyLeases is a HASH of a destination in a partition: member -> token.
+func keyLeases(p int, destination string) string { return tags[p] + "l:" + destination }
+
+// keyLetters is a ZSET of a destination in a partition: "call TAB number" of what ended dead, expired or asked.
+func keyLetters(p int, destination string) string { return tags[p] + "x:" + destination }
+
+var tags = func() (t [Partitions]string) {
+	for p := range t {
+		t[p] = "cr:{" + strconv.Itoa(p) + "}:"
+	}
+	return t
+}()
+
+func tag(call string) string { return tags[Partition(call)] }
+
+// Partition says where a call lives.
+func Partition(call string) int { return int(crc32.ChecksumIEEE([]byte(call)) % Partitions) }
+
+// Member is an entry of a due list.
+func member(call, timer string) string {
+	if timer == "" {
+		return call
+	}
+	return call + "\t" + timer
+}
+
+func splitMember(m string) (call, timer string) {
+	call, timer, _ = strings.Cut(m, "\t")
+	return call, timer
+}

@@ -1,0 +1,24 @@
+-- lease: hands the head of one (call, destination) to a consumer, if it is due.
+-- KEYS 1 call HASH, 2 due ZSET, 3 leases HASH of the destination
+-- ARGV 1 member (call key, or call key TAB timer), 2 destination, 3 token, 4 now (ms), 5 timer ('' = a delivery)
+-- returns false | {timer id} | {number, body, attempts, uncertain, paused (ms), '1' if another waits behind it}
+local call, member = KEYS[1], ARGV[1]
+local due = redis.call('ZSCORE', KEYS[2], member)
+if not due or tonumber(due) > tonumber(ARGV[4]) then return false end
+
+if ARGV[5] ~= '' then
+  redis.call('ZREM', KEYS[2], member)
+  local id = redis.call('HGET', call, 't:' .. ARGV[5])
+  if not id then return false end
+  redis.call('HSET', KEYS[3], member, ARGV[3])
+  return {id}
+end
+
+redis.call('ZREM', KEYS[2], member)
+local line = redis.call('HGET', call, 'q:' .. ARGV[2])
+if not line then return false end
+local number = string.match(line, '^%S+')
+redis.call('HSET', KEYS[3], member, ARGV[3])
+redis.call('HSET', call, number .. 's', 'l', number .. 't', ARGV[3])
+local d = redis.call('HMGET', call, number, number .. 'a', number .. 'u', number .. 'z')
+return {number, d[1], d[2] or '0', d[3] or '', d[4] or '0', string.find(line, ' ', 1, true) and '1' or ''}

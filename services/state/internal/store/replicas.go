@@ -1,0 +1,58 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// self names this process among the state replicas.
+var self = rand.Text()
+
+// Heartbeat says that this process lives, and reports whether another state process does too.
+func (s *Store) Heartbeat(ctx context.Context, alive time.Duration) (others bool, err error) {
+	now := s.clock.Now()
+	p := s.client.Pipeline()
+	p.ZAdd(ctx, keyReplicas, redis.Z{Score: float64(now), Member: self})
+	p.ZRemRangeByScore(ctx, keyReplicas, "-inf", strconv.FormatInt(now-alive.Milliseconds(), 10))
+	count := p.ZCard(ctx, keyReplicas)
+	if _, err := p.Exec(ctx); err != nil {
+		return false, err
+	}
+	return count.Val() > 1, nil
+}
+
+// Wake tells the other state processes something.
+func (s *Store) Wake(ctx context.Context, text string) error {
+	return s.client.Publish(ctx, channelWake, text).Err()
+}
+
+// Woken is what they tell, until ctx ends. The subscription reconnects by itself; what is missed is found by the sweep.
+func (s *Store) Woken(ctx context.Context) <-chan string {
+	out := make(chan string)
+	sub := s.client.Subscribe(ctx, channelWake)
+	go func() {
+		defer close(out)
+		defer func() { _ = sub.Close() }()
+		in := sub.Channel()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case m, ok := <-in:
+				if !ok {
+					return
+				}
+				select {
+				case out <- m.Payload:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return out
+}

@@ -1,0 +1,121 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+//go:embed lua/lib.lua
+var lib string
+
+//go:embed lua/commit.lua
+var commitLua string
+
+//go:embed lua/lease.lua
+var leaseLua string
+
+//go:embed lua/complete.lua
+var completeLua string
+
+//go:embed lua/giveback.lua
+var givebackLua string
+
+//go:embed lua/settle.lua
+var settleLua string
+
+var (
+	commitScript   = redis.NewScript(lib + commitLua)
+	leaseScript    = redis.NewScript(lib + leaseLua)
+	completeScript = redis.NewScript(lib + completeLua)
+	givebackScript = redis.NewScript(lib + givebackLua)
+	settleScript   = redis.NewScript(lib + settleLua)
+)
+
+// invocation is one script call of a pipeline.
+type invocation struct {
+	keys []string
+	args []any
+}
+
+// run executes one script for many items as one pipeline. Items fail one by one. A script that Redis does not know
+// (NOSCRIPT, after a restart or failover) is loaded and only those items run again, in their order.
+func (s *Store) run(ctx context.Context, script *redis.Script, calls []invocation) ([]any, []error) {
+	replies, errs := make([]any, len(calls)), make([]error, len(calls))
+	s.pipeline(ctx, calls, replies, errs, func(p redis.Pipeliner, c invocation) *redis.Cmd {
+		return p.EvalSha(ctx, script.Hash(), c.keys, c.args...)
+	}, func(error) bool { return true })
+	if unknown(errs) {
+		// EVAL loads the script on the node that needs it, which SCRIPT LOAD on a cluster does not.
+		s.pipeline(ctx, calls, replies, errs, func(p redis.Pipeliner, c invocation) *redis.Cmd {
+			return script.Eval(ctx, p, c.keys, c.args...)
+		}, isNoScript)
+	}
+	return replies, errs
+}
+
+func unknown(errs []error) bool {
+	for _, err := range errs {
+		if isNoScript(err) {
+			return true
+		}
+	}
+	return false
+}
+
+func isNoScript(err error) bool {
+	return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT")
+}
+
+// pipeline runs those calls whose previous error `again` accepts.
+func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any, errs []error,
+	queue func(redis.Pipeliner, invocation) *redis.Cmd, again func(error) bool) {
+	p := s.client.Pipeline()
+	cmds := make([]*redis.Cmd, len(calls))
+	for i, c := range calls {
+		if again(errs[i]) {
+			cmds[i] = queue(p, c)
+		}
+	}
+	_, failed := p.Exec(ctx)
+	for i, cmd := range cmds {
+		if cmd == nil {
+			continue
+		}
+		replies[i], errs[i] = cmd.Result()
+		if errors.Is(errs[i], redis.Nil) {
+			errs[i] = nil
+		}
+		// A connection that broke leaves later commands of the pipeline without an error of their own.
+		if errs[i] == nil && replies[i] == nil && isConnection(failed) {
+			errs[i] = failed
+		}
+	}
+}
+
+func isConnection(err error) bool {
+	var answered redis.Error
+	return err != nil && !errors.As(err, &answered)
+}
+
+// strs reads a script's array reply.
+func strs(reply any) ([]string, error) {
+	list, ok := reply.([]any)
+	if !ok {
+		return nil, fmt.Errorf("script answered %T, expected a list", reply)
+	}
+	out := make([]string, len(list))
+	for i, v := range list {
+		switch v := v.(type) {
+		case string:
+			out[i] = v
+		case int64:
+			out[i] = fmt.Sprint(v)
+		}
+	}
+	return out, nil
+}

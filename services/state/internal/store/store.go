@@ -1,0 +1,720 @@
+// Package store is the only one that speaks to Redis. It owns the keys (keys.go), the scripts (lua/) and the clock, and
+// turns each operation of the contract (callrelay/state/v1) into pipelined script calls whose items succeed or fail one
+// by one. It does not decide who gets work (package dispatch) and does not know what a disposition means.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/proto"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+)
+
+// Config says where Redis is and how much is kept.
+type Config struct {
+	URL string
+	// Retention is the time to live of a call in which nothing is open any more.
+	Retention time.Duration
+	// JournalLimit bounds the journal of one call, in bytes; what does not fit is only counted.
+	JournalLimit int
+}
+
+// Store is safe for concurrent use.
+type Store struct {
+	client redis.UniversalClient
+	cfg    Config
+	clock  *Clock
+
+	mu           sync.Mutex
+	destinations map[string]bool
+}
+
+// Open prepares the client; nothing is sent before Connect.
+func Open(cfg Config) (*Store, error) {
+	client, err := newClient(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("REDIS_URL: %w", err)
+	}
+	return &Store{client: client, cfg: cfg, clock: newClock(), destinations: map[string]bool{}}, nil
+}
+
+// newClient understands redis://, rediss:// and unix:// (one server), the same with ?addr=host:port for the other nodes of
+// a cluster, and ?master_name= for Sentinel. The client's own retries are off: an unknown outcome is answered by sending
+// the same commit again, in one place (router).
+func newClient(raw string) (redis.UniversalClient, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, errors.New("expected redis://host:port/db, rediss://... or unix:///path")
+	}
+	const connections = 8
+	switch q := u.Query(); {
+	case q.Has("master_name"):
+		o, err := redis.ParseFailoverURL(raw)
+		if err != nil {
+			return nil, err
+		}
+		o.MaxRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, connections, true
+		return redis.NewFailoverClient(o), nil
+	case q.Has("addr"):
+		o, err := redis.ParseClusterURL(raw)
+		if err != nil {
+			return nil, err
+		}
+		o.MaxRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, connections, true
+		return redis.NewClusterClient(o), nil
+	}
+	o, err := redis.ParseURL(raw)
+	if err != nil {
+		return nil, err
+	}
+	o.MaxRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, connections, true
+	return redis.NewClient(o), nil
+}
+
+// Close ends all connections.
+func (s *Store) Close() error { return s.client.Close() }
+
+// Ping asks Redis for a sign of life.
+func (s *Store) Ping(ctx context.Context) error { return s.client.Ping(ctx).Err() }
+
+// Now is state's clock in Unix milliseconds.
+func (s *Store) Now() int64 { return s.clock.Now() }
+
+// Connect reads Redis' time, checks that what is stored has our format, and reads the destinations known so far. It is
+// called again after a lost connection.
+func (s *Store) Connect(ctx context.Context) error {
+	now, err := s.client.Time(ctx).Result()
+	if err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	s.clock.set(now)
+	partitions := strconv.Itoa(Partitions)
+	p := s.client.Pipeline()
+	p.HSetNX(ctx, keyMeta, "format", format)
+	p.HSetNX(ctx, keyMeta, "partitions", partitions)
+	meta := p.HGetAll(ctx, keyMeta)
+	known := p.SMembers(ctx, keyDestinations)
+	if _, err := p.Exec(ctx); err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	if m := meta.Val(); m["format"] != format || m["partitions"] != partitions {
+		return &FormatError{Found: m["format"], Partitions: m["partitions"]}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range known.Val() {
+		s.destinations[d] = true
+	}
+	return nil
+}
+
+// FormatError says that Redis holds data of another version of callrelay. Waiting does not help.
+type FormatError struct{ Found, Partitions string }
+
+func (e *FormatError) Error() string {
+	return fmt.Sprintf("redis holds format %s with %s partitions; this callrelay needs format %s with %d. "+
+		"Use another Redis database or the callrelay version that wrote it", e.Found, e.Partitions, format, Partitions)
+}
+
+// CheckDurability returns what in Redis' own settings could lose acknowledged callbacks, in words. Managed services that
+// hide CONFIG give a single line that says so.
+func (s *Store) CheckDurability(ctx context.Context) (problems []string, err error) {
+	get := func(name string) string {
+		if err != nil {
+			return ""
+		}
+		var m map[string]string
+		m, err = s.client.ConfigGet(ctx, name).Result()
+		return m[name]
+	}
+	appendonly, fsync, eviction := get("appendonly"), get("appendfsync"), get("maxmemory-policy")
+	if err != nil {
+		var answered redis.Error
+		if errors.As(err, &answered) {
+			return []string{"CONFIG GET is refused, durability is not checked: " + err.Error()}, nil
+		}
+		return nil, err
+	}
+	if appendonly != "yes" {
+		problems = append(problems, "appendonly is "+appendonly+": acknowledged callbacks are lost when Redis stops; set appendonly yes")
+	}
+	if fsync != "always" {
+		problems = append(problems, "appendfsync is "+fsync+": up to two seconds of acknowledged callbacks may be lost; the safe setting is always")
+	}
+	if eviction != "noeviction" {
+		problems = append(problems, "maxmemory-policy is "+eviction+": Redis may drop calls when memory is full; set noeviction")
+	}
+	return problems, nil
+}
+
+// Load reads calls. An answer's error is a Redis error.
+func (s *Store) Load(ctx context.Context, calls []string) ([]*statev1.CallState, []error) {
+	p := s.client.Pipeline()
+	cmds := make([]*redis.MapStringStringCmd, len(calls))
+	for i, call := range calls {
+		cmds[i] = p.HGetAll(ctx, keyCall(call))
+	}
+	_, _ = p.Exec(ctx) // each command has its own error
+	states, errs := make([]*statev1.CallState, len(calls)), make([]error, len(calls))
+	for i, cmd := range cmds {
+		fields, err := cmd.Result()
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		states[i], errs[i] = callState(fields)
+	}
+	return states, errs
+}
+
+// callState builds what rules see of a call.
+func callState(fields map[string]string) (*statev1.CallState, error) {
+	state := &statev1.CallState{Version: fields["v"], Record: []byte(fields["r"])}
+	deliveries, err := readDeliveries(fields)
+	for _, d := range deliveries {
+		d.Payload, d.Traceparent, d.Link = nil, "", ""
+	}
+	state.Deliveries = deliveries
+	return state, err
+}
+
+// readDeliveries builds a call's deliveries in the order of their numbers, which start at 1 without gaps.
+func readDeliveries(fields map[string]string) ([]*statev1.Delivery, error) {
+	var out []*statev1.Delivery
+	for n := 1; ; n++ {
+		number := strconv.Itoa(n)
+		body, ok := fields[number]
+		if !ok {
+			return out, nil
+		}
+		d := &statev1.Delivery{}
+		if err := proto.Unmarshal([]byte(body), d); err != nil {
+			return out, fmt.Errorf("delivery %d is unreadable: %w", n, err)
+		}
+		d.Number = uint32(n)
+		d.State = states[fields[number+"s"]]
+		d.Attempts = uint32(atoi(fields[number+"a"]))
+		d.Uncertain = fields[number+"u"] != ""
+		d.FinalMs = atoi(fields[number+"f"])
+		d.Reason = fields[number+"y"]
+		out = append(out, d)
+	}
+}
+
+func atoi(s string) int64 {
+	n, _ := strconv.ParseInt(s, 10, 64)
+	return n
+}
+
+// states maps the stored letters.
+var states = map[string]statev1.DeliveryState{
+	"q": statev1.DeliveryState_DELIVERY_STATE_QUEUED,
+	"l": statev1.DeliveryState_DELIVERY_STATE_LEASED,
+	"d": statev1.DeliveryState_DELIVERY_STATE_DELIVERED,
+	"x": statev1.DeliveryState_DELIVERY_STATE_DEAD,
+	"e": statev1.DeliveryState_DELIVERY_STATE_EXPIRED,
+	"c": statev1.DeliveryState_DELIVERY_STATE_DISCARDED,
+	"n": statev1.DeliveryState_DELIVERY_STATE_SEND_DISABLED,
+	"a": statev1.DeliveryState_DELIVERY_STATE_ASKED,
+}
+
+func letter(state statev1.DeliveryState) string {
+	for l, s := range states {
+		if s == state {
+			return l
+		}
+	}
+	return ""
+}
+
+// Ref names what became due: the head of a (call, destination), or a timer.
+type Ref struct {
+	Destination string
+	Member      string
+}
+
+// Commit writes items in their order; those of one call that follow each other name their predecessor's commit id as the
+// expected version. It returns an answer or an error for each item, and what became due by it. An error means that the
+// outcome is unknown: the same item may be sent again.
+func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem) ([]*statev1.CommitAnswer, []error, []Ref) {
+	now := s.clock.Now()
+	calls := make([]invocation, len(items))
+	errs := make([]error, len(items))
+	for i, item := range items {
+		if calls[i], errs[i] = s.commitCall(ctx, item, now); errs[i] != nil {
+			return make([]*statev1.CommitAnswer, len(items)), fill(errs, errs[i]), nil // Redis does not answer; nothing was written
+		}
+	}
+	replies, errs := s.run(ctx, commitScript, calls)
+	answers := make([]*statev1.CommitAnswer, len(items))
+	var due []Ref
+	for i, item := range items {
+		if errs[i] != nil {
+			continue
+		}
+		reply, err := strs(replies[i])
+		if err != nil || len(reply) == 0 {
+			errs[i] = fmt.Errorf("commit: unexpected reply %v", replies[i])
+			continue
+		}
+		a := &statev1.CommitAnswer{}
+		switch reply[0] {
+		case "ok":
+			a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_OK, item.GetOutcome()
+			for _, destination := range reply[1:] {
+				due = append(due, Ref{destination, item.GetCall()})
+			}
+		case "earlier":
+			a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_EARLIER, outcome(reply[1])
+		case "stale":
+			a.Status = statev1.CommitStatus_COMMIT_STATUS_STALE
+		case "conflict":
+			a.Status = statev1.CommitStatus_COMMIT_STATUS_CONFLICT
+			fields := make(map[string]string, len(reply)/2)
+			for f := 1; f+1 < len(reply); f += 2 {
+				fields[reply[f]] = reply[f+1]
+			}
+			a.Current, errs[i] = callState(fields)
+		}
+		answers[i] = a
+	}
+	return answers, errs, due
+}
+
+func fill(errs []error, err error) []error {
+	for i := range errs {
+		if errs[i] == nil {
+			errs[i] = err
+		}
+	}
+	return errs
+}
+
+func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, now int64) (invocation, error) {
+	call, p := item.GetCall(), Partition(item.GetCall())
+	keys := make([]string, 3, 3+len(item.GetDeliveries()))
+	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
+	args := make([]any, 0, 15+3*len(item.GetDeliveries())+2*len(item.GetSetTimers()))
+	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
+		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
+		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
+		len(item.GetDeliveries()), len(item.GetSetTimers()), len(item.GetCancelTimers()))
+	for _, d := range item.GetDeliveries() {
+		if err := s.know(ctx, d.GetDestination()); err != nil {
+			return invocation{}, err
+		}
+		body, err := proto.Marshal(&statev1.Delivery{
+			Destination: d.GetDestination(), Endpoint: d.GetEndpoint(), Payload: d.GetPayload(), RequestId: d.GetRequestId(),
+			Traceparent: d.GetTraceparent(), Link: d.GetLink(), Gate: d.GetGate(), MaxAgeMs: d.GetMaxAgeMs(),
+			CreatedMs: now, PausedMs: d.GetPausedMs(),
+		})
+		if err != nil {
+			return invocation{}, err
+		}
+		keys = append(keys, keyDue(p, d.GetDestination()))
+		args = append(args, d.GetNumber(), d.GetDestination(), body)
+	}
+	for _, t := range item.GetSetTimers() {
+		args = append(args, t.GetName(), now+t.GetInMs())
+	}
+	for _, name := range item.GetCancelTimers() {
+		args = append(args, name)
+	}
+	return invocation{keys, args}, nil
+}
+
+// Rules is the destination whose work are inputs for the router.
+const Rules = "rules"
+
+// know records a destination the first time this process sees it, before anything is queued for it: what is not in the
+// set would not be swept.
+func (s *Store) know(ctx context.Context, destination string) error {
+	s.mu.Lock()
+	known := s.destinations[destination]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := s.client.SAdd(ctx, keyDestinations, destination).Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.destinations[destination] = true
+	s.mu.Unlock()
+	return nil
+}
+
+// Destinations are all that were ever used.
+func (s *Store) Destinations() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]string, 0, len(s.destinations))
+	for d := range s.destinations {
+		out = append(out, d)
+	}
+	return out
+}
+
+// outcomeText is what is stored per input: one byte is enough so far.
+func outcomeText(o *statev1.Outcome) string {
+	if o.GetDuplicate() {
+		return "d"
+	}
+	return ""
+}
+
+func outcome(text string) *statev1.Outcome { return &statev1.Outcome{Duplicate: text == "d"} }
+
+// Lease takes due work for one destination, at most one per ref. Refs that are not due (any more) give nothing.
+func (s *Store) Lease(ctx context.Context, destination string, members []string) ([]*statev1.LeaseWork, error) {
+	now := s.clock.Now()
+	calls := make([]invocation, len(members))
+	work := make([]*statev1.LeaseWork, len(members))
+	for i, m := range members {
+		call, timer := splitMember(m)
+		p := Partition(call)
+		work[i] = &statev1.LeaseWork{Call: call, Token: rand.Text()}
+		if timer != "" {
+			work[i].Entry = &statev1.Entry{Timer: timer, Token: work[i].Token}
+		}
+		calls[i] = invocation{
+			[]string{keyCall(call), keyDue(p, destination), keyLeases(p, destination)},
+			[]any{m, destination, work[i].Token, now, timer},
+		}
+	}
+	replies, errs := s.run(ctx, leaseScript, calls)
+	out := work[:0]
+	var failed error
+	for i, w := range work {
+		if errs[i] != nil {
+			failed = errs[i] // the lease may stand: LEASE_TIME gives it back
+			continue
+		}
+		if replies[i] == nil {
+			continue
+		}
+		r, err := strs(replies[i])
+		switch {
+		case err == nil && w.Entry != nil && len(r) == 1:
+			w.Entry.TimerId = r[0]
+		case err == nil && w.Entry == nil && len(r) == 6:
+			d := &statev1.Delivery{}
+			if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
+				failed = fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], w.Call, err)
+				continue
+			}
+			d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] != ""
+			d.State = statev1.DeliveryState_DELIVERY_STATE_LEASED
+			w.AgeMs = now - d.CreatedMs + d.PausedMs - atoi(r[4])
+			w.Followed = r[5] != ""
+			w.Delivery = d
+		default:
+			failed = fmt.Errorf("lease: unexpected reply %v", replies[i])
+			continue
+		}
+		out = append(out, w)
+	}
+	return out, failed
+}
+
+// Verdict of a result, in the scripts' words.
+type Verdict struct {
+	Superseded bool
+	// The pair has a head that is due now, or at DueMS if that is later.
+	Head  bool
+	DueMS int64
+}
+
+// Complete takes results of deliveries (not of timers) and returns a verdict or an error for each.
+func (s *Store) Complete(ctx context.Context, results []*statev1.LeaseResult) ([]Verdict, []error) {
+	now := s.clock.Now()
+	calls := make([]invocation, len(results))
+	verdicts := make([]Verdict, len(results))
+	for i, r := range results {
+		verb, final, due, counts, paused, reason := "again", "", now, "1", int64(0), r.GetAttempt().GetError()
+		switch v := r.GetResult().(type) {
+		case *statev1.LeaseResult_Done:
+			verb, final = "done", "d"
+		case *statev1.LeaseResult_Retry:
+			due, paused = now+v.Retry.GetInMs(), v.Retry.GetPausedMs()
+			if v.Retry.GetUncounted() {
+				counts = ""
+			}
+		case *statev1.LeaseResult_End:
+			verb, final = "end", letter(v.End.GetState())
+			reason = v.End.GetReason()
+			if r.GetAttempt() == nil {
+				counts = ""
+			}
+		case *statev1.LeaseResult_Hold:
+			counts, reason = "", v.Hold.GetReason()
+		}
+		verdicts[i].DueMS = due
+		p := Partition(r.GetCall())
+		calls[i] = invocation{
+			[]string{keyCall(r.GetCall()), keyDue(p, r.GetDestination()), keyLeases(p, r.GetDestination()), keyLetters(p, r.GetDestination())},
+			[]any{r.GetCall(), r.GetDestination(), r.GetDelivery(), r.GetToken(), verb, final, due, now,
+				s.cfg.Retention.Milliseconds(), counts, flag(r.GetAttempt().GetUncertain()), paused, reason,
+				resultJournal(r, now), s.cfg.JournalLimit},
+		}
+	}
+	replies, errs := s.run(ctx, completeScript, calls)
+	for i := range results {
+		if errs[i] != nil {
+			continue
+		}
+		r, err := strs(replies[i])
+		if err != nil || len(r) != 2 {
+			errs[i] = fmt.Errorf("complete: unexpected reply %v", replies[i])
+			continue
+		}
+		verdicts[i].Superseded = r[0] == "superseded"
+		verdicts[i].Head = r[0] == "ok" && (r[1] == "1" || verdicts[i].DueMS > now)
+		if r[1] == "1" {
+			verdicts[i].DueMS = now
+		}
+	}
+	return verdicts, errs
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return ""
+}
+
+// resultJournal is what a result leaves in the journal: the attempt, and an end without one.
+func resultJournal(r *statev1.LeaseResult, now int64) []byte {
+	e := &statev1.JournalEntry{AtMs: now, RequestId: r.GetRequestId()}
+	switch {
+	case r.GetAttempt() != nil:
+		e.Fact = &statev1.JournalEntry_Attempt{Attempt: r.GetAttempt()}
+	case r.GetEnd() != nil:
+		e.Fact = &statev1.JournalEntry_Ended{Ended: &statev1.Ended{
+			Delivery: r.GetDelivery(), State: r.GetEnd().GetState(), Reason: r.GetEnd().GetReason()}}
+	default:
+		return nil
+	}
+	return marshalJournal(e)
+}
+
+func marshalJournal(entries ...*statev1.JournalEntry) []byte {
+	b, err := proto.Marshal(&statev1.Journal{Entries: entries})
+	if err != nil {
+		// Only invalid UTF-8 in a string can do that; a fact is worth more than its text.
+		b, _ = proto.Marshal(&statev1.Journal{Entries: []*statev1.JournalEntry{{
+			AtMs: entries[0].AtMs, Fact: &statev1.JournalEntry_Note{Note: "a fact could not be written: " + err.Error()}}}})
+	}
+	return b
+}
+
+// Lost is a lease whose consumer has been silent for too long.
+type Lost struct {
+	Ref
+	Token string
+}
+
+// Giveback ends leases if they are still the same. A delivery becomes uncertain and is due at once.
+func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
+	now := s.clock.Now()
+	// The number is not in the lease: read it by its token first.
+	calls := make([]invocation, 0, len(lost))
+	refs := make([]Ref, 0, len(lost))
+	for _, l := range lost {
+		call, timer := splitMember(l.Member)
+		p := Partition(call)
+		number, entry := "", []byte(nil)
+		if timer == "" {
+			fields, err := s.client.HGetAll(ctx, keyCall(call)).Result()
+			if err != nil {
+				return nil, err
+			}
+			deliveries, _ := readDeliveries(fields)
+			for _, d := range deliveries {
+				if n := strconv.Itoa(int(d.GetNumber())); fields[n+"t"] == l.Token {
+					number = n
+					entry = marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
+						Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: l.Destination,
+							Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
+							Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
+				}
+			}
+		}
+		calls = append(calls, invocation{
+			[]string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
+			[]any{l.Member, l.Token, number, now, entry, s.cfg.JournalLimit, timer},
+		})
+		refs = append(refs, l.Ref)
+	}
+	replies, errs := s.run(ctx, givebackScript, calls)
+	var back []Ref
+	for i, reply := range replies {
+		if errs[i] == nil && reply == int64(1) {
+			back = append(back, refs[i])
+		}
+	}
+	return back, errors.Join(errs...)
+}
+
+// Due reads what of a destination is due, at most perPartition of each partition, and the time at which the next of the
+// rest is due (0 = nothing waits).
+func (s *Store) Due(ctx context.Context, destination string, perPartition int64) (members []string, nextMS int64, err error) {
+	now := s.clock.Now()
+	p := s.client.Pipeline()
+	var due [Partitions]*redis.StringSliceCmd
+	var next [Partitions]*redis.ZSliceCmd
+	for i := range Partitions {
+		key := keyDue(i, destination)
+		due[i] = p.ZRangeByScore(ctx, key, &redis.ZRangeBy{Min: "-inf", Max: strconv.FormatInt(now, 10), Count: perPartition})
+		next[i] = p.ZRangeByScoreWithScores(ctx, key, &redis.ZRangeBy{Min: "(" + strconv.FormatInt(now, 10), Max: "+inf", Count: 1})
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return nil, 0, err
+	}
+	for i := range Partitions {
+		members = append(members, due[i].Val()...)
+		if z := next[i].Val(); len(z) > 0 && (nextMS == 0 || int64(z[0].Score) < nextMS) {
+			nextMS = int64(z[0].Score)
+		}
+	}
+	return members, nextMS, nil
+}
+
+// Leases reads all leases of a destination.
+func (s *Store) Leases(ctx context.Context, destination string) ([]Lost, error) {
+	p := s.client.Pipeline()
+	var cmds [Partitions]*redis.MapStringStringCmd
+	for i := range Partitions {
+		cmds[i] = p.HGetAll(ctx, keyLeases(i, destination))
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return nil, err
+	}
+	var out []Lost
+	for _, cmd := range cmds {
+		for m, token := range cmd.Val() {
+			out = append(out, Lost{Ref{destination, m}, token})
+		}
+	}
+	return out, nil
+}
+
+// ReturnTimer puts a leased timer back, due again after a while. (Committing its input, setting it anew and cancelling it
+// end the lease by themselves.)
+func (s *Store) ReturnTimer(ctx context.Context, r *statev1.LeaseResult, againInMS int64) error {
+	p := Partition(r.GetCall())
+	m := member(r.GetCall(), r.GetTimer())
+	_, errs := s.run(ctx, givebackScript, []invocation{{
+		[]string{keyCall(r.GetCall()), keyDue(p, Rules), keyLeases(p, Rules)},
+		[]any{m, r.GetToken(), "", s.clock.Now() + againInMS, "", s.cfg.JournalLimit, r.GetTimer()},
+	}})
+	return errs[0]
+}
+
+// Call is everything stored of one call; nil when there is nothing.
+func (s *Store) Call(ctx context.Context, call string) (*statev1.GetCallResponse, error) {
+	fields, err := s.client.HGetAll(ctx, keyCall(call)).Result()
+	if err != nil || len(fields) == 0 {
+		return nil, err
+	}
+	out := &statev1.GetCallResponse{Call: call, Version: fields["v"], JournalDropped: atoi(fields["jx"]),
+		Record: &statev1.Record{}, Journal: &statev1.Journal{}}
+	if err := proto.Unmarshal([]byte(fields["r"]), out.Record); err != nil {
+		return nil, fmt.Errorf("record of %s is unreadable: %w", call, err)
+	}
+	if err := proto.Unmarshal([]byte(fields["j"]), out.Journal); err != nil {
+		return nil, fmt.Errorf("journal of %s is unreadable: %w", call, err)
+	}
+	out.Deliveries, err = readDeliveries(fields)
+	return out, err
+}
+
+// ErrConflict says that the call changed while a person's action was prepared; try again.
+var ErrConflict = errors.New("the call changed meanwhile")
+
+// Settle retries or discards a delivery of a call that was read by Call. It returns whether the pair has a head that is
+// due now.
+func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *statev1.Delivery, a *statev1.Action) (bool, error) {
+	now, p := s.clock.Now(), Partition(c.GetCall())
+	replies, errs := s.run(ctx, settleScript, []invocation{{
+		[]string{keyCall(c.GetCall()), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination())},
+		[]any{c.GetCall(), d.GetDestination(), d.GetNumber(), c.GetVersion(), rand.Text(), letter(d.GetState()), a.GetWhat(), now,
+			s.cfg.Retention.Milliseconds(), marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(),
+				Fact: &statev1.JournalEntry_Action{Action: a}}), s.cfg.JournalLimit, a.GetReason()},
+	}})
+	if errs[0] != nil {
+		return false, errs[0]
+	}
+	r, err := strs(replies[0])
+	switch {
+	case err != nil:
+		return false, err
+	case r[0] == "conflict":
+		return false, ErrConflict
+	}
+	return r[1] == "1", nil
+}
+
+// Letters lists deliveries of a destination that ended dead, expired or asked, oldest first per partition, at most limit.
+func (s *Store) Letters(ctx context.Context, destination string, limit int) ([]*statev1.CallDelivery, error) {
+	var out []*statev1.CallDelivery
+	for p := range Partitions {
+		members, err := s.client.ZRange(ctx, keyLetters(p, destination), 0, int64(limit-1)).Result()
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range members {
+			call, number, _ := strings.Cut(m, "\t")
+			c, err := s.Call(ctx, call)
+			if err != nil {
+				return nil, err
+			}
+			n := int(atoi(number))
+			if c == nil || n < 1 || n > len(c.GetDeliveries()) {
+				s.client.ZRem(ctx, keyLetters(p, destination), m) // the call's time was over
+				continue
+			}
+			out = append(out, &statev1.CallDelivery{Call: call, Delivery: c.GetDeliveries()[n-1]})
+			if len(out) == limit {
+				return out, nil
+			}
+		}
+	}
+	return out, nil
+}
+
+// Backlog counts a destination's heads that wait, that are leased, and its dead, expired and asked deliveries, and says
+// when the oldest waiting head was due (0 = none).
+func (s *Store) Backlog(ctx context.Context, destination string) (waiting, leased, letters, oldestMS int64, err error) {
+	p := s.client.Pipeline()
+	type counts struct {
+		due, leased, letters *redis.IntCmd
+		first                *redis.ZSliceCmd
+	}
+	var all [Partitions]counts
+	for i := range Partitions {
+		all[i] = counts{p.ZCard(ctx, keyDue(i, destination)), p.HLen(ctx, keyLeases(i, destination)),
+			p.ZCard(ctx, keyLetters(i, destination)), p.ZRangeWithScores(ctx, keyDue(i, destination), 0, 0)}
+	}
+	if _, err = p.Exec(ctx); err != nil {
+		return 0, 0, 0, 0, err
+	}
+	for _, c := range all {
+		waiting, leased, letters = waiting+c.due.Val(), leased+c.leased.Val(), letters+c.letters.Val()
+		if z := c.first.Val(); len(z) > 0 && (oldestMS == 0 || int64(z[0].Score) < oldestMS) {
+			oldestMS = int64(z[0].Score)
+		}
+	}
+	return waiting, leased, letters, oldestMS, nil
+}

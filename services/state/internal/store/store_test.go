@@ -1,0 +1,509 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/proto"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/redistest"
+)
+
+const dest = "topsii"
+
+var ctx = context.Background()
+
+func open(t *testing.T, url string) *Store {
+	t.Helper()
+	s, err := Open(Config{URL: url, Retention: time.Hour, JournalLimit: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	if err := s.Connect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestStore runs every test on one Redis and on a cluster of three.
+func TestStore(t *testing.T) {
+	for _, backend := range []struct {
+		name string
+		url  func() string
+	}{
+		{"redis", func() string { return redistest.Start(t).URL() }},
+		{"cluster", func() string { return redistest.StartCluster(t) }},
+	} {
+		t.Run(backend.name, func(t *testing.T) {
+			url := backend.url()
+			for _, test := range suite {
+				t.Run(test.name, func(t *testing.T) {
+					s := open(t, url)
+					flush(t, s)
+					if err := s.Connect(ctx); err != nil {
+						t.Fatal(err)
+					}
+					test.run(t, s)
+				})
+			}
+		})
+	}
+}
+
+var suite = []struct {
+	name string
+	run  func(t *testing.T, s *Store)
+}{
+	{"Versions", testVersions},
+	{"SameInputTwice", testSameInputTwice},
+	{"JournalOnly", testJournalOnly},
+	{"OrderPerPair", testOrderPerPair},
+	{"Tokens", testTokens},
+	{"Giveback", testGiveback},
+	{"Timers", testTimers},
+	{"Settle", testSettle},
+	{"Hold", testHold},
+	{"OneBadItem", testOneBadItem},
+	{"Opaque", testOpaque},
+	{"JournalIsBounded", testJournalIsBounded},
+	{"TimeToLive", testTimeToLive},
+	{"LateDoneAfterAsked", testLateDoneAfterAsked},
+	{"LostScripts", testLostScripts},
+	{"Format", testFormat},
+}
+
+func flush(t *testing.T, s *Store) {
+	everywhere(t, s, func(ctx context.Context, c *redis.Client) error { return c.FlushAll(ctx).Err() })
+}
+
+// everywhere does something on the server, or on each node of the cluster.
+func everywhere(t *testing.T, s *Store, each func(context.Context, *redis.Client) error) {
+	t.Helper()
+	var err error
+	if cluster, ok := s.client.(*redis.ClusterClient); ok {
+		err = cluster.ForEachMaster(ctx, each)
+	} else {
+		err = each(ctx, s.client.(*redis.Client))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// item is a commit of a call with n new deliveries numbered from first.
+func item(call, input, expected, commit string, numbers ...uint32) *statev1.CommitItem {
+	it := &statev1.CommitItem{Call: call, InputId: input, ExpectedVersion: expected, CommitId: commit,
+		Record: record(commit), Journal: note(input)}
+	for _, n := range numbers {
+		it.Deliveries = append(it.Deliveries, &statev1.Delivery{Number: n, Destination: dest, Endpoint: "createCallEnd",
+			Payload: []byte(fmt.Sprintf("payload %d", n)), RequestId: input, Gate: "gate"})
+	}
+	return it
+}
+
+func record(text string) []byte {
+	b, _ := proto.Marshal(&statev1.Record{Blobs: map[string][]byte{"test": []byte(text)}})
+	return b
+}
+
+func note(text string) []byte {
+	b, _ := proto.Marshal(&statev1.Journal{Entries: []*statev1.JournalEntry{{Fact: &statev1.JournalEntry_Note{Note: text}}}})
+	return b
+}
+
+func commit(t *testing.T, s *Store, items ...*statev1.CommitItem) []*statev1.CommitAnswer {
+	t.Helper()
+	answers, errs, _ := s.Commit(ctx, items)
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return answers
+}
+
+func statuses(answers []*statev1.CommitAnswer) (out []string) {
+	for _, a := range answers {
+		out = append(out, strings.TrimPrefix(a.GetStatus().String(), "COMMIT_STATUS_"))
+	}
+	return out
+}
+
+func want(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+func lease(t *testing.T, s *Store, members ...string) []*statev1.LeaseWork {
+	t.Helper()
+	work, err := s.Lease(ctx, dest, members)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return work
+}
+
+func complete(t *testing.T, s *Store, w *statev1.LeaseWork, change func(*statev1.LeaseResult)) Verdict {
+	t.Helper()
+	r := &statev1.LeaseResult{Call: w.GetCall(), Token: w.GetToken(), Delivery: w.GetDelivery().GetNumber(), Destination: dest,
+		Attempt: &statev1.Attempt{Delivery: w.GetDelivery().GetNumber()}}
+	change(r)
+	v, errs := s.Complete(ctx, []*statev1.LeaseResult{r})
+	if errs[0] != nil {
+		t.Fatal(errs[0])
+	}
+	return v[0]
+}
+
+func done(r *statev1.LeaseResult) { r.Result = &statev1.LeaseResult_Done{Done: &statev1.Done{}} }
+func again(ms int64) func(*statev1.LeaseResult) {
+	return func(r *statev1.LeaseResult) {
+		r.Result = &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: ms}}
+	}
+}
+func ends(state statev1.DeliveryState) func(*statev1.LeaseResult) {
+	return func(r *statev1.LeaseResult) {
+		r.Result = &statev1.LeaseResult_End{End: &statev1.End{State: state, Reason: "because"}}
+	}
+}
+
+func get(t *testing.T, s *Store, call string) *statev1.GetCallResponse {
+	t.Helper()
+	c, err := s.Call(ctx, call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func ttl(t *testing.T, s *Store, call string) time.Duration {
+	t.Helper()
+	d, err := s.client.PTTL(ctx, keyCall(call)).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// Rule 1: a version is the id of the commit that wrote it; a batch may chain commits of a call, and where the first did
+// not happen, the rest is CONFLICT.
+func testVersions(t *testing.T, s *Store) {
+	want(t, "chain", statuses(commit(t, s,
+		item("ameyo/1", "i1", "", "c1", 1), item("ameyo/2", "x1", "", "d1", 1), item("ameyo/1", "i2", "c1", "c2", 2))),
+		"[OK OK OK]")
+	want(t, "broken chain", statuses(commit(t, s,
+		item("ameyo/1", "i3", "c1", "c3"), item("ameyo/1", "i4", "c3", "c4"), item("ameyo/2", "x2", "d1", "d2"))),
+		"[CONFLICT CONFLICT OK]")
+	a := commit(t, s, item("ameyo/1", "i5", "", "c5"))[0]
+	want(t, "a conflict shows the call as it is", a.GetCurrent().GetVersion(), "c2")
+	want(t, "its record", string(a.GetCurrent().GetRecord()), string(record("c2")))
+	want(t, "its deliveries", len(a.GetCurrent().GetDeliveries()), 2)
+	want(t, "nothing written by conflicts", len(get(t, s, "ameyo/1").GetJournal().GetEntries()), 2)
+}
+
+// Rule 2: the same commit sent again, verbatim and after others, is answered with the earlier outcome and writes nothing.
+func testSameInputTwice(t *testing.T, s *Store) {
+	first := item("ameyo/1", "i1", "", "c1", 1)
+	first.Outcome = &statev1.Outcome{Duplicate: true}
+	commit(t, s, first, item("ameyo/1", "i2", "c1", "c2"))
+	before := get(t, s, "ameyo/1")
+	answers := commit(t, s, first, first)
+	want(t, "status", statuses(answers), "[EARLIER EARLIER]")
+	want(t, "outcome", answers[0].GetOutcome().GetDuplicate(), true)
+	if !proto.Equal(before, get(t, s, "ameyo/1")) {
+		t.Error("a repeated input changed the call")
+	}
+}
+
+// A duplicate's commit has no id: it writes its journal entry and nothing else.
+func testJournalOnly(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1"))
+	dup := item("ameyo/1", "i2", "c1", "")
+	dup.Record = nil
+	want(t, "status", statuses(commit(t, s, dup, item("ameyo/1", "i3", "c1", "c3"))), "[OK OK]")
+	c := get(t, s, "ameyo/1")
+	want(t, "version", c.GetVersion(), "c3")
+	want(t, "entries", len(c.GetJournal().GetEntries()), 3)
+}
+
+func testJournalIsBounded(t *testing.T, s *Store) {
+	big := item("ameyo/1", "i1", "", "c1")
+	big.Journal = note(strings.Repeat("x", 4000))
+	more := item("ameyo/1", "i2", "c1", "c2")
+	more.Journal = note(strings.Repeat("y", 200))
+	commit(t, s, big, more)
+	c := get(t, s, "ameyo/1")
+	want(t, "entries", len(c.GetJournal().GetEntries()), 1)
+	want(t, "dropped bytes", c.GetJournalDropped(), len(more.GetJournal()))
+}
+
+// Rule 9: the deliveries of a pair go out one after the other in commit order; one in retry holds back only the later ones
+// of its pair; an ended one holds back nothing.
+func testOrderPerPair(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1, 2, 3), item("ameyo/2", "x1", "", "d1", 1))
+	work := lease(t, s, "ameyo/1", "ameyo/1", "ameyo/2")
+	want(t, "only heads", numbers(work), "[ameyo/1:1 ameyo/2:1]")
+	want(t, "followed", []bool{work[0].GetFollowed(), work[1].GetFollowed()}, "[true false]")
+
+	v := complete(t, s, work[0], again(60_000))
+	want(t, "due later", v.Head && v.DueMS > s.Now()+50_000, true)
+	want(t, "nothing overtakes a retry", numbers(lease(t, s, "ameyo/1")), "[]")
+
+	s.clock.offset.Add(61_000)
+	work = lease(t, s, "ameyo/1")
+	want(t, "the retry", numbers(work), "[ameyo/1:1]")
+	want(t, "attempts", work[0].GetDelivery().GetAttempts(), 1)
+	want(t, "next is due", complete(t, s, work[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD)).Head, true)
+	work = lease(t, s, "ameyo/1")
+	want(t, "dead ones do not hold back", numbers(work), "[ameyo/1:2]")
+	complete(t, s, work[0], done)
+	work = lease(t, s, "ameyo/1")
+	want(t, "the last", numbers(work), "[ameyo/1:3]")
+	want(t, "no next", complete(t, s, work[0], done).Head, false)
+}
+
+func numbers(work []*statev1.LeaseWork) (out []string) {
+	for _, w := range work {
+		out = append(out, fmt.Sprintf("%s:%d", w.GetCall(), w.GetDelivery().GetNumber()))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Rule 6: done counts from any token while the delivery is not final; retry and dead only from the current one.
+func testTokens(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+	first := lease(t, s, "ameyo/1")[0]
+	if _, err := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, first.GetToken()}}); err != nil {
+		t.Fatal(err)
+	}
+	second := lease(t, s, "ameyo/1")[0]
+	want(t, "a new token for each grant", first.GetToken() != second.GetToken(), true)
+	want(t, "retry of the old lease", complete(t, s, first, again(0)).Superseded, true)
+	want(t, "dead of the old lease", complete(t, s, first, ends(statev1.DeliveryState_DELIVERY_STATE_DEAD)).Superseded, true)
+	want(t, "done of the old lease", complete(t, s, first, done).Superseded, false)
+	want(t, "state", get(t, s, "ameyo/1").GetDeliveries()[0].GetState(), statev1.DeliveryState_DELIVERY_STATE_DELIVERED)
+	want(t, "done of the new lease comes too late", complete(t, s, second, done).Superseded, true)
+	leases, _ := s.Leases(ctx, dest)
+	want(t, "no lease is left", len(leases), 0)
+}
+
+// Rules 7 and 8: a lease that ended without a result makes the delivery uncertain, and the mark travels; a lease that is
+// not the current one any more is left alone.
+func testGiveback(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+	w := lease(t, s, "ameyo/1")[0]
+	refs, err := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, "another token"}})
+	want(t, "another lease", fmt.Sprint(refs, err), "[] <nil>")
+	refs, err = s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, w.GetToken()}})
+	want(t, "given back", fmt.Sprint(len(refs), err), "1 <nil>")
+	w = lease(t, s, "ameyo/1")[0]
+	want(t, "uncertain", w.GetDelivery().GetUncertain(), true)
+	want(t, "counted", w.GetDelivery().GetAttempts(), 1)
+	complete(t, s, w, again(0))
+	want(t, "still uncertain", lease(t, s, "ameyo/1")[0].GetDelivery().GetUncertain(), true)
+}
+
+// Rule 11: setting a timer replaces, cancelling removes, an outdated entry is STALE, and the commit of an entry's input
+// removes it.
+func testTimers(t *testing.T, s *Store) {
+	set := func(input, expected, commitID string, in int64) *statev1.CommitItem {
+		it := item("ameyo/1", input, expected, commitID)
+		it.SetTimers = []*statev1.Timer{{Name: "phone1:7", InMs: in}}
+		return it
+	}
+	take := func() []*statev1.LeaseWork {
+		work, err := s.Lease(ctx, Rules, []string{"ameyo/1\tphone1:7"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return work
+	}
+	entry := func(w *statev1.LeaseWork, input, expected, commitID string) *statev1.CommitItem {
+		it := item("ameyo/1", input, expected, commitID)
+		it.Entry = w.GetEntry()
+		return it
+	}
+	commit(t, s, set("i1", "", "c1", 60_000))
+	want(t, "not due yet", len(take()), 0)
+	s.clock.offset.Add(61_000)
+	work := take()
+	want(t, "due, with the id of the commit that set it", work[0].GetEntry().GetTimerId(), "c1")
+	want(t, "leased once", len(take()), 0)
+
+	commit(t, s, set("i2", "c1", "c2", 60_000))
+	want(t, "replaced while leased", statuses(commit(t, s, entry(work[0], "c1:phone1:7", "c2", "c3"))), "[STALE]")
+	s.clock.offset.Add(61_000)
+	work = take()
+	want(t, "the new one", work[0].GetEntry().GetTimerId(), "c2")
+	want(t, "its input", statuses(commit(t, s, entry(work[0], "c2:phone1:7", "c2", "c3"))), "[OK]")
+	want(t, "removed", statuses(commit(t, s, entry(work[0], "another", "c3", "c4"))), "[STALE]")
+	leases, _ := s.Leases(ctx, Rules)
+	want(t, "no lease is left", len(leases), 0)
+	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
+
+	commit(t, s, set("i5", "c3", "c5", 0))
+	cancel := item("ameyo/1", "i6", "c5", "c6")
+	cancel.CancelTimers = []string{"phone1:7", "never set"}
+	commit(t, s, cancel)
+	want(t, "cancelled", len(take()), 0)
+	want(t, "nothing open after cancelling", ttl(t, s, "ameyo/1") > 0, true)
+}
+
+// Rule 13: while something is open a call has no time to live; what ends dead stays until somebody decides.
+func testTimeToLive(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1"))
+	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
+	commit(t, s, item("ameyo/1", "i2", "c1", "c2", 1, 2))
+	want(t, "two open", ttl(t, s, "ameyo/1") < 0, true)
+	complete(t, s, lease(t, s, "ameyo/1")[0], done)
+	want(t, "one open", ttl(t, s, "ameyo/1") < 0, true)
+	complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
+	want(t, "dead", ttl(t, s, "ameyo/1") < 0, true)
+	c := get(t, s, "ameyo/1")
+	if _, err := s.Settle(ctx, c, c.GetDeliveries()[1], &statev1.Action{What: "discard", Reason: "r"}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "discarded", ttl(t, s, "ameyo/1") > 0, true)
+}
+
+// Retry and discard change the version, so rules that looked at the call before decide again (rule 5), and letters are
+// listed until they are settled.
+func testSettle(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1, 2))
+	complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
+	letters, err := s.Letters(ctx, dest, 10)
+	want(t, "listed", fmt.Sprint(len(letters), err), "1 <nil>")
+	old := get(t, s, "ameyo/1")
+	if _, err := s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "rules that looked before", statuses(commit(t, s, item("ameyo/1", "i2", "c1", "c2"))), "[CONFLICT]")
+	_, err = s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"})
+	want(t, "a second click", err, ErrConflict)
+	letters, _ = s.Letters(ctx, dest, 10)
+	want(t, "not listed any more", len(letters), 0)
+	work := lease(t, s, "ameyo/1")
+	want(t, "at the end of its line", numbers(work), "[ameyo/1:2]")
+
+	c := get(t, s, "ameyo/1")
+	head, err := s.Settle(ctx, c, c.GetDeliveries()[0], &statev1.Action{What: "discard", Reason: "r"})
+	want(t, "discarded from the middle of the line", fmt.Sprint(head, err), "false <nil>")
+	complete(t, s, work[0], done)
+	want(t, "nothing left", numbers(lease(t, s, "ameyo/1")), "[]")
+}
+
+// A person's answer to an uncertain delivery and the CRM's late answer may cross: the late fact counts, and the line is
+// not disturbed.
+func testLateDoneAfterAsked(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1, 2))
+	w := lease(t, s, "ameyo/1")[0]
+	complete(t, s, w, ends(statev1.DeliveryState_DELIVERY_STATE_ASKED))
+	second := lease(t, s, "ameyo/1")
+	want(t, "asked ones do not hold back", numbers(second), "[ameyo/1:2]")
+	want(t, "late done", complete(t, s, w, done).Superseded, false)
+	want(t, "the other is still leased", get(t, s, "ameyo/1").GetDeliveries()[1].GetState(), statev1.DeliveryState_DELIVERY_STATE_LEASED)
+	want(t, "and completes", complete(t, s, second[0], done).Superseded, false)
+	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
+}
+
+// Rule 14: one clock that never goes back.
+func TestClockNeverGoesBack(t *testing.T) {
+	c := newClock()
+	c.set(time.UnixMilli(1_000_000))
+	first := c.Now()
+	c.set(time.UnixMilli(1_000))
+	if c.Now() < first {
+		t.Errorf("went back from %d to %d", first, c.Now())
+	}
+}
+
+// Rule 15: a hold counts its time, a result from before the last release does not hold again, and a person's hold is not
+// weakened by a probing one.
+func testHold(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+	hold := func() Hold {
+		holds, err := s.Holds(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return holds[dest]
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.Hold(ctx, dest, "key refused", 0, 1000))
+	want(t, "held", hold().Held(), true)
+	s.clock.offset.Add(5000)
+	must(s.Release(ctx, dest, 0))
+	h := hold()
+	want(t, "released", h.Held(), false)
+	want(t, "time is counted", h.TotalMS >= 5000 && h.TotalMS < 60_000, true)
+	must(s.Hold(ctx, dest, "late", 0, 1000))
+	want(t, "a result from before the release", hold().Held(), false)
+	must(s.Hold(ctx, dest, "maintenance", -1, 0))
+	must(s.Hold(ctx, dest, "key refused", 1, 1000))
+	want(t, "a person's hold stays", fmt.Sprint(hold().Reason, hold().ProbeMS), "maintenance0")
+}
+
+// Rule 17 and 18: one bad item never fails its batch; a lost script cache is repaired item by item.
+func testOneBadItem(t *testing.T, s *Store) {
+	if err := s.client.Set(ctx, keyCall("ameyo/bad"), "not a hash", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	answers, errs, due := s.Commit(ctx, []*statev1.CommitItem{
+		item("ameyo/1", "i1", "", "c1", 1), item("ameyo/bad", "i2", "", "c2", 1), item("ameyo/3", "i3", "", "c3", 1)})
+	want(t, "bad one", errs[1] != nil, true)
+	want(t, "others", fmt.Sprint(errs[0], errs[2], statuses([]*statev1.CommitAnswer{answers[0], answers[2]})), "<nil> <nil> [OK OK]")
+	want(t, "due", len(due), 2)
+	_, errs = s.Load(ctx, []string{"ameyo/1", "ameyo/bad", "ameyo/3"})
+	want(t, "load", fmt.Sprint(errs[0] == nil, errs[1] == nil, errs[2] == nil), "true false true")
+}
+
+func testLostScripts(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+	everywhere(t, s, func(ctx context.Context, c *redis.Client) error { return c.ScriptFlush(ctx).Err() })
+	want(t, "after a flush", statuses(commit(t, s, item("ameyo/1", "i2", "c1", "c2"), item("ameyo/1", "i3", "c2", "c3"))), "[OK OK]")
+}
+
+// Rule 18: another format or number of partitions refuses to start.
+func testFormat(t *testing.T, s *Store) {
+	s.client.HSet(ctx, keyMeta, "partitions", "16")
+	if err := s.Connect(ctx); err == nil || !strings.Contains(err.Error(), "16 partitions") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Rule 19: ids, versions and payloads are opaque, whatever bytes they hold.
+func testOpaque(t *testing.T, s *Store) {
+	odd := item("ameyo/{1} \x00:\xff", "i:1 \n", "", "1e3", 1)
+	odd.Record = []byte("\x00\xff\t ")
+	odd.Deliveries[0].Payload = []byte("\x00\xff\r\n")
+	commit(t, s, odd)
+	want(t, "status", statuses(commit(t, s, item(odd.GetCall(), "i2", "1000", "c2"))), "[CONFLICT]")
+	states, errs := s.Load(ctx, []string{odd.GetCall()})
+	want(t, "record", fmt.Sprintf("%q %v", states[0].GetRecord(), errs[0]), `"\x00\xff\t " <nil>`)
+	w := lease(t, s, odd.GetCall())[0]
+	want(t, "payload", fmt.Sprintf("%q", w.GetDelivery().GetPayload()), `"\x00\xff\r\n"`)
+	complete(t, s, w, done)
+}
+
+// What is written of a state letter reads back as the same state.
+func TestLetters(t *testing.T) {
+	for l, state := range states {
+		want(t, state.String(), letter(state), l)
+	}
+	want(t, "all states", len(states), len(statev1.DeliveryState_name)-1)
+}

@@ -1,0 +1,176 @@
+package delivery
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
+)
+
+// handBack returns work untouched, to be leased again after wait, which does not count as age.
+func handBack(wait time.Duration) verdict {
+	return verdict{next: nextRetry, in: wait, paused: wait, uncounted: true}
+}
+
+// deliver makes at most one request for a leased delivery and says what becomes of it. A panic fails only this one.
+func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
+	var attempt *statev1.Attempt
+	defer func() {
+		problem := recover()
+		if problem == nil {
+			return
+		}
+		c.log.Error("panic in a delivery", "call", it.key.call, "delivery", it.key.number, "panic", problem, "stack", string(debug.Stack()))
+		v := verdict{next: nextRetry, reason: "internal error of the relay, see its log", in: c.cfg.Policy.Backoff.Max}
+		if int(it.work.Delivery.Attempts)+1 >= c.cfg.Policy.MaxAttempts {
+			v = dead("given up: " + v.reason)
+		}
+		result = c.result(it, attempt, v)
+	}()
+
+	work := it.work
+	if c.cfg.Disabled {
+		v := verdict{next: nextSendDisabled, end: statev1.DeliveryState_DELIVERY_STATE_SEND_DISABLED, reason: "real sending is disabled (ENABLE_REAL_SEND)"}
+		return c.report(c.requests, it, c.attempt(work), v)
+	}
+	paused := c.breaker.paused(ms(work.AgeMs))
+	if v, ends := c.cfg.Policy.before(work, paused); ends {
+		return c.report(c.requests, it, nil, v)
+	}
+	// The last look before the request: after this it takes at most SendTimeout.
+	if c.requests.Err() != nil || time.Since(it.leased) > c.cfg.LeaseTime-c.cfg.SendTimeout {
+		return c.result(it, nil, handBack(0))
+	}
+	permit, wait, ok := c.breaker.allow()
+	if !ok {
+		return c.result(it, nil, handBack(wait))
+	}
+	failed := true
+	defer func() { permit.done(failed) }()
+
+	ctx, span := c.span(work)
+	defer span.End()
+	attempt = c.attempt(work)
+	attempt.Uncertain = true // what a panic leaves behind
+	start := time.Now()
+	answer := c.sender.Send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
+	took := time.Since(start)
+	failed = answer.transportFailure()
+
+	attempt.DurationMs = took.Milliseconds()
+	attempt.HttpCode = int32(answer.HTTPCode)
+	attempt.Result, attempt.MessageCode, attempt.SubMessageCode = answer.Result, answer.MessageCode, answer.SubMessageCode
+	attempt.Body = answer.Body
+	attempt.Uncertain = answer.Outcome == Uncertain
+	c.metrics.attempted(ctx, took)
+	if answer.Outcome == Unsent && c.requests.Err() != nil {
+		// Our own end cut it short before anything left.
+		return c.result(it, nil, handBack(0))
+	}
+	v := c.cfg.Policy.after(work, answer, circumstances{
+		appErrors:   c.countAppError(it.key, answer.Outcome),
+		probe:       permit.probe,
+		breakerOpen: c.cfg.Breaker.Open,
+		paused:      paused,
+		random:      c.random,
+	})
+	if v.next != nextDelivered {
+		span.SetStatus(codes.Error, v.reason)
+	}
+	return c.report(ctx, it, attempt, v)
+}
+
+// attempt begins the journal's fact about a request.
+func (c *Consumer) attempt(work *statev1.LeaseWork) *statev1.Attempt {
+	return &statev1.Attempt{
+		Delivery:    work.Delivery.Number,
+		Number:      work.Delivery.Attempts + 1,
+		Destination: c.cfg.Destination,
+		Endpoint:    work.Delivery.Endpoint,
+		Url:         c.sender.URL(work.Delivery.Endpoint),
+	}
+}
+
+// countAppError returns how many application errors the delivery met, with this outcome.
+func (c *Consumer) countAppError(k key, outcome Outcome) int {
+	if outcome != AppError {
+		return 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.appErrors) >= maxAppErrors {
+		clear(c.appErrors)
+	}
+	c.appErrors[k]++
+	return c.appErrors[k]
+}
+
+// span starts the span of one attempt in the callback's trace.
+func (c *Consumer) span(work *statev1.LeaseWork) (context.Context, trace.Span) {
+	ctx := telemetry.Extract(c.requests, work.Delivery.Traceparent)
+	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
+	if work.Delivery.Link != "" {
+		linked := trace.SpanContextFromContext(telemetry.Extract(context.Background(), work.Delivery.Link))
+		options = append(options, trace.WithLinks(trace.Link{SpanContext: linked}))
+	}
+	return c.tel.Tracer().Start(ctx, "upstream.deliver", options...)
+}
+
+// report logs and counts a verdict and makes it a result.
+func (c *Consumer) report(ctx context.Context, it *item, attempt *statev1.Attempt, v verdict) *statev1.LeaseResult {
+	level := slog.LevelWarn
+	if v.next == nextDelivered || v.next == nextSendDisabled {
+		level = slog.LevelInfo
+	}
+	fields := []any{"outcome", v.next, "request_id", it.work.Delivery.RequestId, "call", it.key.call,
+		"delivery", it.key.number, "endpoint", it.work.Delivery.Endpoint}
+	if attempt != nil {
+		fields = append(fields, "attempt", attempt.Number, "url", attempt.Url, "http_code", attempt.HttpCode, "duration_ms", attempt.DurationMs)
+	}
+	if v.reason != "" {
+		fields = append(fields, "reason", v.reason)
+	}
+	if v.next == nextRetry {
+		fields = append(fields, "retry_in", v.in.Round(time.Millisecond).String())
+	}
+	c.log.Log(ctx, level, "delivery", fields...)
+	c.metrics.settled(ctx, v.next)
+	return c.result(it, attempt, v)
+}
+
+// result is a verdict in the protocol's words. It panics on nothing: deliver's recovery uses it.
+func (c *Consumer) result(it *item, attempt *statev1.Attempt, v verdict) *statev1.LeaseResult {
+	result := &statev1.LeaseResult{
+		Call:        it.key.call,
+		Delivery:    it.key.number,
+		Destination: c.cfg.Destination,
+		Attempt:     attempt,
+	}
+	switch v.next {
+	case nextDelivered:
+		result.Result = &statev1.LeaseResult_Done{Done: &statev1.Done{}}
+	case nextRetry:
+		result.Result = &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{
+			InMs: v.in.Milliseconds(), PausedMs: v.paused.Milliseconds(), Uncounted: v.uncounted,
+		}}
+	case nextHold:
+		result.Result = &statev1.LeaseResult_Hold{Hold: &statev1.HoldDestination{
+			Reason: v.reason, Epoch: it.work.HoldEpoch, ProbeInMs: v.in.Milliseconds(),
+		}}
+	default:
+		result.Result = &statev1.LeaseResult_End{End: &statev1.End{State: v.end, Reason: v.reason}}
+	}
+	if attempt != nil {
+		attempt.Next, attempt.Error = v.next, v.reason
+		if v.next == nextRetry {
+			attempt.RetryInMs = v.in.Milliseconds()
+		}
+	}
+	return result
+}

@@ -1,0 +1,63 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// metrics are what a dashboard sees of one destination.
+type metrics struct {
+	destination attribute.KeyValue
+	outcomes    metric.Int64Counter
+	attempts    metric.Int64Counter
+	duration    metric.Float64Histogram
+}
+
+func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
+	m := &metrics{destination: attribute.String("destination", c.cfg.Destination)}
+	same := metric.WithAttributes(m.destination)
+	var errs [6]error
+	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
+		metric.WithDescription("What became of leased deliveries, by outcome; retry and hold are not final."))
+	m.attempts, errs[1] = meter.Int64Counter("callrelay.upstream.attempts",
+		metric.WithDescription("Requests made."))
+	m.duration, errs[2] = meter.Float64Histogram("callrelay.upstream.attempt.duration",
+		metric.WithDescription("How long a request took until its answer or its failure."), metric.WithUnit("s"))
+	_, errs[3] = meter.Int64ObservableGauge("callrelay.upstream.in_flight",
+		metric.WithDescription("Deliveries that are worked on."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			o.Observe(int64(c.running), same)
+			return nil
+		}))
+	_, errs[4] = meter.Int64ObservableGauge("callrelay.upstream.unanswered",
+		metric.WithDescription("Results that state has not answered yet."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			o.Observe(int64(len(c.items)-c.running), same)
+			return nil
+		}))
+	_, errs[5] = meter.Int64ObservableGauge("callrelay.upstream.breaker",
+		metric.WithDescription("Circuit breaker: 0 closed, 1 half open, 2 open."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			o.Observe(map[gobreaker.State]int64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[c.breaker.circuit.State()], same)
+			return nil
+		}))
+	return m, errors.Join(errs[:]...)
+}
+
+func (m *metrics) attempted(ctx context.Context, took time.Duration) {
+	m.attempts.Add(ctx, 1, metric.WithAttributes(m.destination))
+	m.duration.Record(ctx, took.Seconds(), metric.WithAttributes(m.destination))
+}
+
+func (m *metrics) settled(ctx context.Context, outcome string) {
+	m.outcomes.Add(ctx, 1, metric.WithAttributes(m.destination, attribute.String("outcome", outcome)))
+}

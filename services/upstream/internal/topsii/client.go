@@ -1,0 +1,142 @@
+// Package topsii is the client of TopS.II's predictive call API (FastHelp Web API).
+//
+// It owns how a request looks, whether it left, and what each answer means (classify, the answer table of the
+// specification). It makes exactly one request per Send and does not retry, wait or count: that is package delivery's.
+package topsii
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"callrelay/platform/telemetry"
+	"callrelay/services/upstream/internal/delivery"
+)
+
+// maxBody bounds how much of an answer is read. TopS.II's own are below 1 KB.
+const maxBody = 64 << 10
+
+// endpoints are the calls of the API.
+var endpoints = []string{"createCallStart", "createCallEnd", "createNotAnswer"}
+
+// Options says where TopS.II is and how patient to be.
+type Options struct {
+	// BaseURL and PathPrefix, joined by one slash, and the endpoint with ".json" are the URL.
+	BaseURL, PathPrefix string
+	// APIKey goes into the X-FastHelp-API-Key header and nowhere else.
+	APIKey string
+	// Connect bounds getting a connection (name, TCP, TLS each), Total the whole request with it.
+	Connect, Total time.Duration
+	// Concurrency is how many idle connections are kept.
+	Concurrency int
+	// Trace puts tracing around the transport; nil = none.
+	Trace func(http.RoundTripper) http.RoundTripper
+}
+
+// Client sends deliveries to TopS.II. It is safe for concurrent use.
+type Client struct {
+	options   Options
+	transport http.RoundTripper
+}
+
+var _ delivery.Sender = (*Client)(nil)
+
+// New makes a client. It opens no connection.
+func New(options Options) *Client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	client := &Client{options: options, transport: &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: options.Connect}).DialContext,
+		TLSHandshakeTimeout: options.Connect,
+		MaxIdleConnsPerHost: options.Concurrency,
+		MaxIdleConns:        options.Concurrency,
+		// Shorter than the keep-alive of any common server (Apache closes after 5 s). A request that meets a server
+		// closing its idle connection is uncertain, so such meetings must be rare.
+		IdleConnTimeout: 4 * time.Second,
+		Protocols:       protocols,
+	}}
+	if options.Trace != nil {
+		client.transport = options.Trace(client.transport)
+	}
+	return client
+}
+
+// URL is where an endpoint's requests go.
+func (c *Client) URL(endpoint string) string {
+	return strings.TrimRight(c.options.BaseURL, "/") + "/" + strings.TrimLeft(c.options.PathPrefix, "/") + endpoint + ".json"
+}
+
+// Send posts one payload. It uses the transport itself, not http.Client: no redirect is followed, no request repeated.
+func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) delivery.Answer {
+	if !slices.Contains(endpoints, endpoint) {
+		return delivery.Answer{Outcome: delivery.Dead, Reason: fmt.Sprintf("TopS.II has no endpoint %q", clip(endpoint))}
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.options.Total)
+	defer cancel()
+
+	// A request may leave from the moment it has a connection; a cancelled one can still be on its way into the socket
+	// while RoundTrip already returned. net/http tries another connection only after writing nothing, and then asks for
+	// one again, which takes the mark back.
+	var left atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { left.Store(false) },
+		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
+	})
+	form := url.Values{"jsonData": {string(payload)}}.Encode()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.URL(endpoint), strings.NewReader(form))
+	if err != nil {
+		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + masked(err)}
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	request.Header.Set("X-FastHelp-API-Key", c.options.APIKey)
+	request.Header.Set("User-Agent", "callrelay")
+
+	answer, err := c.transport.RoundTrip(request)
+	if err != nil {
+		return c.unanswered(err, left.Load())
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, maxBody))
+	r := response{status: answer.StatusCode, header: answer.Header, body: body}
+	if err != nil {
+		r.readErr = c.words(err)
+	}
+	return classify(r, time.Now())
+}
+
+// unanswered says what it means that no answer came.
+func (c *Client) unanswered(err error, left bool) delivery.Answer {
+	if !left {
+		return delivery.Answer{Outcome: delivery.Unsent, Reason: "TopS.II cannot be reached, nothing was sent: " + c.words(err)}
+	}
+	return delivery.Answer{Outcome: delivery.Uncertain, Reason: "the request may have reached TopS.II, but no answer came: " + c.words(err)}
+}
+
+// words turns an error of the transport into something for people.
+func (c *Client) words(err error) string {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Sprintf("not within %v (TOPSII_TIMEOUT)", c.options.Total)
+	case errors.Is(err, context.Canceled):
+		return "this relay was stopped meanwhile"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection was cut"
+	}
+	return masked(err)
+}
+
+// masked bounds an error's text and masks what could be a phone number in it.
+func masked(err error) string {
+	text := err.Error()
+	return telemetry.MaskDigits(strings.ToValidUTF8(text[:min(len(text), 300)], ""))
+}
