@@ -102,8 +102,8 @@ func describe(e *statev1.JournalEntry) []string {
 		return []string{decided(fact.Decided)}
 	case *statev1.JournalEntry_Rejected:
 		f := fact.Rejected
-		return []string{words(fmt.Sprintf("refused request %s with %d:", orDash(e.GetRequestId()), f.GetStatus()), f.GetMessage(),
-			about("field", f.GetField()), about("on", strings.TrimSpace(f.GetMethod()+" "+f.GetPath())))}
+		return []string{fmt.Sprintf("refused request %s with %d: %s (%s)", orDash(e.GetRequestId()), f.GetStatus(), printable(f.GetMessage()),
+			list(about("field ", f.GetField()), words(f.GetMethod(), f.GetPath())))}
 	case *statev1.JournalEntry_Duplicate:
 		f := fact.Duplicate
 		line := fmt.Sprintf("request %s is a duplicate of %s, which is %s", orDash(e.GetRequestId()), orDash(f.GetOf()), f.GetGate())
@@ -115,19 +115,19 @@ func describe(e *statev1.JournalEntry) []string {
 		return []string{attempted(fact.Attempt)}
 	case *statev1.JournalEntry_Ended:
 		f := fact.Ended
-		return []string{words(fmt.Sprintf("delivery %d is %s", f.GetDelivery(), stateName(f.GetState())), about(":", f.GetReason()))}
+		return []string{fmt.Sprintf("delivery %d is %s", f.GetDelivery(), stateName(f.GetState())) + about(": ", f.GetReason())}
 	case *statev1.JournalEntry_Phone1:
 		f := fact.Phone1
-		return []string{words("phone-1 record", f.GetWhat()+":", f.GetStatus(), about("customer", f.GetCustomerId()), about("called", f.GetCallTime()))}
+		return []string{fmt.Sprintf("phone-1 record %s: %s", f.GetWhat(), list(f.GetStatus(), about("customer ", f.GetCustomerId()), about("called ", f.GetCallTime())))}
 	case *statev1.JournalEntry_Note:
-		return []string{"note: " + fact.Note}
+		return []string{"note: " + printable(fact.Note)}
 	case *statev1.JournalEntry_Action:
 		f := fact.Action
 		line := words(f.GetActor()+":", f.GetWhat())
 		if f.GetDelivery() > 0 {
 			line += fmt.Sprintf(" delivery %d", f.GetDelivery())
 		}
-		return []string{words(line, about("because", f.GetReason()))}
+		return []string{line + about(" because ", f.GetReason())}
 	default:
 		return []string{"(an entry that this version does not know)"}
 	}
@@ -138,7 +138,7 @@ func decided(f *statev1.Decided) string {
 	if f.GetRule() != "start" {
 		line += fmt.Sprintf(" (dial index %d, phones %d)", f.GetDialIndex(), f.GetPhones())
 	}
-	line = words(line, about("errorInfo1", f.GetErrorInfo1()), about("errorInfo2", f.GetErrorInfo2()))
+	line += about(" errorInfo1 ", f.GetErrorInfo1()) + about(" errorInfo2 ", f.GetErrorInfo2())
 	if f.GetPhone1StateUsed() {
 		line += ", phone-1 record used"
 	}

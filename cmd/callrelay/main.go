@@ -18,13 +18,15 @@ import (
 const exitNotFound = 3
 
 func main() {
-	run.Main(func(ctx context.Context) error {
-		err := newRoot().ExecuteContext(ctx)
-		if errors.Is(err, errNotFound) {
-			return &run.ExitError{Code: exitNotFound, Err: err}
-		}
-		return err
-	})
+	run.Main(func(ctx context.Context) error { return execute(ctx, newRoot()) })
+}
+
+func execute(ctx context.Context, root *cobra.Command) error {
+	err := root.ExecuteContext(ctx)
+	if errors.Is(err, errNotFound) {
+		return &run.ExitError{Code: exitNotFound, Err: err}
+	}
+	return err
 }
 
 func newRoot() *cobra.Command {

@@ -35,23 +35,26 @@ func printable(s string) string {
 	}, s)
 }
 
-// words joins what is not empty.
-func words(parts ...string) string {
+// words joins what is not empty with spaces, list with commas.
+func words(parts ...string) string { return join(" ", parts) }
+func list(parts ...string) string  { return join(", ", parts) }
+
+func join(separator string, parts []string) string {
 	var given []string
 	for _, p := range parts {
 		if p = strings.TrimSpace(p); p != "" {
 			given = append(given, printable(p))
 		}
 	}
-	return strings.Join(given, " ")
+	return strings.Join(given, separator)
 }
 
-// about is "name value", or nothing without a value.
-func about(name, value string) string {
+// about introduces a value, and is nothing without one.
+func about(intro, value string) string {
 	if value == "" {
 		return ""
 	}
-	return name + " " + value
+	return intro + printable(value)
 }
 
 func orDash(s string) string {

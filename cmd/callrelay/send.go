@@ -76,7 +76,7 @@ Scenarios: ` + names + `.`,
 		play = wrapped(play, *reorder, dialer.Reordered)
 		play = wrapped(play, *repeat, dialer.Repeated)
 		// Other call ids each time, or the second run would be duplicates of the first.
-		chosen := cmp.Or(*seed, uint64(time.Now().UnixNano()/1e6)%900_000)
+		chosen := cmp.Or(*seed, 1+uint64(time.Now().UnixMilli())%899_999)
 		callbacks := dialer.New(chosen).Mix(*count, play...)
 		report := dialer.Play(c.Context(), nil, *to, callbacks, dialer.PlayOptions{Concurrency: *concurrency, Rate: *rate})
 		if err := renderReport(c.OutOrStdout(), callbacks, report, chosen); err != nil {

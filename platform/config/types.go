@@ -8,7 +8,7 @@ import (
 )
 
 // Secret is a string that does not print itself: whatever formats, logs or marshals it gets "***", or "" when it is empty.
-// fmt cannot see the methods of unexported fields, so a Secret belongs into exported ones.
+// fmt does not see the methods of unexported fields, nor encoding/json those of map keys: a Secret belongs into neither.
 type Secret string
 
 // Reveal is the one way to the value.

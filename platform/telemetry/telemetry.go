@@ -35,6 +35,7 @@ import (
 // Telemetry is what one service reports through.
 type Telemetry struct {
 	tracer  trace.Tracer
+	traces  trace.TracerProvider
 	meter   metric.Meter
 	log     *slog.Logger
 	tracing bool
@@ -59,6 +60,9 @@ func Start(ctx context.Context, service string) (*Telemetry, error) {
 
 // Tracer makes spans; without tracing they do nothing, but still carry the caller's trace on.
 func (t *Telemetry) Tracer() trace.Tracer { return t.tracer }
+
+// TracerProvider is for libraries that make their own spans.
+func (t *Telemetry) TracerProvider() trace.TracerProvider { return t.traces }
 
 // Meter makes instruments; they are told apart from the other services' by the label service_name.
 func (t *Telemetry) Meter() metric.Meter { return t.meter }
@@ -167,15 +171,16 @@ func (g *Group) Service(name string) *Telemetry {
 	}
 	t := &Telemetry{log: log, metrics: g.MetricsHandler(), tracing: g.processor != nil}
 
-	t.tracer = noop.NewTracerProvider().Tracer(name)
+	t.traces = noop.NewTracerProvider()
 	if t.tracing {
 		options := append([]sdktrace.TracerProviderOption{
 			sdktrace.WithResource(res), sdktrace.WithSpanProcessor(shared{g.processor}),
 		}, g.options...)
 		traces := sdktrace.NewTracerProvider(options...)
-		t.tracer = traces.Tracer(name)
+		t.traces = traces
 		t.stop = append(t.stop, traces.Shutdown)
 	}
+	t.tracer = t.traces.Tracer(name)
 
 	metrics := sdkmetric.NewMeterProvider(sdkmetric.WithResource(res), sdkmetric.WithReader(g.reader()))
 	t.meter = metrics.Meter(name)

@@ -19,6 +19,7 @@ import (
 
 	"callrelay/callback"
 	"callrelay/gen"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	"callrelay/platform/errkind"
 	"callrelay/platform/telemetry"
@@ -191,7 +192,7 @@ func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, _ *http.Req
 
 // gatewayError answers what the gateway or our own service refused. Our own refusals are recorded already.
 func (s *Service) gatewayError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
-	if st, ok := status.FromError(err); ok && len(st.Details()) == 0 && errkind.From(err).Kind == errkind.Invalid("", "").Kind {
+	if st, ok := status.FromError(err); ok && len(st.Details()) == 0 && errkind.From(err).Kind == errorsv1.Kind_KIND_INVALID {
 		s.refuse(ctx, w, r, &refusal{status: http.StatusBadRequest, message: st.Message()})
 		return
 	}

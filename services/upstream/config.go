@@ -38,6 +38,7 @@ type Config struct {
 	BreakerOpen         time.Duration `env:"BREAKER_OPEN" envDefault:"10s" desc:"How long nothing is sent after BREAKER_FAILURES."`
 	BreakerProbes       int           `env:"BREAKER_PROBES" envDefault:"1" desc:"Requests let through after BREAKER_OPEN; all must succeed for normal sending."`
 	LeaseTime           time.Duration `env:"LEASE_TIME" envDefault:"45s" desc:"The lease time of state; must be the same there."`
+	StopTimeout         time.Duration `env:"UPSTREAM_STOP_TIMEOUT" envDefault:"3s" desc:"How long stopping may take; a request that is still running after three quarters of it is cut."`
 }
 
 // leaseRoom is how much longer than one request a lease must be, so that its result can be reported in time.
@@ -85,6 +86,7 @@ func (c *Config) Validate() error {
 	}{
 		{"TOPSII_CONNECT_TIMEOUT", c.ConnectTimeout}, {"TOPSII_TIMEOUT", c.Timeout}, {"DELIVERY_MAX_AGE", c.MaxAge}, {"RETRY_BASE", c.RetryBase},
 		{"RETRY_MAX", c.RetryMax}, {"PROBE_INTERVAL", c.ProbeInterval}, {"BREAKER_OPEN", c.BreakerOpen}, {"LEASE_TIME", c.LeaseTime},
+		{"UPSTREAM_STOP_TIMEOUT", c.StopTimeout},
 	} {
 		check(d.value > 0, "%s: must be positive, not %v", d.name, d.value)
 	}

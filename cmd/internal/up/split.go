@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"callrelay/cmd/internal/supervise"
@@ -71,17 +72,28 @@ func (a *apart) start(ctx context.Context, o Options, name, addr string, env map
 	return nil
 }
 
-// environ is the environment of one service. METRICS_ADDR, which all four read, is ingress' one; the others keep their
-// defaults, or all but one would find it taken.
+// environ is the environment of one service. All four read METRICS_ADDR, so its port is ingress' one, and the next three
+// are those of router, state and upstream, as with the defaults.
 func environ(env map[string]string, name string) []string {
 	var list []string
 	for k, v := range env {
-		if k != "METRICS_ADDR" || name == "ingress" {
-			list = append(list, k+"="+v)
+		if k == "METRICS_ADDR" {
+			v = nextPort(v, slices.Index([]string{"ingress", "router", "state", "upstream"}, name))
 		}
+		list = append(list, k+"="+v)
 	}
 	slices.Sort(list)
 	return list
+}
+
+// nextPort adds n to the port of addr, unless the port is for the system to choose.
+func nextPort(addr string, n int) string {
+	host, text, err := net.SplitHostPort(addr)
+	port, errPort := strconv.Atoi(text)
+	if err != nil || errPort != nil || port == 0 {
+		return addr
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port+n))
 }
 
 func (a *apart) httpAddr() string { return a.addr }

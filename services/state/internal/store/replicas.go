@@ -2,21 +2,17 @@ package store
 
 import (
 	"context"
-	"crypto/rand"
 	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// self names this process among the state replicas.
-var self = rand.Text()
-
 // Heartbeat says that this process lives, and reports whether another state process does too.
 func (s *Store) Heartbeat(ctx context.Context, alive time.Duration) (others bool, err error) {
 	now := s.clock.Now()
 	p := s.client.Pipeline()
-	p.ZAdd(ctx, keyReplicas, redis.Z{Score: float64(now), Member: self})
+	p.ZAdd(ctx, keyReplicas, redis.Z{Score: float64(now), Member: s.self})
 	p.ZRemRangeByScore(ctx, keyReplicas, "-inf", strconv.FormatInt(now-alive.Milliseconds(), 10))
 	count := p.ZCard(ctx, keyReplicas)
 	if _, err := p.Exec(ctx); err != nil {

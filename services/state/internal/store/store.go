@@ -34,6 +34,7 @@ type Store struct {
 	client redis.UniversalClient
 	cfg    Config
 	clock  *Clock
+	self   string // names this process among the state replicas
 
 	mu           sync.Mutex
 	destinations map[string]bool
@@ -45,7 +46,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w", err)
 	}
-	return &Store{client: client, cfg: cfg, clock: newClock(), destinations: map[string]bool{}}, nil
+	return &Store{client: client, cfg: cfg, clock: newClock(), self: rand.Text(), destinations: map[string]bool{}}, nil
 }
 
 // newClient understands redis://, rediss:// and unix:// (one server), the same with ?addr=host:port for the other nodes of

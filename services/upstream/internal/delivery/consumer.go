@@ -22,9 +22,9 @@ type Config struct {
 	LeaseTime time.Duration
 	// SendTimeout is the longest a Send takes. No request starts with less than that left of its lease.
 	SendTimeout time.Duration
-	// StopTimeout is how long running requests may take after the end was asked for, FlushTimeout how long results may
-	// wait for state's answers after that.
-	StopTimeout, FlushTimeout time.Duration
+	// StopTimeout is how long Run may take after the end was asked for: three quarters for running requests to finish,
+	// the rest for state to answer the last results.
+	StopTimeout time.Duration
 	// Disabled: nothing is sent, everything ends as send_disabled.
 	Disabled bool
 	Policy   Policy
@@ -127,8 +127,8 @@ func (c *Consumer) Ready() error {
 	return c.down
 }
 
-// Run works until ctx ends. Then it leases nothing more, lets running requests finish for StopTimeout, and returns when
-// state has answered every result, at the latest after FlushTimeout more.
+// Run works until ctx ends. Then it leases nothing more, lets running requests finish, and returns when state has answered
+// every result, at the latest after StopTimeout.
 func (c *Consumer) Run(ctx context.Context) error {
 	var abort, cut context.CancelFunc
 	c.requests, abort = context.WithCancel(context.WithoutCancel(ctx))
@@ -137,8 +137,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer cut()
 	defer context.AfterFunc(ctx, func() {
 		c.stop()
-		time.AfterFunc(c.cfg.StopTimeout, abort)
-		time.AfterFunc(c.cfg.StopTimeout+c.cfg.FlushTimeout, cut)
+		time.AfterFunc(c.cfg.StopTimeout*3/4, abort)
+		time.AfterFunc(c.cfg.StopTimeout, cut)
 	})()
 
 	c.keepStream(streams)

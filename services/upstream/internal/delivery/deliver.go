@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"go.opentelemetry.io/otel/codes"
@@ -80,6 +81,7 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		paused:      paused,
 		random:      c.random,
 	})
+	span.SetAttributes(telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
 	if v.next != nextDelivered {
 		span.SetStatus(codes.Error, v.reason)
 	}
@@ -114,7 +116,14 @@ func (c *Consumer) countAppError(k key, outcome Outcome) int {
 // span starts the span of one attempt in the callback's trace.
 func (c *Consumer) span(work *statev1.LeaseWork) (context.Context, trace.Span) {
 	ctx := telemetry.Extract(c.requests, work.Delivery.Traceparent)
-	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
+	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+		telemetry.RequestID.String(work.Delivery.RequestId),
+		telemetry.CallID.String(work.Call),
+		telemetry.Delivery.String(work.Call+"/"+strconv.Itoa(int(work.Delivery.Number))),
+		telemetry.Attempt.Int(int(work.Delivery.Attempts)+1),
+		telemetry.Destination.String(c.cfg.Destination),
+		telemetry.Endpoint.String(work.Delivery.Endpoint),
+	)}
 	if work.Delivery.Link != "" {
 		linked := trace.SpanContextFromContext(telemetry.Extract(context.Background(), work.Delivery.Link))
 		options = append(options, trace.WithLinks(trace.Link{SpanContext: linked}))
@@ -150,6 +159,7 @@ func (c *Consumer) result(it *item, attempt *statev1.Attempt, v verdict) *statev
 		Call:        it.key.call,
 		Delivery:    it.key.number,
 		Destination: c.cfg.Destination,
+		RequestId:   it.work.Delivery.RequestId,
 		Attempt:     attempt,
 	}
 	switch v.next {

@@ -8,6 +8,8 @@ import (
 	"github.com/sony/gobreaker/v2"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+
+	"callrelay/platform/telemetry"
 )
 
 // metrics are what a dashboard sees of one destination.
@@ -19,7 +21,7 @@ type metrics struct {
 }
 
 func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
-	m := &metrics{destination: attribute.String("destination", c.cfg.Destination)}
+	m := &metrics{destination: telemetry.Destination.String(c.cfg.Destination)}
 	same := metric.WithAttributes(m.destination)
 	var errs [6]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
@@ -59,5 +61,5 @@ func (m *metrics) attempted(ctx context.Context, took time.Duration) {
 }
 
 func (m *metrics) settled(ctx context.Context, outcome string) {
-	m.outcomes.Add(ctx, 1, metric.WithAttributes(m.destination, attribute.String("outcome", outcome)))
+	m.outcomes.Add(ctx, 1, metric.WithAttributes(m.destination, telemetry.Outcome.String(outcome)))
 }

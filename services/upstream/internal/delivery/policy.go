@@ -67,19 +67,20 @@ func (p Policy) before(work *statev1.LeaseWork, paused time.Duration) (verdict, 
 		return expired(fmt.Sprintf("older than %v when its turn came, which is too late for %s", ms(work.Delivery.MaxAgeMs), work.Delivery.Endpoint)), true
 	case general <= 0:
 		return expired(fmt.Sprintf("not delivered within %v (DELIVERY_MAX_AGE)", p.MaxAge)), true
-	case p.Ask && work.Delivery.Uncertain:
+	case p.Ask && work.Delivery.Uncertain && work.Delivery.Attempts > 0:
+		// A person's retry sets the attempts back to 0: they have looked, and want it sent.
 		return ask("an earlier attempt may have arrived"), true
 	}
 	return verdict{}, false
 }
 
-// worth is how long the delivery is still worth sending: by MaxAge and by its own maximum age. The latter is plain age,
-// whatever the time was spent on, and does not apply while another delivery of the pair waits behind this one.
+// worth is how long the delivery is still worth sending: by MaxAge and by its own maximum age, which does not apply while
+// another delivery of the pair waits behind this one.
 func (p Policy) worth(work *statev1.LeaseWork, paused time.Duration) (general, own time.Duration) {
 	general = p.MaxAge - ms(work.AgeMs) + paused
 	own = 1<<63 - 1
 	if d := work.Delivery; d.MaxAgeMs > 0 && !work.Followed {
-		own = ms(d.MaxAgeMs - work.AgeMs - d.PausedMs)
+		own = ms(d.MaxAgeMs - work.AgeMs)
 	}
 	return general, own
 }

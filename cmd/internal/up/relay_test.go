@@ -1,0 +1,170 @@
+package up
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"callrelay/platform/redistest"
+)
+
+// output is what Run prints.
+type output struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// options of a relay that does not meet any other on this machine.
+func options(t *testing.T, out io.Writer) Options {
+	env := map[string]string{"PATH": os.Getenv("PATH"), "METRICS_ADDR": "127.0.0.1:0"}
+	for _, name := range []string{"INGRESS_HTTP_ADDR", "INGRESS_GRPC_ADDR", "ROUTER_GRPC_ADDR", "STATE_GRPC_ADDR", "UPSTREAM_GRPC_ADDR"} {
+		env[name] = freeAddr(t)
+	}
+	return Options{Environment: env, DataDir: t.TempDir(), SimAddr: freeAddr(t), Program: "callrelay", Out: out, Log: slog.New(slog.DiscardHandler)}
+}
+
+func get(url string) (int, string) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, string(body)
+}
+
+// deliver sends one callback and waits until the simulator holds it.
+func deliver(t *testing.T, o Options, call int) {
+	t.Helper()
+	status, body := get(fmt.Sprintf("http://%s/index.php?unique_id=%d&customerId=1&customerCRTId=c%d&systemDisposition=CONNECTED&userId=a&dialledPhone=03000000001",
+		o.Environment["INGRESS_HTTP_ADDR"], call, call))
+	if status != http.StatusOK {
+		t.Fatalf("callback: %d %s", status, body)
+	}
+	redistest.Poll(t, 10*time.Second, fmt.Sprintf("TopS.II holds call %d", call), func() bool {
+		_, held := get("http://" + o.SimAddr + "/sim/held")
+		return strings.Contains(held, fmt.Sprint(call))
+	})
+}
+
+// start runs the relay until stop, which is how long it took to stop.
+func start(t *testing.T, o Options, out *output) (stop func() time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, o) }()
+	redistest.Poll(t, 30*time.Second, "the relay is ready", func() bool {
+		select {
+		case err := <-ended:
+			t.Fatalf("the relay ended: %v", err)
+		default:
+		}
+		return strings.Contains(out.String(), "callrelay is ready")
+	})
+	return func() time.Duration {
+		began := time.Now()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+		return time.Since(began)
+	}
+}
+
+// testRelay is what both modes have to do.
+func testRelay(t *testing.T, configure func(*Options)) {
+	out := &output{}
+	o := options(t, out)
+	configure(&o)
+	stop := start(t, o, out)
+	deliver(t, o, 4711)
+	if took := stop(); took > 5*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+	if _, err := net.Dial("unix", filepath.Join(o.DataDir, "redis", "redis.sock")); err == nil {
+		t.Error("the private Redis still runs")
+	}
+
+	// The second start finds what the first kept: the same callback again is a duplicate.
+	stop = start(t, o, out)
+	defer stop()
+	_, body := get(fmt.Sprintf("http://%s/index.php?unique_id=4711&customerId=1&customerCRTId=c4711&systemDisposition=CONNECTED&userId=a&dialledPhone=03000000001",
+		o.Environment["INGRESS_HTTP_ADDR"]))
+	if !strings.Contains(body, `"duplicate":true`) {
+		t.Errorf("after a restart: %s", body)
+	}
+	deliver(t, o, 4712)
+}
+
+func TestOneProcess(t *testing.T) {
+	testRelay(t, func(*Options) {})
+}
+
+func TestFourProcesses(t *testing.T) {
+	bin := t.TempDir()
+	build := exec.Command("go", "build", "-o", bin+"/",
+		"callrelay/services/ingress/cmd/ingress", "callrelay/services/router/cmd/router",
+		"callrelay/services/state/cmd/state", "callrelay/services/upstream/cmd/upstream")
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	testRelay(t, func(o *Options) { o.Split, o.BinDir = true, bin })
+}
+
+func TestTakenAddressIsAClearError(t *testing.T) {
+	o := options(t, io.Discard)
+	taken, err := net.Listen("tcp", o.Environment["INGRESS_HTTP_ADDR"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "INGRESS_HTTP_ADDR") || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWrongSettingStartsNothing(t *testing.T) {
+	o := options(t, io.Discard)
+	o.Environment["INDEX_ENV"] = "STAGE"
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "INDEX_ENV") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(o.DataDir, "redis")); err == nil {
+		t.Error("a Redis was started")
+	}
+}

@@ -1,0 +1,265 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"callrelay/callback"
+	callbackv1 "callrelay/gen/callrelay/callback/v1"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
+	"callrelay/platform/telemetry"
+	"callrelay/services/router/ameyo"
+)
+
+// fakeState keeps calls in memory, with the checks of state's commit, and can be told to misbehave.
+type fakeState struct {
+	statev1.UnimplementedStateServiceServer
+	mu    sync.Mutex
+	calls map[string]*fakeCall
+	// before is called with each item before it is committed; true = the answer is lost.
+	before func(*statev1.CommitItem) (lost bool)
+}
+
+type fakeCall struct {
+	version string
+	record  []byte
+	inputs  map[string]*statev1.Outcome
+	commits []*statev1.CommitItem
+}
+
+func (f *fakeState) call(key string) *fakeCall {
+	if f.calls[key] == nil {
+		f.calls[key] = &fakeCall{inputs: map[string]*statev1.Outcome{}}
+	}
+	return f.calls[key]
+}
+
+func (f *fakeState) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, statev1.LoadResponse]) error {
+	return rpc.Batches(stream, 4, func(_ context.Context, req *statev1.LoadRequest) *statev1.LoadResponse {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		resp := &statev1.LoadResponse{NowMs: 1_000_000}
+		for _, item := range req.GetItems() {
+			c := f.call(item.GetCall())
+			resp.Answers = append(resp.Answers, &statev1.LoadAnswer{Id: item.GetId(), Call: &statev1.CallState{Version: c.version, Record: c.record}})
+		}
+		return resp
+	})
+}
+
+func (f *fakeState) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, statev1.CommitResponse]) error {
+	return rpc.Batches(stream, 4, func(_ context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		resp := &statev1.CommitResponse{NowMs: 1_000_000}
+		for _, item := range req.GetItems() {
+			lost := f.before != nil && f.before(item)
+			a := f.commit(item)
+			if a.Id = item.GetId(); lost {
+				a = &statev1.CommitAnswer{Id: item.GetId(), Error: errkind.Unavailable(nil, "lost").Proto()}
+			}
+			resp.Answers = append(resp.Answers, a)
+		}
+		return resp
+	})
+}
+
+func (f *fakeState) commit(item *statev1.CommitItem) *statev1.CommitAnswer {
+	c := f.call(item.GetCall())
+	if earlier, ok := c.inputs[item.GetInputId()]; ok {
+		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_EARLIER, Outcome: earlier}
+	}
+	if c.version != item.GetExpectedVersion() {
+		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_CONFLICT, Current: &statev1.CallState{Version: c.version, Record: c.record}}
+	}
+	c.inputs[item.GetInputId()] = item.GetOutcome()
+	c.commits = append(c.commits, proto.CloneOf(item))
+	if item.GetCommitId() != "" {
+		c.version, c.record = item.GetCommitId(), item.GetRecord()
+	}
+	return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_OK, Outcome: item.GetOutcome()}
+}
+
+// newTestEngine runs an engine against a fake state over a real gRPC connection.
+func newTestEngine(t *testing.T) (*engine, *fakeState) {
+	t.Helper()
+	f := &fakeState{calls: map[string]*fakeCall{}}
+	server := rpc.NewServer(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	statev1.RegisterStateServiceServer(server.Registrar(), f)
+	e := newEngine(ameyo.DefaultConfig(), callback.Options{}, telemetry.NewGroup(nil).Service("test"), statev1.NewStateServiceClient(server.InProcess()))
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { e.load.Run(ctx) })
+	wg.Go(func() { e.commit.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait(); server.Stop(time.Second) })
+	return e, f
+}
+
+func routeItem(request, call, index string) *routerv1.RouteItem {
+	return &routerv1.RouteItem{RequestId: request, BudgetMs: 10_000, Query: []byte("unique_id=" + call),
+		Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: &callbackv1.AmeyoCallEnd{
+			UniqueId: call, CustomerId: "c", SystemDisposition: "BUSY", ShareablePhonesDialIndex: index, PhoneList: `["1","2"]`}}}
+}
+
+func (e *engine) send(item *routerv1.RouteItem) *routerv1.RouteAnswer {
+	return (&server{engine: e}).route(context.Background(), item, time.Now())
+}
+
+// A panic in decide is the error of its own callback, recorded with its query; the others of the same batch are decided.
+func TestPanicHurtsNobodyElse(t *testing.T) {
+	e, f := newTestEngine(t)
+	e.decide = func(c *ameyo.Config, call ameyo.Call, in ameyo.Input, now int64) (ameyo.Call, ameyo.Effects) {
+		if in.CallEnd.CallID == "666" {
+			panic("broken rule")
+		}
+		return ameyo.Decide(c, call, in, now)
+	}
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			if a := e.send(routeItem(fmt.Sprint("r", i), fmt.Sprint(100+i), "0")); a.GetError() != nil {
+				t.Errorf("call %d: %v", i, a.GetError())
+			}
+		})
+	}
+	a := e.send(routeItem("bad", "666", "0"))
+	wg.Wait()
+	if a.GetError().GetKind() != errorsv1.Kind_KIND_INTERNAL || strings.Contains(a.GetError().GetMessage(), "broken rule") {
+		t.Errorf("answered %v, want an opaque internal error", a.GetError())
+	}
+	c := f.calls["ameyo/666"]
+	if len(c.commits) != 1 || c.version != "" {
+		t.Fatalf("commits %v, version %q; want a journal entry and nothing else", c.commits, c.version)
+	}
+	journal := &statev1.Journal{}
+	if err := proto.Unmarshal(c.commits[0].GetJournal(), journal); err != nil {
+		t.Fatal(err)
+	}
+	if text := journal.String(); !strings.Contains(text, "undecided") || !strings.Contains(text, "unique_id=666") {
+		t.Errorf("journal: %s", text)
+	}
+}
+
+// An answer that got lost is asked for again with the same commit, verbatim: the effects happen once.
+func TestLostCommitAnswerIsRepeatedVerbatim(t *testing.T) {
+	e, f := newTestEngine(t)
+	var seen []*statev1.CommitItem
+	f.before = func(item *statev1.CommitItem) bool {
+		seen = append(seen, proto.CloneOf(item))
+		return len(seen) <= 3
+	}
+	if a := e.send(routeItem("r1", "1", "1")); a.GetError() != nil {
+		t.Fatal(a.GetError())
+	}
+	if len(seen) != 4 || len(f.calls["ameyo/1"].commits) != 1 {
+		t.Fatalf("%d commits sent, %d happened; want 4 and 1", len(seen), len(f.calls["ameyo/1"].commits))
+	}
+	for _, item := range seen[1:] {
+		item.Id, item.BudgetMs = seen[0].GetId(), seen[0].GetBudgetMs()
+		if !proto.Equal(item, seen[0]) {
+			t.Errorf("not verbatim:\n%v\n%v", seen[0], item)
+		}
+	}
+}
+
+// A call that another router changed meanwhile is decided again on what it is now; without end it is UNAVAILABLE.
+func TestConflict(t *testing.T) {
+	e, f := newTestEngine(t)
+	times := 1
+	f.before = func(item *statev1.CommitItem) bool {
+		if times > 0 {
+			times--
+			f.call(item.GetCall()).version += "x"
+		}
+		return false
+	}
+	if a := e.send(routeItem("r1", "1", "1")); a.GetError() != nil {
+		t.Errorf("one conflict: %v", a.GetError())
+	}
+	times = 1_000_000
+	if a := e.send(routeItem("r2", "2", "1")); a.GetError().GetKind() != errorsv1.Kind_KIND_UNAVAILABLE {
+		t.Errorf("endless conflicts: %v", a.GetError())
+	}
+}
+
+// The budget ends the tries: nobody waits for the answer any more.
+func TestBudget(t *testing.T) {
+	e, f := newTestEngine(t)
+	f.before = func(*statev1.CommitItem) bool { return true }
+	item := routeItem("r1", "1", "1")
+	item.BudgetMs = 50
+	if a := e.send(item); a.GetError().GetKind() != errorsv1.Kind_KIND_UNAVAILABLE {
+		t.Errorf("got %v", a.GetError())
+	}
+}
+
+// The time of receipt is that of the callback, however late it is routed.
+func TestAge(t *testing.T) {
+	e, _ := newTestEngine(t)
+	var got int64
+	e.decide = func(c *ameyo.Config, call ameyo.Call, in ameyo.Input, now int64) (ameyo.Call, ameyo.Effects) {
+		got = now - in.ReceivedMS
+		return ameyo.Decide(c, call, in, now)
+	}
+	item := routeItem("r1", "1", "1")
+	item.AgeMs = 30_000
+	e.send(item)
+	if got < 30_000 || got > 40_000 {
+		t.Errorf("decided with an age of %d ms, want 30000 and a little", got)
+	}
+}
+
+// One input of a call at a time, in the order in which they came; other calls are not delayed.
+func TestLanes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lanes{m: map[string]*lane{}}
+		ctx := context.Background()
+		leave, _ := l.enter(ctx, "a")
+		var order []int
+		for i := range 5 {
+			go func() {
+				leave, err := l.enter(ctx, "a")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, i)
+				leave()
+			}()
+			synctest.Wait()
+		}
+		other, err := l.enter(ctx, "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		other()
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if _, err := l.enter(short, "a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		leave()
+		synctest.Wait()
+		if fmt.Sprint(order) != "[0 1 2 3 4]" {
+			t.Errorf("order %v", order)
+		}
+		if len(l.m) != 0 {
+			t.Errorf("%d lanes are left", len(l.m))
+		}
+	})
+}

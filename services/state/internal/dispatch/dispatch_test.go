@@ -1,0 +1,229 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/redistest"
+	"callrelay/services/state/internal/store"
+)
+
+const dest = "topsii"
+
+var ctx = context.Background()
+
+func open(t *testing.T, url string) *store.Store {
+	t.Helper()
+	s, err := store.Open(store.Config{URL: url, Retention: time.Hour, JournalLimit: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	if err := s.Connect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func run(t *testing.T, s *store.Store, leaseTime time.Duration) *Dispatcher {
+	t.Helper()
+	d := New(s, slog.New(slog.NewTextHandler(io.Discard, nil)), leaseTime)
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return d
+}
+
+// queue commits one delivery for each call.
+func queue(t *testing.T, s *store.Store, calls ...string) []store.Ref {
+	t.Helper()
+	var items []*statev1.CommitItem
+	for _, call := range calls {
+		items = append(items, &statev1.CommitItem{Call: call, InputId: "i-" + call, CommitId: "c-" + call,
+			Deliveries: []*statev1.Delivery{{Number: 1, Destination: dest, Payload: []byte("p")}}})
+	}
+	_, errs, due := s.Commit(ctx, items)
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return due
+}
+
+func next(t *testing.T, c *Consumer, limit time.Duration) []*statev1.LeaseWork {
+	t.Helper()
+	select {
+	case work := <-c.Work():
+		return work
+	case <-time.After(limit):
+		return nil
+	}
+}
+
+func result(w *statev1.LeaseWork) *statev1.LeaseResult {
+	return &statev1.LeaseResult{Call: w.GetCall(), Token: w.GetToken(), Delivery: 1, Destination: dest,
+		Attempt: &statev1.Attempt{Delivery: 1}, Result: &statev1.LeaseResult_Done{Done: &statev1.Done{}}}
+}
+
+func finish(t *testing.T, s *store.Store, d *Dispatcher, r *statev1.LeaseResult) {
+	t.Helper()
+	v, errs := s.Complete(ctx, []*statev1.LeaseResult{r})
+	if errs[0] != nil || v[0].Superseded {
+		t.Fatalf("%v %v", v, errs)
+	}
+	d.Taken(ctx, r)
+}
+
+// Never more than the credit, and at once when something becomes due.
+func TestCredit(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	c := d.Join(dest)
+	d.Due(queue(t, s, "ameyo/1", "ameyo/2", "ameyo/3"))
+	c.Grant(2)
+	got := 0
+	for got < 2 {
+		work := next(t, c, 5*time.Second)
+		if work == nil {
+			t.Fatal("nothing came")
+		}
+		got += len(work)
+	}
+	if work := next(t, c, 1500*time.Millisecond); got != 2 || work != nil {
+		t.Errorf("got %d and then %v with a credit of 2", got, work)
+	}
+	c.Grant(1)
+	if work := next(t, c, 5*time.Second); len(work) != 1 {
+		t.Errorf("after one more: %v", work)
+	}
+}
+
+// Rule 10: a lost wake-up is repaired by the sweep; what another process commits wakes without it.
+func TestLostWakeUp(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	c := d.Join(dest)
+	c.Grant(10)
+	queue(t, s, "ameyo/1") // nobody is told
+	if work := next(t, c, 5*time.Second); len(work) != 1 {
+		t.Errorf("got %v", work)
+	}
+}
+
+func TestWakeAcrossProcesses(t *testing.T) {
+	r := redistest.Start(t)
+	a, b := open(t, r.URL()), open(t, r.URL())
+	da, db := run(t, a, time.Minute), run(t, b, time.Minute)
+	redistest.Poll(t, 5*time.Second, "they know of each other", func() bool { return !da.alone.Load() && !db.alone.Load() })
+	c := db.Join(dest)
+	c.Grant(10)
+	quick := 0
+	for i := range 5 {
+		began := time.Now()
+		da.Due(queue(t, a, fmt.Sprint("ameyo/", i)))
+		if work := next(t, c, 5*time.Second); len(work) != 1 {
+			t.Fatalf("got %v", work)
+		}
+		if time.Since(began) < sweepEvery/4 {
+			quick++
+		}
+	}
+	if quick < 3 { // a sweep would find them after half a second on average
+		t.Errorf("only %d of 5 came before a sweep could have found them", quick)
+	}
+}
+
+// Rule 7: a lease whose consumer is silent for LEASE_TIME of this process's time is given back, uncertain; while Redis
+// does not answer, no time passes.
+func TestLeaseTime(t *testing.T) {
+	r := redistest.Start(t)
+	s := open(t, r.URL())
+	const leaseTime = 3 * time.Second
+	d := run(t, s, leaseTime)
+	c := d.Join(dest)
+	c.Grant(1)
+	d.Due(queue(t, s, "ameyo/1"))
+	if work := next(t, c, 5*time.Second); len(work) != 1 {
+		t.Fatalf("got %v", work)
+	}
+	r.Stop()
+	paused := time.Now()
+	c.Grant(1)
+	if work := next(t, c, leaseTime+2*time.Second); work != nil {
+		t.Fatalf("got %v while Redis stood still", work)
+	}
+	r.Continue()
+	back := time.Now()
+	work := next(t, c, 20*time.Second)
+	if len(work) != 1 || !work[0].GetDelivery().GetUncertain() {
+		t.Fatalf("got %v, want it back and uncertain", work)
+	}
+	if took := time.Since(back); took < leaseTime-time.Second {
+		t.Errorf("given back %s after Redis came back (paused for %s): the pause was counted", took, back.Sub(paused))
+	}
+}
+
+// Rule 15: under a hold nothing is leased; a probing hold tries one delivery, whose success releases the destination.
+func TestHoldAndProbe(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	c := d.Join(dest)
+	c.Grant(10)
+	d.Due(queue(t, s, "ameyo/1"))
+	work := next(t, c, 5*time.Second)
+	refused := result(work[0])
+	refused.Result = &statev1.LeaseResult_Hold{Hold: &statev1.HoldDestination{Reason: "key refused", Epoch: work[0].GetHoldEpoch(), ProbeInMs: 1500}}
+	finish(t, s, d, refused)
+	d.Due(queue(t, s, "ameyo/2", "ameyo/3"))
+	if work := next(t, c, time.Second); work != nil {
+		t.Fatalf("got %v under a hold", work)
+	}
+	probe := next(t, c, 5*time.Second)
+	if len(probe) != 1 {
+		t.Fatalf("probes: %v", probe)
+	}
+	if probe[0].GetDelivery().GetAttempts() != 0 {
+		t.Errorf("%d attempts are counted; the destination was at fault", probe[0].GetDelivery().GetAttempts())
+	}
+	if work := next(t, c, time.Second); work != nil {
+		t.Fatalf("got %v beside the probe", work)
+	}
+	finish(t, s, d, result(probe[0]))
+	for got := 0; got < 2; {
+		work := next(t, c, 5*time.Second)
+		if work == nil {
+			t.Fatal("not released")
+		}
+		for _, w := range work {
+			if w.GetAgeMs() > 1000 {
+				t.Errorf("age %d ms counts the time under the hold", w.GetAgeMs())
+			}
+		}
+		got += len(work)
+	}
+}
+
+// What was leased for a consumer that left before it was sent goes back at once and is not uncertain.
+func TestUnsentWorkGoesBack(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	gone := d.Join(dest)
+	gone.Grant(5)
+	d.Due(queue(t, s, "ameyo/1"))
+	redistest.Poll(t, 5*time.Second, "it is leased", func() bool { return len(gone.work) == 1 })
+	gone.Leave(ctx)
+	c := d.Join(dest)
+	c.Grant(5)
+	work := next(t, c, 5*time.Second)
+	if len(work) != 1 || work[0].GetDelivery().GetUncertain() || work[0].GetDelivery().GetAttempts() != 0 {
+		t.Errorf("got %v", work)
+	}
+}
