@@ -12,23 +12,25 @@ BINARIES := callrelay/cmd/callrelay \
 	callrelay/services/state/cmd/state callrelay/services/upstream/cmd/upstream \
 	callrelay/sim/cmd/topsii-sim
 GO_TOOLS := bin/tools/.installed
-BUF := tools/node_modules/.installed
+BUF := bin/tools/buf
 
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: run
-run: ## install what is missing, build, start the relay in one process with a TopS.II simulator
-	@scripts/install.sh redis curl
+run: install ## install what is missing, build, start the relay in one process with a TopS.II simulator
 	@$(MAKE) -s build
 	@bin/callrelay up --sim --data-dir $(DATA_DIR)
 
 .PHONY: run-split
-run-split: ## the same as four processes that speak gRPC
-	@scripts/install.sh redis curl
+run-split: install ## the same as four processes that speak gRPC
 	@$(MAKE) -s build
 	@bin/callrelay up --sim --split --data-dir $(DATA_DIR)
+
+.PHONY: install
+install: ## install what running needs and this machine lacks (redis-server, curl)
+	@scripts/install.sh redis curl
 
 .PHONY: build
 build: ## build all programs into bin/
@@ -41,7 +43,7 @@ test: ## install what is missing, run every test of every module with the race d
 
 .PHONY: check
 check: lint ## for the desk, under a minute: format, vet, staticcheck, every test that needs no Redis
-	go test $$(go list work | grep -v -e ^callrelay/services/state -e ^callrelay/cmd -e ^callrelay/test)
+	go test $$(go list work | grep -v -e ^callrelay/services/state -e ^callrelay/cmd/internal -e ^callrelay/test)
 
 .PHONY: lint
 lint: $(GO_TOOLS) ## format, vet, staticcheck
@@ -57,7 +59,7 @@ verify: lint $(GO_TOOLS) $(BUF) ## what .ci/run checks after the tests: lint, ea
 .PHONY: generate
 generate: $(GO_TOOLS) $(BUF) ## generate gen/ from proto/
 	rm -rf gen/callrelay gen/openapi
-	PATH="$(CURDIR)/bin/tools:$$PATH" tools/node_modules/.bin/buf generate
+	PATH="$(CURDIR)/bin/tools:$$PATH" buf generate
 
 .PHONY: tidy
 tidy: ## tidy every module and align their versions
@@ -77,4 +79,4 @@ $(GO_TOOLS): tools/go.mod tools/go.sum
 $(BUF): tools/package.json tools/package-lock.json
 	@scripts/install.sh npm
 	npm --prefix tools ci --no-audit --no-fund
-	@touch $@
+	@mkdir -p $(@D) && cp tools/node_modules/@bufbuild/buf-linux-*/bin/buf $@ && touch $@

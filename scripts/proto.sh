@@ -3,13 +3,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-buf=tools/node_modules/.bin/buf
-$buf lint
-$buf format -d --exit-code
+make -s bin/tools/buf
+PATH="$PWD/bin/tools:$PATH"
+buf lint
+buf format -d --exit-code
 
 release=$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || true)
 if [ -n "$release" ]; then
-	$buf breaking --against ".git#tag=$release"
+	buf breaking --against ".git#tag=$release"
 else
 	echo "buf breaking: there is no release tag to compare with yet"
 fi

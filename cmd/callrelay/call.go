@@ -154,7 +154,7 @@ func attempted(f *statev1.Attempt) string {
 		line += fmt.Sprintf(" HTTP %d", f.GetHttpCode())
 	}
 	line = words(line, f.GetResult(), f.GetMessageCode(), f.GetSubMessageCode(), f.GetError())
-	line += fmt.Sprintf(" after %v", milliseconds(f.GetDurationMs()))
+	line += fmt.Sprintf(" after %v", max(milliseconds(f.GetDurationMs()), time.Millisecond))
 	if f.GetUncertain() {
 		line += "; IT MAY HAVE ARRIVED"
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -44,7 +45,11 @@ environment. Ctrl-C stops everything in order.`,
 		if *sim {
 			o.SimAddr = *simAddr
 		}
-		return up.Run(c.Context(), o)
+		err = up.Run(c.Context(), o)
+		if err == nil {
+			_, err = fmt.Fprintln(c.OutOrStdout(), "stopped")
+		}
+		return err
 	}
 	return c
 }

@@ -13,19 +13,19 @@ import (
 
 // Config is everything that can be set of ingress.
 type Config struct {
-	HTTPAddr    string `env:"INGRESS_HTTP_ADDR" envDefault:"127.0.0.1:8080" desc:"address for callbacks, /healthz, /readyz and /openapi.json"`
-	GRPCAddr    string `env:"INGRESS_GRPC_ADDR" envDefault:"127.0.0.1:9080" desc:"address on which ingress serves gRPC"`
-	RouterAddr  string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"where router serves gRPC"`
-	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9180" desc:"address of /metrics, /healthz and /readyz"`
+	HTTPAddr    string `env:"INGRESS_HTTP_ADDR" envDefault:"127.0.0.1:8080" desc:"Where callbacks are taken over HTTP; also /healthz, /readyz and /openapi.json."`
+	GRPCAddr    string `env:"INGRESS_GRPC_ADDR" envDefault:"127.0.0.1:9080" desc:"Where callbacks are taken over gRPC."`
+	RouterAddr  string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is."`
+	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9180" desc:"Where metrics are served."`
 
-	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"how long a callback may wait for its durable commit before it is answered 503"`
+	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"How long a callback may wait for its durable commit before it is answered 503."`
 
-	AllowedNetworks Networks      `env:"AMEYO_ALLOWED_NETWORKS" desc:"comma-separated CIDR networks from which callbacks are taken; empty = all"`
-	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"comma-separated CIDR networks whose X-Forwarded-For is believed"`
-	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"if set, callbacks are taken only under /<secret>/...; at least 16 letters, digits, - or _"`
+	AllowedNetworks Networks      `env:"AMEYO_ALLOWED_NETWORKS" desc:"Comma-separated networks (10.0.0.0/8) and addresses from which callbacks are taken; empty means all."`
+	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
+	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"Where set, callbacks are taken only under /SECRET/...; at least 16 letters, digits, - or _."`
 
-	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"zone of times without one and of the times sent to TopS.II"`
-	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"call start: sources of targetTel, first given wins; empty = phone,displayPhone,dialledPhone,dstPhone"`
+	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
+	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`
 }
 
 // Networks is a list of CIDR networks.
@@ -65,15 +65,15 @@ func (n Networks) Contains(addr netip.Addr) bool {
 func (c *Config) Validate() error {
 	var problems []error
 	if c.AckBudget < 100*time.Millisecond || c.AckBudget > time.Minute {
-		problems = append(problems, errors.New("ACK_BUDGET must be 100ms to 1m"))
+		problems = append(problems, fmt.Errorf("ACK_BUDGET: must be 100ms to 1m, not %v", c.AckBudget))
 	}
 	if secret := c.PathSecret.Reveal(); secret != "" {
 		if len(secret) < 16 || strings.Trim(secret, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
-			problems = append(problems, errors.New("AMEYO_PATH_SECRET must be at least 16 letters, digits, - or _"))
+			problems = append(problems, errors.New("AMEYO_PATH_SECRET: must be at least 16 letters, digits, - or _"))
 		}
 	}
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
-		problems = append(problems, fmt.Errorf("TIMEZONE: %w", err))
+		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}
 	if _, err := callback.ParseTargetTelOrder(strings.Join(c.TargetTelOrder, ",")); err != nil {
 		problems = append(problems, fmt.Errorf("CALL_START_TARGET_TEL: %w", err))

@@ -13,20 +13,20 @@ import (
 
 // Config is everything that can be set of router.
 type Config struct {
-	GRPCAddr    string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"address on which router serves gRPC"`
-	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"where state serves gRPC"`
-	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9181" desc:"address of /metrics, /healthz and /readyz"`
+	GRPCAddr    string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is."`
+	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is."`
+	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9181" desc:"Where metrics are served."`
 
-	Profile       string `env:"AMEYO_PROFILE" envDefault:"seed" desc:"which part of the decision table holds: seed, or hangup-signal where a callback with systemDisposition is final"`
-	RulesFile     string `env:"AMEYO_RULES_FILE" desc:"file that replaces the built-in decision table, cause table and status overrides; checked at start"`
-	DedupeSeconds int    `env:"REQUEST_DEDUPE_TTL_SECONDS" envDefault:"300" desc:"a repeat of a processed callback is a duplicate for so long, by times of receipt; seconds"`
-	Processing    int    `env:"REQUEST_PROCESSING_TTL_SECONDS" envDefault:"30" desc:"accepted and without effect: nothing can be processing without a queued delivery"`
-	Phone1Seconds int    `env:"PHONE1_STATE_TTL_SECONDS" envDefault:"600" desc:"how long a phone-1 status waits for phone 2; seconds"`
-	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"drop or send: what happens to a phone-1 status that phone 2 never took"`
-	CallStartAge  int    `env:"CALL_START_MAX_AGE_SECONDS" envDefault:"0" desc:"a call start older than this ends as expired unless something of its call waits behind it; seconds, 0 = never"`
+	Profile       string `env:"AMEYO_PROFILE" envDefault:"seed" desc:"Which part of the decision table holds: seed, or hangup-signal where a callback with systemDisposition is final."`
+	RulesFile     string `env:"AMEYO_RULES_FILE" desc:"File that replaces the built-in decision table, cause table and status overrides; checked at start."`
+	DedupeSeconds int    `env:"REQUEST_DEDUPE_TTL_SECONDS" envDefault:"300" desc:"For how many seconds a repeat of a processed callback is a duplicate, by times of receipt."`
+	Processing    int    `env:"REQUEST_PROCESSING_TTL_SECONDS" envDefault:"30" desc:"Accepted and without effect: nothing can be processing without a queued delivery."`
+	Phone1Seconds int    `env:"PHONE1_STATE_TTL_SECONDS" envDefault:"600" desc:"For how many seconds a phone-1 status waits for phone 2."`
+	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"What happens to a phone-1 status that phone 2 never took: drop or send."`
+	CallStartAge  int    `env:"CALL_START_MAX_AGE_SECONDS" envDefault:"0" desc:"A call start older than so many seconds ends as expired, unless something of its call waits behind it; 0 means never."`
 
-	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"zone of times without one and of the times sent to TopS.II"`
-	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"call start: sources of targetTel, first given wins; empty = phone,displayPhone,dialledPhone,dstPhone"`
+	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
+	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`
 }
 
 // Validate reports every problem; those of a rules file with file and line.
@@ -40,7 +40,7 @@ func (c *Config) rules() (*ameyo.Config, callback.Options, error) {
 	var problems []error
 	zone, err := time.LoadLocation(c.Timezone)
 	if err != nil {
-		problems = append(problems, fmt.Errorf("TIMEZONE: %w", err))
+		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}
 	if _, err := callback.ParseTargetTelOrder(strings.Join(c.TargetTelOrder, ",")); err != nil {
 		problems = append(problems, fmt.Errorf("CALL_START_TARGET_TEL: %w", err))

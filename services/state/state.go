@@ -60,9 +60,8 @@ func (s *Service) setReady(why string) {
 }
 
 // Run connects to Redis, watches it and hands out work until ctx ends. Without Redis it waits and says so; only data of
-// another format ends it.
+// another format ends it. The connections stay open: results that arrive while the gRPC server drains still count.
 func (s *Service) Run(ctx context.Context) error {
-	defer func() { _ = s.store.Close() }()
 	if err := s.connect(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}

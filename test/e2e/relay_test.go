@@ -311,19 +311,23 @@ func concurrently(n, at int, f func(i int)) {
 	wg.Wait()
 }
 
-// freeAddrs finds addresses that nobody listens on.
+// freeAddrs finds addresses that nobody listens on, below the range from which the system takes ports for connections.
 func freeAddrs(t *testing.T, n int) (out []string) {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for len(out) < n {
+		lastPort++
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+(os.Getpid()*17+lastPort)%9000)
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		defer l.Close()
-		out = append(out, l.Addr().String())
+		l.Close()
+		out = append(out, addr)
 	}
 	return out
 }
+
+var lastPort int
 
 // buffer collects output of several goroutines.
 type buffer struct {

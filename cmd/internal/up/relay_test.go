@@ -47,12 +47,12 @@ func freeAddr(t *testing.T) string {
 }
 
 // options of a relay that does not meet any other on this machine.
-func options(t *testing.T, out io.Writer) Options {
+func options(t *testing.T) Options {
 	env := map[string]string{"PATH": os.Getenv("PATH"), "METRICS_ADDR": "127.0.0.1:0"}
 	for _, name := range []string{"INGRESS_HTTP_ADDR", "INGRESS_GRPC_ADDR", "ROUTER_GRPC_ADDR", "STATE_GRPC_ADDR", "UPSTREAM_GRPC_ADDR"} {
 		env[name] = freeAddr(t)
 	}
-	return Options{Environment: env, DataDir: t.TempDir(), SimAddr: freeAddr(t), Program: "callrelay", Out: out, Log: slog.New(slog.DiscardHandler)}
+	return Options{Environment: env, DataDir: t.TempDir(), SimAddr: freeAddr(t), Program: "callrelay", Out: io.Discard, Log: slog.New(slog.DiscardHandler)}
 }
 
 func get(url string) (int, string) {
@@ -83,8 +83,10 @@ func deliver(t *testing.T, o Options, call int) {
 }
 
 // start runs the relay until stop, which is how long it took to stop.
-func start(t *testing.T, o Options, out *output) (stop func() time.Duration) {
+func start(t *testing.T, o Options) (stop func() time.Duration) {
 	t.Helper()
+	out := &output{}
+	o.Out = out
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, o) }()
@@ -108,10 +110,9 @@ func start(t *testing.T, o Options, out *output) (stop func() time.Duration) {
 
 // testRelay is what both modes have to do.
 func testRelay(t *testing.T, configure func(*Options)) {
-	out := &output{}
-	o := options(t, out)
+	o := options(t)
 	configure(&o)
-	stop := start(t, o, out)
+	stop := start(t, o)
 	deliver(t, o, 4711)
 	if took := stop(); took > 5*time.Second {
 		t.Errorf("stopping took %v", took)
@@ -121,7 +122,7 @@ func testRelay(t *testing.T, configure func(*Options)) {
 	}
 
 	// The second start finds what the first kept: the same callback again is a duplicate.
-	stop = start(t, o, out)
+	stop = start(t, o)
 	defer stop()
 	_, body := get(fmt.Sprintf("http://%s/index.php?unique_id=4711&customerId=1&customerCRTId=c4711&systemDisposition=CONNECTED&userId=a&dialledPhone=03000000001",
 		o.Environment["INGRESS_HTTP_ADDR"]))
@@ -147,7 +148,7 @@ func TestFourProcesses(t *testing.T) {
 }
 
 func TestTakenAddressIsAClearError(t *testing.T) {
-	o := options(t, io.Discard)
+	o := options(t)
 	taken, err := net.Listen("tcp", o.Environment["INGRESS_HTTP_ADDR"])
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +160,7 @@ func TestTakenAddressIsAClearError(t *testing.T) {
 }
 
 func TestWrongSettingStartsNothing(t *testing.T) {
-	o := options(t, io.Discard)
+	o := options(t)
 	o.Environment["INDEX_ENV"] = "STAGE"
 	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "INDEX_ENV") {
 		t.Errorf("got %v", err)

@@ -6,14 +6,20 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"testing"
 
 	"callrelay/callback"
 )
 
+// tester is what testing.T and rapid.T have in common.
+type tester interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // world is one call with everything around it that tests need: a clock, the deliveries' results, and timers.
 type world struct {
-	t      testing.TB
+	t      tester
 	cfg    *Config
 	call   Call
 	now    int64
@@ -26,13 +32,13 @@ type world struct {
 // epoch is 2026-11-20 20:24:25 in Tokyo.
 const epoch = 1795173865000
 
-func newWorld(t testing.TB, change ...func(*Config)) *world {
+func newWorld(t tester, change ...func(*Config)) *world {
 	cfg := DefaultConfig()
 	for _, c := range change {
 		c(cfg)
 	}
 	if err := cfg.Check(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	return &world{t: t, cfg: cfg, now: epoch, payloads: map[uint32]string{}}
 }

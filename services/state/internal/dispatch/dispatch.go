@@ -53,6 +53,14 @@ func New(s *store.Store, log *slog.Logger, leaseTime time.Duration) *Dispatcher 
 func (d *Dispatcher) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	// Nothing is handed out before the holds are known.
+	for d.refreshHolds(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 	d.mu.Lock()
 	d.start = func(l *line) { wg.Go(func() { l.run(ctx) }) }
 	for _, l := range d.lines {
@@ -410,7 +418,7 @@ func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
 		if err := d.store.Hold(ctx, l.name, v.Hold.GetReason(), v.Hold.GetEpoch(), v.Hold.GetProbeInMs()); err != nil {
 			d.log.Warn("holding the destination failed; the next refused delivery does it", "destination", l.name, "error", err)
 		}
-		d.refreshHolds(ctx)
+		d.Refresh(ctx)
 	case *statev1.LeaseResult_Done:
 		l.mu.Lock()
 		epoch, ok := l.probes[r.GetToken()]
@@ -421,7 +429,7 @@ func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
 		if err := d.store.Release(ctx, l.name, epoch); err != nil {
 			d.log.Warn("releasing the destination failed; the next probe does it", "destination", l.name, "error", err)
 		}
-		d.refreshHolds(ctx)
+		d.Refresh(ctx)
 	}
 	l.mu.Lock()
 	delete(l.probes, r.GetToken())
@@ -429,12 +437,13 @@ func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
 }
 
 // Refresh reads the holds at once, after a person changed one.
-func (d *Dispatcher) Refresh(ctx context.Context) { d.refreshHolds(ctx) }
+func (d *Dispatcher) Refresh(ctx context.Context) { _ = d.refreshHolds(ctx) }
 
-func (d *Dispatcher) refreshHolds(ctx context.Context) {
+// refreshHolds reads all holds. After an error the next sweep reads them again.
+func (d *Dispatcher) refreshHolds(ctx context.Context) error {
 	holds, err := d.store.Holds(ctx)
 	if err != nil {
-		return // the sweep tries again
+		return err
 	}
 	for name, h := range holds {
 		l := d.line(name)
@@ -451,6 +460,7 @@ func (d *Dispatcher) refreshHolds(ctx context.Context) {
 		l.mu.Unlock()
 		l.poke()
 	}
+	return nil
 }
 
 // HoldOf is the hold as this process knows it.
@@ -469,7 +479,10 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 		return
 	}
 	d.alone.Store(!others)
-	d.refreshHolds(ctx)
+	if d.refreshHolds(ctx) != nil {
+		clear(d.seen)
+		return
+	}
 	now := time.Now()
 	present := make(map[store.Lost]time.Time, len(d.seen))
 	var lost []store.Lost

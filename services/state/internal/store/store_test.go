@@ -430,6 +430,12 @@ func TestClockNeverGoesBack(t *testing.T) {
 // Rule 15: a hold counts its time, a result from before the last release does not hold again, and a person's hold is not
 // weakened by a probing one.
 func testHold(t *testing.T, s *Store) {
+	if err := s.Hold(ctx, "never used", "r", -1, 0); err != nil {
+		t.Fatal(err)
+	}
+	if holds, _ := s.Holds(ctx); !holds["never used"].Held() {
+		t.Error("a destination that was never used cannot be held")
+	}
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
 	hold := func() Hold {
 		holds, err := s.Holds(ctx)

@@ -26,11 +26,11 @@ import (
 )
 
 // fakeState leases and takes results as state promises to: one head at a time per call, results from the current token
-// only (done from any), each answered. Faults are set by the tests.
+// only (done from any), each answered. Faults are set by the tests, which hold mu except while they let time pass.
 type fakeState struct {
 	statev1.UnimplementedStateServiceServer
 
-	mu      sync.Mutex
+	mu      *sync.Mutex
 	streams map[*fakeStream]bool
 	lines   []*fakeDelivery // in order; the first unfinished one of a call is its head
 	tokens  int
@@ -66,12 +66,8 @@ type fakeDelivery struct {
 	probe  bool
 }
 
-func newFakeState() *fakeState { return &fakeState{streams: map[*fakeStream]bool{}} }
-
 // add queues a delivery of a call.
 func (s *fakeState) add(call string, change ...func(*statev1.Delivery)) *fakeDelivery {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	number := uint32(1)
 	for _, f := range s.lines {
 		if f.work.Call == call {
@@ -90,8 +86,6 @@ func (s *fakeState) add(call string, change ...func(*statev1.Delivery)) *fakeDel
 
 // lose gives a lease back, as after LEASE_TIME.
 func (s *fakeState) lose(f *fakeDelivery) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	f.leased, f.work.Delivery.Uncertain = false, true
 	f.work.Delivery.Attempts++
 	s.pump()
@@ -260,9 +254,8 @@ func (s *fakeState) message(st *fakeStream, m *statev1.LeaseRequest) error {
 	return nil
 }
 
+// finals says how each delivery ended; "" is not yet.
 func (s *fakeState) finals() map[string]string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	out := map[string]string{}
 	for _, f := range s.lines {
 		out[fmt.Sprintf("%s/%d", f.work.Call, f.work.Delivery.Number)] = f.final
@@ -274,7 +267,7 @@ func (s *fakeState) finals() map[string]string {
 type fakeSender struct {
 	answer func(ctx context.Context, payload string) Answer
 
-	mu      sync.Mutex
+	mu      *sync.Mutex
 	sent    []string
 	running map[string]int
 	most    int // requests at the same time, of any
@@ -287,9 +280,6 @@ func (f *fakeSender) Send(ctx context.Context, _ string, payload []byte) Answer 
 	p := string(payload)
 	f.mu.Lock()
 	f.sent = append(f.sent, p)
-	if f.running == nil {
-		f.running = map[string]int{}
-	}
 	f.running[p]++
 	total := 0
 	for _, n := range f.running {
@@ -311,15 +301,10 @@ func (f *fakeSender) Send(ctx context.Context, _ string, payload []byte) Answer 
 	return f.answer(ctx, p)
 }
 
-func (f *fakeSender) count() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.sent)
-}
-
 // rig is a consumer between a fake state, over real gRPC in memory, and a fake CRM, in a bubble of fake time.
 type rig struct {
 	t        *testing.T
+	mu       *sync.Mutex
 	state    *fakeState
 	crm      *fakeSender
 	consumer *Consumer
@@ -352,7 +337,14 @@ func run(t *testing.T, cfg Config, body func(*rig)) {
 func runWith(t *testing.T, cfg Config, tel *telemetry.Telemetry, body func(*rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{t: t, state: newFakeState(), crm: &fakeSender{}, ended: make(chan struct{})}
+		mu := new(sync.Mutex)
+		r := &rig{
+			t:     t,
+			mu:    mu,
+			state: &fakeState{mu: mu, streams: map[*fakeStream]bool{}},
+			crm:   &fakeSender{mu: mu, running: map[string]int{}},
+			ended: make(chan struct{}),
+		}
 		listener := bufconn.Listen(1 << 20)
 		server := grpc.NewServer()
 		statev1.RegisterStateServiceServer(server, r.state)
@@ -375,12 +367,16 @@ func runWith(t *testing.T, cfg Config, tel *telemetry.Telemetry, body func(*rig)
 			}
 		}()
 		r.stop = sync.OnceFunc(func() {
+			mu.Unlock()
 			cancel()
 			<-r.ended
+			mu.Lock()
 		})
-		synctest.Wait()
+		mu.Lock()
+		r.after(0)
 		body(r)
 		r.stop()
+		mu.Unlock()
 		_ = conn.Close()
 		server.Stop()
 		for _, p := range r.crm.twice {
@@ -391,7 +387,9 @@ func runWith(t *testing.T, cfg Config, tel *telemetry.Telemetry, body func(*rig)
 
 // after lets fake time pass until everything has come to rest.
 func (r *rig) after(d time.Duration) {
-	time.Sleep(d)
+	r.mu.Unlock()
+	defer r.mu.Lock()
+	<-time.After(d)
 	synctest.Wait()
 }
 
@@ -408,7 +406,7 @@ func (r *rig) final(want map[string]string) {
 
 func (r *rig) sends(want int) {
 	r.t.Helper()
-	if got := r.crm.count(); got != want {
+	if got := len(r.crm.sent); got != want {
 		r.t.Errorf("%d requests were made, want %d: %v", got, want, r.crm.sent)
 	}
 }

@@ -119,14 +119,11 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	if c.stopping {
 		return len(c.credits) > 0 || len(c.items) == 0, again
 	}
-	if len(c.credits) > 0 {
-		// A lease counts from the moment its credit was sent, so old credit brings leases that must be handed back.
-		// Replace it when half of the time in which a request may start has passed.
-		stale := c.credits[0].Add((c.cfg.LeaseTime - c.cfg.SendTimeout) / 2).Sub(now)
-		if stale <= 0 {
-			return true, again
-		}
-		again = min(again, stale)
+	// A lease counts from the moment its credit was sent, so old credit brings leases that must be handed back. Replace it
+	// when half of the time in which a request may start has passed.
+	fresh := (c.cfg.LeaseTime - c.cfg.SendTimeout) / 2
+	if len(c.credits) > 0 && now.Sub(c.credits[0]) >= fresh {
+		return true, again
 	}
 	limit, change := c.breaker.room(c.cfg.Workers)
 	if change > 0 {
@@ -137,6 +134,9 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	for range free {
 		c.credits = append(c.credits, now)
 		message.Credit++
+	}
+	if len(c.credits) > 0 {
+		again = min(again, fresh-now.Sub(c.credits[0]))
 	}
 	return false, again
 }
