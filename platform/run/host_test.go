@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -212,19 +213,24 @@ func TestErrorWhileDrainingIsReported(t *testing.T) {
 }
 
 func TestStopDoesNotWaitForEver(t *testing.T) {
-	release := make(chan struct{})
-	defer goleak.VerifyNone(t)
-	defer close(release)
-	h, err := run.Start(run.HostConfig{Name: "probe", StopTimeout: 10 * time.Millisecond}, &service{
-		run: func(context.Context) error { <-release; return nil },
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		h, err := run.Start(run.HostConfig{Name: "probe", StopTimeout: 3 * time.Second}, &service{
+			run: func(context.Context) error { <-release; return nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := h.Stop(); err == nil || err.Error() != "probe: did not end within 3s" {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); took != 3*time.Second {
+			t.Errorf("Stop took %v", took)
+		}
+		<-h.Done()
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Stop(); err == nil || !strings.Contains(err.Error(), "did not end within 10ms") {
-		t.Errorf("got %v", err)
-	}
-	<-h.Done()
 }
 
 func TestStartSaysWhichAddressIsTaken(t *testing.T) {
@@ -234,13 +240,24 @@ func TestStartSaysWhichAddressIsTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = free.Close()
 	for what, cfg := range map[string]run.HostConfig{
 		"gRPC":    {Name: "probe", GRPCAddr: l.Addr().String()},
-		"metrics": {Name: "probe", GRPCAddr: "127.0.0.1:0", MetricsAddr: l.Addr().String()},
+		"metrics": {Name: "probe", GRPCAddr: free.Addr().String(), MetricsAddr: l.Addr().String()},
 	} {
 		_, err := run.Start(cfg, &service{})
 		if err == nil || !strings.Contains(err.Error(), l.Addr().String()) || !strings.HasPrefix(err.Error(), "probe: "+what) {
 			t.Errorf("%s: got %v", what, err)
 		}
 	}
+	// What was opened before the failure is closed again.
+	again, err := net.Listen("tcp", free.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = again.Close()
 }

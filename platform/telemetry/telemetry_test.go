@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
 	"callrelay/platform/telemetry"
@@ -155,6 +156,7 @@ func TestGroupExportsEachServiceUnderItsOwnName(t *testing.T) {
 
 func TestStartAloneSendsEverythingAtShutdown(t *testing.T) {
 	r := receive(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	tel, err := telemetry.Start(t.Context(), "alone")
 	if err != nil {
 		t.Fatal(err)

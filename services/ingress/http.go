@@ -63,6 +63,8 @@ func newHandler(s *Service) (http.Handler, error) {
 		_, _ = w.Write(gen.OpenAPI)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.underWay.Add(1)
+		defer s.underWay.Add(-1)
 		ours, allowed := s.door(r)
 		switch {
 		case ours && allowed:

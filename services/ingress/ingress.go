@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +29,8 @@ type Service struct {
 	ameyo  *ameyoServer
 	http   *http.Server
 	listen net.Listener
+
+	underWay atomic.Int64 // requests
 }
 
 // New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
@@ -104,13 +107,31 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.AckBudget+time.Second)
+	return s.drain()
+}
+
+// drain takes no more connections and lets the requests under way be answered. http.Server.Shutdown alone would also wait
+// for connections on which nothing was ever sent.
+func (s *Service) drain() error {
+	limit, cancel := context.WithTimeout(context.Background(), s.cfg.AckBudget)
 	defer cancel()
-	if err := s.http.Shutdown(stop); err != nil {
-		_ = s.http.Close()
-		return fmt.Errorf("requests were still under way: %w", err)
+	idle := make(chan struct{})
+	go func() { defer close(idle); _ = s.http.Shutdown(limit) }()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.underWay.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-limit.Done():
+			_ = s.http.Close()
+			return errors.New("requests were still under way")
+		}
 	}
-	return nil
+	select {
+	case <-idle:
+	case <-time.After(100 * time.Millisecond): // for the last bytes of the last answer
+	}
+	return s.http.Close()
 }
 
 // warnOpen says loudly when anybody on the network could send callbacks.

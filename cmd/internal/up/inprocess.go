@@ -2,8 +2,8 @@ package up
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"log/slog"
+	"slices"
 	"time"
 
 	"callrelay/platform/run"
@@ -20,6 +20,7 @@ type together struct {
 	telemetry *telemetry.Group
 	hosts     []*run.Host // in the order of their start
 	ingress   *ingress.Service
+	log       *slog.Logger
 	failure   chan error
 }
 
@@ -28,7 +29,7 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 	if err != nil {
 		return nil, err
 	}
-	t := &together{telemetry: group, failure: make(chan error, 4)}
+	t := &together{telemetry: group, log: o.Log, failure: make(chan error, 4)}
 	// One metrics address serves all: ingress' one. A host takes at most twice its stopTimeout; all together stay in stopTime.
 	start := func(name, grpcAddr, metricsAddr string, stopTimeout time.Duration, tel *telemetry.Telemetry, svc run.Service) (*run.Host, error) {
 		host, err := run.Start(run.HostConfig{Name: name, GRPCAddr: grpcAddr, MetricsAddr: metricsAddr, StopTimeout: stopTimeout, Telemetry: tel}, svc)
@@ -84,16 +85,16 @@ func (t *together) httpAddr() string { return t.ingress.HTTPAddr() }
 
 func (t *together) failed() <-chan error { return t.failure }
 
-func (t *together) stop(b *budget) error {
-	var errs []error
-	for i := len(t.hosts) - 1; i >= 0; i-- {
+func (t *together) stop(b *budget) {
+	for _, host := range slices.Backward(t.hosts) {
 		b.next()
-		errs = append(errs, t.hosts[i].Stop())
+		if err := host.Stop(); err != nil {
+			t.log.Warn("stopping", "error", err)
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), partTime)
 	defer cancel()
 	if err := t.telemetry.Shutdown(ctx); err != nil {
-		errs = append(errs, fmt.Errorf("the last traces were not sent: %w", err))
+		t.log.Warn("the last traces were not sent", "error", err)
 	}
-	return errors.Join(errs...)
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -68,11 +67,16 @@ func get(url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
+// send sends the one callback of a call.
+func send(o Options, call int) (int, string) {
+	return get(fmt.Sprintf("http://%s/index.php?unique_id=%d&customerId=1&customerCRTId=c%d&systemDisposition=CONNECTED&userId=a&dialledPhone=03000000001",
+		o.Environment["INGRESS_HTTP_ADDR"], call, call))
+}
+
 // deliver sends one callback and waits until the simulator holds it.
 func deliver(t *testing.T, o Options, call int) {
 	t.Helper()
-	status, body := get(fmt.Sprintf("http://%s/index.php?unique_id=%d&customerId=1&customerCRTId=c%d&systemDisposition=CONNECTED&userId=a&dialledPhone=03000000001",
-		o.Environment["INGRESS_HTTP_ADDR"], call, call))
+	status, body := send(o, call)
 	if status != http.StatusOK {
 		t.Fatalf("callback: %d %s", status, body)
 	}
@@ -108,10 +112,9 @@ func start(t *testing.T, o Options) (stop func() time.Duration) {
 	}
 }
 
-// testRelay is what both modes have to do.
-func testRelay(t *testing.T, configure func(*Options)) {
+// The same with four processes is tested with the built programs, in callrelay/test/e2e.
+func TestOneProcess(t *testing.T) {
 	o := options(t)
-	configure(&o)
 	stop := start(t, o)
 	deliver(t, o, 4711)
 	if took := stop(); took > 5*time.Second {
@@ -124,27 +127,31 @@ func testRelay(t *testing.T, configure func(*Options)) {
 	// The second start finds what the first kept: the same callback again is a duplicate.
 	stop = start(t, o)
 	defer stop()
-	_, body := get(fmt.Sprintf("http://%s/index.php?unique_id=4711&customerId=1&customerCRTId=c4711&systemDisposition=CONNECTED&userId=a&dialledPhone=03000000001",
-		o.Environment["INGRESS_HTTP_ADDR"]))
-	if !strings.Contains(body, `"duplicate":true`) {
-		t.Errorf("after a restart: %s", body)
+	if status, body := send(o, 4711); status != http.StatusOK || !strings.Contains(body, `"duplicate":true`) {
+		t.Errorf("after a restart: %d %s", status, body)
 	}
 	deliver(t, o, 4712)
 }
 
-func TestOneProcess(t *testing.T) {
-	testRelay(t, func(*Options) {})
+func TestSplitNeedsThePrograms(t *testing.T) {
+	o := options(t)
+	o.Split, o.BinDir = true, t.TempDir()
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "make build") {
+		t.Errorf("got %v", err)
+	}
 }
 
-func TestFourProcesses(t *testing.T) {
-	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", bin+"/",
-		"callrelay/services/ingress/cmd/ingress", "callrelay/services/router/cmd/router",
-		"callrelay/services/state/cmd/state", "callrelay/services/upstream/cmd/upstream")
-	if text, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, text)
+func TestSplitDoesNotMistakeAnotherRelayForItsOwn(t *testing.T) {
+	o := options(t)
+	o.Split, o.BinDir = true, t.TempDir()
+	taken, err := net.Listen("tcp", o.Environment["STATE_GRPC_ADDR"])
+	if err != nil {
+		t.Fatal(err)
 	}
-	testRelay(t, func(o *Options) { o.Split, o.BinDir = true, bin })
+	defer taken.Close()
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "state: ") || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestTakenAddressIsAClearError(t *testing.T) {

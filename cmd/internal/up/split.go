@@ -101,12 +101,10 @@ func (a *apart) httpAddr() string { return a.addr }
 // failed never tells anything: a process that ends is started again.
 func (a *apart) failed() <-chan error { return nil }
 
-func (a *apart) stop(b *budget) error {
+func (a *apart) stop(b *budget) {
 	for _, k := range slices.Backward(a.keepers) {
-		// Being killed loses nothing, and everybody else still has to be stopped.
 		if err := k.Stop(b.next()); err != nil {
 			a.log.Warn("stopping", "error", err)
 		}
 	}
-	return nil
 }

@@ -23,7 +23,7 @@ import (
 
 // stopTime is how long stopping everything may take; each part is left the time that the ones after it need.
 const (
-	stopTime = 4500 * time.Millisecond
+	stopTime = 4 * time.Second
 	partTime = 400 * time.Millisecond
 )
 
@@ -50,8 +50,9 @@ type relay interface {
 	httpAddr() string
 	// failed tells the first end of a part that nobody asked for.
 	failed() <-chan error
-	// stop ends the services, the last started first.
-	stop(b *budget) error
+	// stop ends the services, the last started first. What does not end in time is left behind, which loses nothing: it is
+	// only logged.
+	stop(b *budget)
 }
 
 // Run starts everything, says so on Out, and stops everything when ctx ends.
@@ -93,7 +94,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	r, err := start(ctx, o, c, env)
 	if r != nil {
-		defer func() { b.begin(); err = errors.Join(err, r.stop(b)) }()
+		defer r.stop(b)
 	}
 	if err != nil {
 		return unlessEnded(ctx, err)

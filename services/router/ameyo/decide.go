@@ -366,7 +366,7 @@ func (d *decision) prune() {
 	if excess := len(d.call.Phone1) - keepPhone1; excess > 0 {
 		d.dropPhone1(excess, func(i int) bool {
 			p := &d.call.Phone1[i]
-			return p.TakenBy != "" || d.at >= p.ExpiresMS && d.waitingGate(i) < 0
+			return p.TakenBy == "" || d.at >= p.ExpiresMS && d.waitingGate(i) < 0
 		})
 	}
 	if excess := len(d.call.Phone1) - maxPhone1; excess > 0 {
