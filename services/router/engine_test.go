@@ -50,7 +50,7 @@ func (f *fakeState) call(key string) *fakeCall {
 }
 
 func (f *fakeState) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, statev1.LoadResponse]) error {
-	return rpc.Batches(stream, 4, func(_ context.Context, req *statev1.LoadRequest) *statev1.LoadResponse {
+	return rpc.Batches(stream, nil, 4, func(_ context.Context, req *statev1.LoadRequest) *statev1.LoadResponse {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		resp := &statev1.LoadResponse{NowMs: 1_000_000}
@@ -63,7 +63,7 @@ func (f *fakeState) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, st
 }
 
 func (f *fakeState) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, statev1.CommitResponse]) error {
-	return rpc.Batches(stream, 4, func(_ context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
+	return rpc.Batches(stream, nil, 4, func(_ context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		resp := &statev1.CommitResponse{NowMs: 1_000_000}

@@ -22,6 +22,8 @@ type Service struct {
 	tel    *telemetry.Telemetry
 	engine *engine
 	state  statev1.StateServiceClient
+
+	stopping chan struct{} // closed when Run begins to end: the long streams end with it
 }
 
 // New prepares the service. The configuration must have passed Validate.
@@ -31,12 +33,12 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		return nil, err
 	}
 	client := statev1.NewStateServiceClient(state)
-	return &Service{tel: tel, state: client, engine: newEngine(rules, options, tel, client)}, nil
+	return &Service{tel: tel, state: client, engine: newEngine(rules, options, tel, client), stopping: make(chan struct{})}, nil
 }
 
 // Register adds the gRPC service.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
-	routerv1.RegisterRouterServiceServer(r, &server{engine: s.engine})
+	routerv1.RegisterRouterServiceServer(r, &server{engine: s.engine, stopping: s.stopping})
 }
 
 // Ready is nil while there are streams to state.
@@ -55,6 +57,7 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() { s.engine.load.Run(pipes) })
 	wg.Go(func() { s.engine.commit.Run(pipes) })
 	s.engine.timers(ctx, s.state)
+	close(s.stopping)
 	s.engine.idle()
 	stop()
 	wg.Wait()

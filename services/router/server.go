@@ -3,7 +3,6 @@ package router
 import (
 	"context"
 	"errors"
-	"io"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -15,12 +14,14 @@ import (
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
 	"callrelay/services/router/ameyo"
 )
 
 type server struct {
 	routerv1.UnimplementedRouterServiceServer
-	engine *engine
+	engine   *engine
+	stopping <-chan struct{}
 }
 
 // Route decides each item on its own and answers with whatever is done when the stream is free.
@@ -45,7 +46,7 @@ func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, ro
 					more = false
 				}
 			}
-			_ = stream.Send(resp) // a broken stream ends Recv too
+			_ = stream.Send(resp) // a broken stream ends Messages too
 		}
 	}()
 	defer func() {
@@ -53,14 +54,7 @@ func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, ro
 		close(answers)
 		<-written
 	}()
-	for {
-		req, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	for req := range rpc.Messages(stream, s.stopping) {
 		now := time.Now()
 		for _, item := range req.GetItems() {
 			slots <- struct{}{}
@@ -71,6 +65,7 @@ func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, ro
 			})
 		}
 	}
+	return nil
 }
 
 func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.Time) (answer *routerv1.RouteAnswer) {

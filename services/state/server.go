@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"callrelay/platform/errkind"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
+	"callrelay/services/state/internal/dispatch"
 	"callrelay/services/state/internal/store"
 )
 
@@ -32,7 +32,7 @@ type server struct {
 
 // Load answers each message with one message.
 func (s *server) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, statev1.LoadResponse]) error {
-	return rpc.Batches(stream, pipelines, func(ctx context.Context, req *statev1.LoadRequest) *statev1.LoadResponse {
+	return rpc.Batches(stream, s.stopping, pipelines, func(ctx context.Context, req *statev1.LoadRequest) *statev1.LoadResponse {
 		ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 		defer cancel()
 		calls := make([]string, len(req.GetItems()))
@@ -58,7 +58,7 @@ func unavailable(err error) *errkind.Error {
 
 // Commit answers each message with one message. What becomes due by it is handed out before the answer is sent.
 func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, statev1.CommitResponse]) error {
-	return rpc.Batches(stream, pipelines, func(ctx context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
+	return rpc.Batches(stream, s.stopping, pipelines, func(ctx context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
 		ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 		defer cancel()
 		items := req.GetItems()
@@ -124,53 +124,49 @@ var statusWord = map[statev1.CommitStatus]string{
 
 // Lease hands out work and takes results until the client leaves.
 func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse]) error {
-	first, err := stream.Recv()
-	if err != nil {
-		return err
-	}
-	destination := first.GetDestination()
-	if destination == "" {
-		return errkind.Invalid("destination", "the first message must name the destination")
-	}
-	consumer := s.dispatch.Join(destination)
-	defer consumer.Leave(stream.Context())
-
 	ctx, cancel := context.WithCancel(stream.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	answers := make(chan []*statev1.LeaseAnswer, 64)
-	wg.Go(func() {
-		for {
-			resp := &statev1.LeaseResponse{}
-			select {
-			case <-ctx.Done():
-				return
-			case resp.Work = <-consumer.Work():
-			case resp.Answers = <-answers:
-			}
-			if stream.Send(resp) != nil {
-				return // Recv ends too; what was leased is given back by LEASE_TIME
-			}
-		}
-	})
 
-	req := first
-	for {
+	var consumer *dispatch.Consumer
+	destination := ""
+	answers := make(chan []*statev1.LeaseAnswer, 64)
+	for req := range rpc.Messages(stream, s.stopping) {
+		if consumer == nil {
+			if destination = req.GetDestination(); destination == "" {
+				return errkind.Invalid("destination", "the first message must name the destination")
+			}
+			consumer = s.dispatch.Join(destination)
+			defer consumer.Leave(stream.Context())
+			wg.Go(func() { serve(ctx, stream, consumer, answers) })
+		}
 		if req.GetCredit() > 0 {
 			consumer.Grant(int(req.GetCredit()))
 		}
 		if len(req.GetResults()) > 0 {
-			done := s.complete(ctx, destination, req.GetResults())
 			select {
-			case answers <- done:
+			case answers <- s.complete(ctx, destination, req.GetResults()):
 			case <-ctx.Done():
 			}
 		}
-		if req, err = stream.Recv(); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
+	}
+	return nil
+}
+
+// serve sends work and answers until ctx ends. What could not be sent is given back by LEASE_TIME.
+func serve(ctx context.Context, stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse],
+	consumer *dispatch.Consumer, answers <-chan []*statev1.LeaseAnswer) {
+	for {
+		resp := &statev1.LeaseResponse{}
+		select {
+		case <-ctx.Done():
+			return
+		case resp.Work = <-consumer.Work():
+		case resp.Answers = <-answers:
+		}
+		if stream.Send(resp) != nil {
+			return
 		}
 	}
 }

@@ -25,6 +25,7 @@ type Service struct {
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
 	notReady atomic.Pointer[string] // why; nil = ready
+	stopping chan struct{}          // closed when Run ends: the long streams end with it
 }
 
 // New prepares the service; Redis is first asked by Run.
@@ -33,7 +34,8 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	svc := &Service{cfg: cfg, tel: tel, store: s, dispatch: dispatch.New(s, tel.Log(), cfg.LeaseTime)}
+	svc := &Service{cfg: cfg, tel: tel, store: s, dispatch: dispatch.New(s, tel.Log(), cfg.LeaseTime),
+		stopping: make(chan struct{})}
 	svc.setReady("waiting for Redis")
 	return svc, nil
 }
@@ -60,8 +62,9 @@ func (s *Service) setReady(why string) {
 }
 
 // Run connects to Redis, watches it and hands out work until ctx ends. Without Redis it waits and says so; only data of
-// another format ends it. The connections stay open: results that arrive while the gRPC server drains still count.
+// another format ends it. The connections stay open: what the streams still work on needs them.
 func (s *Service) Run(ctx context.Context) error {
+	defer close(s.stopping)
 	if err := s.connect(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}

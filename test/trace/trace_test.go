@@ -109,8 +109,22 @@ func (r *relay) get(t *testing.T, pathAndQuery, traceparent string) *http.Respon
 	return resp
 }
 
-// tree draws the spans of one trace, children below their parents, siblings in the order of their start.
-func tree(spans tracetest.SpanStubs, id trace.TraceID) string {
+// One callback, the context that the dialer sends it in, and the trace that follows.
+const (
+	callEnd = "/index.php?unique_id=193416&customerCRTId=crt&systemDisposition=CONNECTED&userId=agent1&dialledPhone=03000000001"
+	dialer  = "00-11111111111111111111111111111111-0000000000000001-01"
+	want    = `callrelay-ingress: GET /index.php (server)
+  callrelay-ingress: ingress.accept (internal)
+    callrelay-router: router.decide (internal)
+      callrelay-state: state.commit (server)
+        callrelay-upstream: upstream.deliver (consumer)
+          callrelay-upstream: HTTP POST (client)
+`
+)
+
+// tree draws the spans of the dialer's trace, children below their parents, siblings in the order of their start.
+func tree(spans tracetest.SpanStubs) string {
+	id, _ := trace.TraceIDFromHex("11111111111111111111111111111111")
 	var b strings.Builder
 	var draw func(parent trace.SpanID, depth int)
 	draw = func(parent trace.SpanID, depth int) {
@@ -133,25 +147,16 @@ func tree(spans tracetest.SpanStubs, id trace.TraceID) string {
 
 func TestOneTracePerCallback(t *testing.T) {
 	r := start(t)
-	const dialer = "00-11111111111111111111111111111111-0000000000000001-01"
-	resp := r.get(t, "/index.php?unique_id=193416&customerCRTId=crt&systemDisposition=CONNECTED&userId=agent1&dialledPhone=03000000001", dialer)
+	resp := r.get(t, callEnd, dialer)
 	if got := resp.Header.Get("traceparent"); !strings.HasPrefix(got, "00-11111111111111111111111111111111-") {
 		t.Errorf("the ack's traceparent is %q", got)
 	}
 	if resp.Header.Get("X-Request-Id") == "" {
 		t.Error("the ack has no X-Request-Id")
 	}
-	id, _ := trace.TraceIDFromHex("11111111111111111111111111111111")
-	want := `callrelay-ingress: GET /index.php (server)
-  callrelay-ingress: ingress.accept (internal)
-    callrelay-router: router.decide (internal)
-      callrelay-state: state.commit (server)
-        callrelay-upstream: upstream.deliver (consumer)
-          callrelay-upstream: POST createCallEnd (client)
-`
 	got := ""
 	redistest.Poll(t, 10*time.Second, "the trace is complete", func() bool {
-		got = tree(r.spans.GetSpans(), id)
+		got = tree(r.spans.GetSpans())
 		return strings.Count(got, "\n") >= strings.Count(want, "\n")
 	})
 	if got != want {

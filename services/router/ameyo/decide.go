@@ -366,12 +366,12 @@ func (d *decision) prune() {
 	if excess := len(d.call.Phone1) - keepPhone1; excess > 0 {
 		d.dropPhone1(excess, func(i int) bool {
 			p := &d.call.Phone1[i]
-			return p.TakenBy == "" || d.at >= p.ExpiresMS && d.waitingGate(i) < 0
+			return p.TakenBy != "" || d.at >= p.ExpiresMS && d.waitingGate(i) < 0
 		})
 	}
 	if excess := len(d.call.Phone1) - maxPhone1; excess > 0 {
-		d.journal(Note(fmt.Sprintf("the call has more than %d phone-1 records: forgot the oldest", maxPhone1)))
 		d.dropPhone1(excess, func(int) bool { return true })
+		d.journal(Note(fmt.Sprintf("the call has more than %d phone-1 records: forgot the oldest", maxPhone1)))
 	}
 	if excess := len(d.call.Gates) - keepGates; excess > 0 {
 		d.dropGates(excess, func(status string, since int64) bool {
@@ -379,12 +379,14 @@ func (d *decision) prune() {
 		})
 	}
 	if excess := len(d.call.Gates) - maxGates; excess > 0 {
-		d.journal(Note(fmt.Sprintf("the call has more than %d dedupe gates: forgot the oldest", maxGates)))
-		d.dropGates(excess, func(status string, _ int64) bool { return status == GateProcessed })
+		if d.dropGates(excess, func(status string, _ int64) bool { return status == GateProcessed }) {
+			d.journal(Note(fmt.Sprintf("the call has more than %d dedupe gates: forgot the oldest", maxGates)))
+		}
 	}
 }
 
-func (d *decision) dropGates(most int, drop func(status string, since int64) bool) {
+// dropGates drops at most so many of the gates that may be dropped, oldest first, and says whether there were any.
+func (d *decision) dropGates(most int, drop func(status string, since int64) bool) bool {
 	kept := d.call.Gates[:0]
 	for i := range d.call.Gates {
 		g := d.call.Gates[i]
@@ -394,7 +396,9 @@ func (d *decision) dropGates(most int, drop func(status string, since int64) boo
 		}
 		kept = append(kept, g)
 	}
+	dropped := len(kept) < len(d.call.Gates)
 	d.call.Gates = kept
+	return dropped
 }
 
 func (d *decision) dropPhone1(most int, drop func(i int) bool) {

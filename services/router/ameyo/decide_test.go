@@ -532,6 +532,18 @@ func TestLatePhone1(t *testing.T) {
 		w.expect("4:wait for phone 2 stored=BUSY")
 	}
 
+	// Absorbing one whose earlier record was dropped: it is processed since now, not since then.
+	w = newWorld(t)
+	w.end(phone1)
+	w.pass(900)
+	w.timer("phone1:5502")
+	w.end(phone2)
+	w.end(phone1)
+	w.expect("4:absorb late phone 1 absorbed=BUSY")
+	w.pass(299)
+	w.end(phone1)
+	w.expect("dup:processed:r3")
+
 	// With the same customerCRTId the late phone 1 repeats a gate: a duplicate, as the table of gates says.
 	w = newWorld(t)
 	w.end(phone2)
@@ -789,6 +801,27 @@ func TestPrune(t *testing.T) {
 	w.expect("dup:processed:r11")
 	w.end(single + attempt(9))
 	w.expect("3:createNotAnswer(BUSY) note")
+
+	// Not even then are gates with open deliveries.
+	w = newWorld(t)
+	for i := range maxGates + 1 {
+		w.end(single + attempt(i))
+	}
+	w.expect("3:createNotAnswer(BUSY)")
+	if n := len(w.call.Gates); n != maxGates+1 {
+		t.Errorf("%d gates", n)
+	}
+
+	// Nor is a record whose timer is late.
+	w = newWorld(t)
+	w.end(phone1)
+	w.pass(3600)
+	for i := range 2 * keepGates {
+		w.end(fmt.Sprintf("%s&customerId=c%d", single, i))
+		w.result(uint32(i+1), Dead, false)
+	}
+	w.timer("phone1:5502")
+	w.expect("expired=BUSY")
 
 	w = newWorld(t, expirySend)
 	for i := range maxPhone1 + 1 {

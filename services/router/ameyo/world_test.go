@@ -91,6 +91,9 @@ func (w *world) decide(in Input) Effects {
 			w.t.Errorf("two gates %s", g.Key)
 		}
 		keys[g.Key] = true
+		if g.WaitingPhone2 && !slices.ContainsFunc(next.Phone1, func(p Phone1) bool { return p.leftBy(&g) }) {
+			w.t.Errorf("gate %+v waits for no record", g)
+		}
 	}
 	w.call, w.last = next, effects
 	return effects

@@ -44,6 +44,7 @@ type Writer struct {
 	cfg   Config
 	log   *slog.Logger
 	view  view
+	tell  func(event) ([]line, error) // view.lines; a test puts a broken one in its place
 	queue chan event
 
 	dropped  atomic.Int64 // events that found the queue full, ever
@@ -77,6 +78,7 @@ func New(cfg Config, log *slog.Logger) (*Writer, error) {
 		return nil, fmt.Errorf("daily files cannot be written to %q: %w", cfg.Dir, err)
 	}
 	w := &Writer{cfg: cfg, log: log, view: view{zone: cfg.Zone, pii: cfg.PII}, queue: make(chan event, queueSize)}
+	w.tell = w.view.lines
 	for k := range w.files {
 		w.files[k].dir, w.files[k].kind = cfg.Dir, kind(k)
 	}
@@ -179,7 +181,7 @@ func (w *Writer) write(e event) {
 			w.lost, w.lostErr = w.lost+1, fmt.Errorf("panic: %v", p)
 		}
 	}()
-	lines, err := w.view.lines(e)
+	lines, err := w.tell(e)
 	if err != nil {
 		w.lost, w.lostErr = w.lost+1, err
 	}
