@@ -255,14 +255,12 @@ func (d *decoder) phones(c *CallEnd) {
 	phone2, _ := d.value("phone2")
 
 	phones, problem := parsePhoneList(d.params.Get("phoneList"))
-	if problem == "" {
-		phone2 = ""
-		if len(phones) > 1 {
-			phone2 = phones[1]
-		}
-	} else {
+	switch {
+	case problem != "":
 		phones = distinct([]string{phone1, phone2, customer, dialled})
 		d.note("phoneList %s: counted phone1, phone2, cstmPhone and the dialled number instead (%d)", problem, len(phones))
+	case len(phones) > 1:
+		phone2 = phones[1]
 	}
 	c.Phones = uint32(len(phones))
 
@@ -367,7 +365,7 @@ func parseConnectedTime(value string, zone *time.Location) (time.Time, bool) {
 	}
 	local, offset := strings.ReplaceAll(value[:dateAndClock], "/", "-"), strings.TrimLeft(value[dateAndClock:], " ")
 	t, err := time.ParseInLocation(TimeLayout, local, zone)
-	if err != nil || t.Format(TimeLayout) != local {
+	if err != nil {
 		return time.Time{}, false
 	}
 	if offset == "" {

@@ -82,7 +82,8 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		return false, err
 	}
 	// State's clock, less the time since the callback was received: a point in time that no retry moves.
-	receivedMS := nowMS - time.Since(in.since).Milliseconds()
+	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
+	receivedMS := max(nowMS-time.Since(in.since).Milliseconds(), in.entry.GetDueMs())
 	var failed error
 	for range conflicts {
 		item, attributes, err := e.decideOne(in, state, receivedMS, nowMS)

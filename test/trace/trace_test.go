@@ -209,4 +209,4 @@ func noPhones(t *testing.T, spans tracetest.SpanStubs) {
 	}
 }
 
-func show(kv attribute.KeyValue) string { return string(kv.Key) + "=" + kv.Value.Emit() }
+func show(kv attribute.KeyValue) string { return string(kv.Key) + "=" + kv.Value.String() }

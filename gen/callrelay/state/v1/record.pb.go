@@ -927,8 +927,10 @@ type Duplicate struct {
 	// "processing", "processed" or "waiting_phone2".
 	Gate string `protobuf:"bytes,2,opt,name=gate,proto3" json:"gate,omitempty"`
 	// It differs from the first in dial index or disposition.
-	Differs       bool   `protobuf:"varint,3,opt,name=differs,proto3" json:"differs,omitempty"`
-	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Differs bool   `protobuf:"varint,3,opt,name=differs,proto3" json:"differs,omitempty"`
+	Key     string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// What the owner led to, in the words of Decided.flow.
+	Flow          string `protobuf:"bytes,5,opt,name=flow,proto3" json:"flow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,6 +989,13 @@ func (x *Duplicate) GetDiffers() bool {
 func (x *Duplicate) GetKey() string {
 	if x != nil {
 		return x.Key
+	}
+	return ""
+}
+
+func (x *Duplicate) GetFlow() string {
+	if x != nil {
+		return x.Flow
 	}
 	return ""
 }
@@ -1613,12 +1622,13 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
 	"\x06method\x18\x04 \x01(\tR\x06method\x12\x12\n" +
-	"\x04path\x18\x05 \x01(\tR\x04path\"[\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\"o\n" +
 	"\tDuplicate\x12\x0e\n" +
 	"\x02of\x18\x01 \x01(\tR\x02of\x12\x12\n" +
 	"\x04gate\x18\x02 \x01(\tR\x04gate\x12\x18\n" +
 	"\adiffers\x18\x03 \x01(\bR\adiffers\x12\x10\n" +
-	"\x03key\x18\x04 \x01(\tR\x03key\"\xac\x03\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x12\n" +
+	"\x04flow\x18\x05 \x01(\tR\x04flow\"\xac\x03\n" +
 	"\aAttempt\x12\x1a\n" +
 	"\bdelivery\x18\x01 \x01(\rR\bdelivery\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12 \n" +

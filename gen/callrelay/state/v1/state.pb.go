@@ -661,8 +661,10 @@ type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Timer string                 `protobuf:"bytes,1,opt,name=timer,proto3" json:"timer,omitempty"`
 	// Id of the commit that set it.
-	TimerId       string `protobuf:"bytes,2,opt,name=timer_id,json=timerId,proto3" json:"timer_id,omitempty"`
-	Token         string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	TimerId string `protobuf:"bytes,2,opt,name=timer_id,json=timerId,proto3" json:"timer_id,omitempty"`
+	Token   string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	// When it was due, by state's clock.
+	DueMs         int64 `protobuf:"varint,4,opt,name=due_ms,json=dueMs,proto3" json:"due_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -716,6 +718,13 @@ func (x *Entry) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+func (x *Entry) GetDueMs() int64 {
+	if x != nil {
+		return x.DueMs
+	}
+	return 0
 }
 
 type CommitResponse struct {
@@ -2418,11 +2427,12 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\tduplicate\x18\x01 \x01(\bR\tduplicate\"0\n" +
 	"\x05Timer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x13\n" +
-	"\x05in_ms\x18\x02 \x01(\x03R\x04inMs\"N\n" +
+	"\x05in_ms\x18\x02 \x01(\x03R\x04inMs\"e\n" +
 	"\x05Entry\x12\x14\n" +
 	"\x05timer\x18\x01 \x01(\tR\x05timer\x12\x19\n" +
 	"\btimer_id\x18\x02 \x01(\tR\atimerId\x12\x14\n" +
-	"\x05token\x18\x03 \x01(\tR\x05token\"c\n" +
+	"\x05token\x18\x03 \x01(\tR\x05token\x12\x15\n" +
+	"\x06due_ms\x18\x04 \x01(\x03R\x05dueMs\"c\n" +
 	"\x0eCommitResponse\x12\x15\n" +
 	"\x06now_ms\x18\x01 \x01(\x03R\x05nowMs\x12:\n" +
 	"\aanswers\x18\x02 \x03(\v2 .callrelay.state.v1.CommitAnswerR\aanswers\"\xfa\x01\n" +

@@ -1,7 +1,6 @@
 package dailylog
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -9,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,14 +22,32 @@ type bench struct {
 	*Writer
 	t    *testing.T
 	dir  string
-	logs *bytes.Buffer
+	logs *logs
 	stop func() // ends Run and waits for it
+}
+
+// logs is what was logged.
+type logs struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // idle makes a writer that does not run yet.
 func idle(t *testing.T, dir string) *bench {
 	t.Helper()
-	b := &bench{t: t, dir: dir, logs: &bytes.Buffer{}}
+	b := &bench{t: t, dir: dir, logs: &logs{}}
 	w, err := New(Config{Dir: dir, RetentionDays: 30}, slog.New(slog.NewTextHandler(b.logs, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -273,7 +291,7 @@ func TestRemoved(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 		}
-		if b.logs.Len() != 0 {
+		if b.logs.String() != "" {
 			t.Errorf("log: %s", b.logs)
 		}
 	})

@@ -8,16 +8,19 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Heartbeat says that this process lives, and reports whether another state process does too.
+// Heartbeat says that this process lives, reports whether another state process does too, and learns which destinations
+// others have used.
 func (s *Store) Heartbeat(ctx context.Context, alive time.Duration) (others bool, err error) {
 	now := s.clock.Now()
 	p := s.client.Pipeline()
 	p.ZAdd(ctx, keyReplicas, redis.Z{Score: float64(now), Member: s.self})
 	p.ZRemRangeByScore(ctx, keyReplicas, "-inf", strconv.FormatInt(now-alive.Milliseconds(), 10))
 	count := p.ZCard(ctx, keyReplicas)
+	known := p.SMembers(ctx, keyDestinations)
 	if _, err := p.Exec(ctx); err != nil {
 		return false, err
 	}
+	s.remember(known.Val())
 	return count.Val() > 1, nil
 }
 

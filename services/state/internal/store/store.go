@@ -111,12 +111,16 @@ func (s *Store) Connect(ctx context.Context) error {
 	if m := meta.Val(); m["format"] != format || m["partitions"] != partitions {
 		return &FormatError{Found: m["format"], Partitions: m["partitions"]}
 	}
+	s.remember(known.Val())
+	return nil
+}
+
+func (s *Store) remember(destinations []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, d := range known.Val() {
+	for _, d := range destinations {
 		s.destinations[d] = true
 	}
-	return nil
 }
 
 // FormatError says that Redis holds data of another version of callrelay. Waiting does not help.
@@ -349,9 +353,7 @@ func (s *Store) know(ctx context.Context, destination string) error {
 	if err := s.client.SAdd(ctx, keyDestinations, destination).Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.destinations[destination] = true
-	s.mu.Unlock()
+	s.remember([]string{destination})
 	return nil
 }
 
@@ -406,8 +408,8 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		}
 		r, err := strs(replies[i])
 		switch {
-		case err == nil && w.Entry != nil && len(r) == 1:
-			w.Entry.TimerId = r[0]
+		case err == nil && w.Entry != nil && len(r) == 2:
+			w.Entry.TimerId, w.Entry.DueMs = r[0], atoi(r[1])
 		case err == nil && w.Entry == nil && len(r) == 6:
 			d := &statev1.Delivery{}
 			if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
