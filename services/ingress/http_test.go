@@ -1,0 +1,304 @@
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	"callrelay/platform/config"
+	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
+	"callrelay/platform/telemetry"
+)
+
+// fakeRouter remembers what it is given and answers as told.
+type fakeRouter struct {
+	routerv1.UnimplementedRouterServiceServer
+	mu     sync.Mutex
+	items  []*routerv1.RouteItem
+	answer func(*routerv1.RouteItem) *routerv1.RouteAnswer // nil = silence
+}
+
+func (f *fakeRouter) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, routerv1.RouteResponse]) error {
+	for req := range rpc.Messages(stream, nil) {
+		resp := &routerv1.RouteResponse{}
+		for _, item := range req.GetItems() {
+			f.mu.Lock()
+			f.items = append(f.items, item)
+			f.mu.Unlock()
+			if a := f.answer(item); a != nil {
+				a.Id = item.GetId()
+				resp.Answers = append(resp.Answers, a)
+			}
+		}
+		_ = stream.Send(resp)
+	}
+	return nil
+}
+
+func (f *fakeRouter) last() *routerv1.RouteItem {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.items) == 0 {
+		return &routerv1.RouteItem{}
+	}
+	return f.items[len(f.items)-1]
+}
+
+func accept(*routerv1.RouteItem) *routerv1.RouteAnswer { return &routerv1.RouteAnswer{} }
+
+// serve runs ingress' HTTP side in front of the fake router.
+func serve(t *testing.T, f *fakeRouter, env map[string]string) *httptest.Server {
+	t.Helper()
+	env["INGRESS_HTTP_ADDR"] = "127.0.0.1:0"
+	cfg, err := config.LoadFrom[Config](env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tel := telemetry.NewGroup(nil).Service("test")
+	backend := rpc.NewServer(tel.Log())
+	routerv1.RegisterRouterServiceServer(backend.Registrar(), f)
+	s, err := New(cfg, tel, backend.InProcess())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.pipe.Run(ctx) }()
+	front := httptest.NewServer(s.http.Handler)
+	t.Cleanup(func() {
+		front.Close()
+		cancel()
+		<-done
+		backend.Stop(time.Second)
+		_ = s.listen.Close()
+	})
+	return front
+}
+
+func do(t *testing.T, method, url string, header map[string]string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range header {
+		req.Header.Set(k, v)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+const good = "unique_id=00193416&customerId=5501&customerCRTId=d336&systemDisposition=Connected&userId=a&dialledPhone=07029109978"
+
+// Answers byte for byte (spec/ameyo-topsii.md, HTTP in).
+func TestAnswers(t *testing.T) {
+	f := &fakeRouter{answer: accept}
+	front := serve(t, f, map[string]string{})
+	long := strings.Repeat("x", 16<<10)
+	for _, c := range []struct {
+		name, method, target string
+		answer               func(*routerv1.RouteItem) *routerv1.RouteAnswer
+		status               int
+		body                 string // with <id> for the request id
+		recorded             string // what router was told: "call_end", "call_start", or the status of a refusal
+	}{
+		{"accepted", "GET", "/index.php?" + good, accept, 200, `{"success":true,"message":"Data Received","requestId":"<id>"}`, "call_end"},
+		{"clean route", "GET", "/v1/ameyo/call-end?" + good, accept, 200, `{"success":true,"message":"Data Received","requestId":"<id>"}`, "call_end"},
+		{"call start", "GET", "/call_start.php?cs_unique_id=1&userId=a&displayPhone=03", accept, 200, `{"success":true,"message":"Data Received","requestId":"<id>"}`, "call_start"},
+		{"clean call start", "GET", "/v1/ameyo/call-start?sessionId=1&userId=a&phone=03", accept, 200, `{"success":true,"message":"Data Received","requestId":"<id>"}`, "call_start"},
+		{"duplicate", "GET", "/index.php?" + good, func(*routerv1.RouteItem) *routerv1.RouteAnswer { return &routerv1.RouteAnswer{Duplicate: true} },
+			200, `{"success":true,"message":"Data Received","duplicate":true,"requestId":"<id>"}`, "call_end"},
+		{"a field is missing", "GET", "/index.php?unique_id=1&systemDisposition=CONNECTED&userId=a&dialledPhone=1", accept, 400,
+			`{"success":false,"message":"customerCRTId is required when systemDisposition is CONNECTED","field":"customerCRTId","requestId":"<id>"}`, "400"},
+		{"not GET", "POST", "/index.php?" + good, accept, 405, `{"success":false,"message":"use GET","requestId":"<id>"}`, "405"},
+		{"HEAD", "HEAD", "/index.php?" + good, accept, 405, "", "405"},
+		{"too long", "GET", "/index.php?" + good + "&x=" + long, accept, 414, `{"success":false,"message":"the query is longer than 16384 bytes","requestId":"<id>"}`, "414"},
+		{"nothing durable could take it", "GET", "/index.php?" + good,
+			func(*routerv1.RouteItem) *routerv1.RouteAnswer {
+				return &routerv1.RouteAnswer{Error: errkind.Unavailable(nil, "the store does not answer").Proto()}
+			}, 503, `{"success":false,"message":"the store does not answer","requestId":"<id>"}`, "call_end"},
+		{"a bug behind", "GET", "/index.php?" + good,
+			func(*routerv1.RouteItem) *routerv1.RouteAnswer {
+				return &routerv1.RouteAnswer{Error: errkind.Internal(io.EOF).Proto()}
+			},
+			500, `{"success":false,"message":"internal error","requestId":"<id>"}`, "call_end"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f.mu.Lock()
+			f.items, f.answer = nil, c.answer
+			f.mu.Unlock()
+			resp, body := do(t, c.method, front.URL+c.target, nil)
+			id := resp.Header.Get("X-Request-Id")
+			if id == "" {
+				t.Error("no X-Request-Id")
+			}
+			if want := strings.ReplaceAll(c.body, "<id>", id); resp.StatusCode != c.status || body != want {
+				t.Errorf("got %d %s\nwant %d %s", resp.StatusCode, body, c.status, want)
+			}
+			if c.status == 405 && resp.Header.Get("Allow") != "GET" {
+				t.Errorf("Allow: %q", resp.Header.Get("Allow"))
+			}
+			if c.status == 503 && resp.Header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+			item, got := f.last(), ""
+			switch cb := item.GetCallback().(type) {
+			case *routerv1.RouteItem_AmeyoCallEnd:
+				got = "call_end"
+			case *routerv1.RouteItem_AmeyoCallStart:
+				got = "call_start"
+			case *routerv1.RouteItem_Refused:
+				got = strconv.Itoa(int(cb.Refused.GetStatus()))
+			}
+			if got != c.recorded || item.GetRequestId() != id {
+				t.Errorf("router was told %q as %s, want %q as %s", got, item.GetRequestId(), c.recorded, id)
+			}
+		})
+	}
+}
+
+// The query reaches the journal as it came, and the rules as PHP read it.
+func TestQueryAsPHPReadIt(t *testing.T) {
+	f := &fakeRouter{answer: accept}
+	front := serve(t, f, map[string]string{})
+	raw := "unique_id=1&unique_id=+2+&customerId=\x83\x65&customerCRTId=a;b%zz&systemDisposition=BUSY&unknown=x&customer_id=evil"
+	u := front.Listener.Addr().String()
+	req := &http.Request{Method: "GET", URL: mustURL(t, "http://"+u+"/index.php"), Host: u}
+	req.URL.RawQuery = raw
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	item := f.last()
+	if resp.StatusCode != 200 || string(item.GetQuery()) != raw {
+		t.Errorf("status %d, journaled query %q", resp.StatusCode, item.GetQuery())
+	}
+	end := item.GetAmeyoCallEnd()
+	if end.GetUniqueId() != "2" || end.GetCustomerCrtId() != "a;b%zz" || end.GetCustomerId() != "\uFFFDe" {
+		t.Errorf("got %q", end)
+	}
+}
+
+// Without an answer in the ack budget nothing is acknowledged.
+func TestAckBudget(t *testing.T) {
+	f := &fakeRouter{answer: func(*routerv1.RouteItem) *routerv1.RouteAnswer { return nil }}
+	front := serve(t, f, map[string]string{"ACK_BUDGET": "150ms"})
+	began := time.Now()
+	resp, _ := do(t, "GET", front.URL+"/index.php?"+good, nil)
+	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" || time.Since(began) > 5*time.Second {
+		t.Errorf("got %d after %s", resp.StatusCode, time.Since(began))
+	}
+	if b := f.last().GetBudgetMs(); b < 1 || b > 150 {
+		t.Errorf("router was given %d ms", b)
+	}
+}
+
+// Only the listed networks may send, behind trusted proxies by X-Forwarded-For.
+func TestAllowedNetworks(t *testing.T) {
+	for _, c := range []struct {
+		name, allowed, proxies, forwarded string
+		status                            int
+	}{
+		{"nobody is listed", "", "", "", 200},
+		{"loopback is listed", "127.0.0.0/8", "", "", 200},
+		{"another network", "10.0.0.0/8", "", "", 403},
+		{"a header of somebody who is no proxy", "10.0.0.0/8", "", "10.1.2.3", 403},
+		{"behind a proxy", "10.0.0.0/8", "127.0.0.1", "10.1.2.3", 200},
+		{"behind two proxies", "10.0.0.0/8", "127.0.0.1,192.0.2.0/24", "10.1.2.3, 192.0.2.7", 200},
+		{"a forged first hop", "10.0.0.0/8", "127.0.0.1", "10.1.2.3, 203.0.113.9", 403},
+		{"a broken header", "10.0.0.0/8", "127.0.0.1", "nonsense", 403},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := &fakeRouter{answer: accept}
+			front := serve(t, f, map[string]string{"AMEYO_ALLOWED_NETWORKS": c.allowed, "TRUSTED_PROXIES": c.proxies})
+			header := map[string]string{}
+			if c.forwarded != "" {
+				header["X-Forwarded-For"] = c.forwarded
+			}
+			resp, body := do(t, "GET", front.URL+"/index.php?"+good, header)
+			if resp.StatusCode != c.status {
+				t.Errorf("got %d %s, want %d", resp.StatusCode, body, c.status)
+			}
+			if resp, _ := do(t, "GET", front.URL+"/healthz", nil); resp.StatusCode != 200 {
+				t.Errorf("healthz: %d", resp.StatusCode)
+			}
+		})
+	}
+}
+
+// With a secret path, callbacks are taken only there, everything else looks unknown, and the secret reaches nobody.
+func TestPathSecret(t *testing.T) {
+	const secret = "s3cret-s3cret-s3cret"
+	f := &fakeRouter{answer: accept}
+	front := serve(t, f, map[string]string{"AMEYO_PATH_SECRET": secret})
+	for target, status := range map[string]int{
+		"/" + secret + "/index.php?" + good:         200,
+		"/" + secret + "/v1/ameyo/call-end?" + good: 200,
+		"/index.php?" + good:                        404,
+		"/wrong/index.php?" + good:                  404,
+		"/" + secret + "x/index.php?" + good:        404,
+		"/" + secret + "/nothing":                   404,
+		"/healthz":                                  200,
+	} {
+		if resp, body := do(t, "GET", front.URL+target, nil); resp.StatusCode != status {
+			t.Errorf("%s: got %d %s, want %d", target, resp.StatusCode, body, status)
+		}
+	}
+	if resp, _ := do(t, "POST", front.URL+"/"+secret+"/index.php", nil); resp.StatusCode != 405 {
+		t.Errorf("POST: %d", resp.StatusCode)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, item := range f.items {
+		if strings.Contains(item.String(), secret) {
+			t.Errorf("the secret went to router: %v", item)
+		}
+	}
+}
+
+func mustURL(t *testing.T, raw string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestOpenAPI(t *testing.T) {
+	front := serve(t, &fakeRouter{answer: accept}, map[string]string{})
+	_, body := do(t, "GET", front.URL+"/openapi.json", nil)
+	var doc struct{ Paths map[string]any }
+	if err := json.Unmarshal([]byte(body), &doc); err != nil {
+		t.Fatal(err)
+	}
+	for path := range callbackPaths {
+		if doc.Paths[path] == nil {
+			t.Errorf("%s is not described", path)
+		}
+	}
+	if len(doc.Paths) != len(callbackPaths) {
+		t.Errorf("%d routes are described, %d are served", len(doc.Paths), len(callbackPaths))
+	}
+}
