@@ -61,6 +61,10 @@ generate: $(GO_TOOLS) $(BUF) ## generate gen/ from proto/
 	rm -rf gen/callrelay gen/openapi
 	PATH="$(CURDIR)/bin/tools:$$PATH" buf generate
 
+.PHONY: docs
+docs: ## write docs/configuration.md and .env.example from the code
+	go test callrelay/test/reference -update
+
 .PHONY: tidy
 tidy: ## tidy every module and align their versions
 	set -e; for dir in $$(go list -m -f '{{.Dir}}'); do GOWORK=off go -C $$dir mod tidy; done

@@ -55,7 +55,7 @@ func (s *Server) Up(t testing.TB) {
 	if err != nil {
 		t.Fatalf("redis-server does not start: %v (make test installs it)", err)
 	}
-	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1})
+	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
 	defer client.Close()
 	Poll(t, 10*time.Second, "redis-server answers", func() bool { return client.Ping(context.Background()).Err() == nil })
 }
@@ -130,20 +130,26 @@ func Poll(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	}
 }
 
+// freePort finds a port that is free together with that of the cluster bus (port + 10000), both below the range from which
+// the system takes ports for connections.
 func freePort(t testing.TB) int {
 	t.Helper()
-	// A cluster node also takes port+10000: stay below.
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+os.Getpid()*37%5000+nextPort()))
-		if err != nil {
-			continue
+	for range 1000 {
+		port := 20000 + (os.Getpid()*37+nextPort())%2700
+		if free(port) && free(port+10000) {
+			return port
 		}
-		port := l.Addr().(*net.TCPAddr).Port
-		_ = l.Close()
-		return port
 	}
 	t.Fatal("no free port found")
 	return 0
+}
+
+func free(port int) bool {
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	return l.Close() == nil
 }
 
 var (

@@ -8,7 +8,10 @@ replace callrelay/platform => ../../platform
 
 replace callrelay/callback => ../../callback
 
-require callrelay/callback v0.0.0-00010101000000-000000000000
+require (
+	callrelay/callback v0.0.0-00010101000000-000000000000
+	pgregory.net/rapid v1.3.0
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
@@ -37,7 +40,6 @@ require (
 	golang.org/x/net v0.61.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
-	pgregory.net/rapid v1.3.0 // indirect
 )
 
 require (

@@ -3,9 +3,11 @@ package state
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"callrelay/platform/config"
+	"callrelay/services/state/internal/dailylog"
 )
 
 // Config is everything that can be set of state.
@@ -18,6 +20,11 @@ type Config struct {
 	CallRetention time.Duration `env:"CALL_RETENTION" envDefault:"72h" desc:"How long a call is kept after the last open thing in it ended."`
 	LeaseTime     time.Duration `env:"LEASE_TIME" envDefault:"45s" desc:"Work whose consumer is silent for so long is given back; must exceed the CRM's total timeout, and be the same in upstream."`
 	JournalLimit  int           `env:"JOURNAL_LIMIT" envDefault:"65536" desc:"Bytes of journal kept per call; more is only counted."`
+
+	LogDir           string        `env:"LOG_DIR" desc:"Directory of the daily files call_start-, call_end-, not_answer- and general-YYYY-MM-DD.log; empty means none. One state process writes them."`
+	LogRetentionDays int           `env:"LOG_RETENTION_DAYS" envDefault:"30" desc:"For how many days daily files are kept; 0 means for ever."`
+	LogPII           config.Switch `env:"LOG_PII" envDefault:"false" desc:"Show phone numbers in the daily files."`
+	Timezone         string        `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
 }
 
 // Validate reports every problem.
@@ -35,5 +42,27 @@ func (c *Config) Validate() error {
 	if c.JournalLimit < 1024 || c.JournalLimit > 1<<20 {
 		problems = append(problems, fmt.Errorf("JOURNAL_LIMIT: must be 1024 to 1048576, not %d", c.JournalLimit))
 	}
+	if c.LogRetentionDays < 0 {
+		problems = append(problems, fmt.Errorf("LOG_RETENTION_DAYS: must not be negative, not %d", c.LogRetentionDays))
+	}
+	if _, err := time.LoadLocation(c.Timezone); err != nil {
+		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
+	}
 	return errors.Join(problems...)
+}
+
+// dailyFiles opens the daily files; nil when none are wanted.
+func (c *Config) dailyFiles(log *slog.Logger) (*dailylog.Writer, error) {
+	if c.LogDir == "" {
+		return nil, nil
+	}
+	zone, err := time.LoadLocation(c.Timezone)
+	if err != nil {
+		return nil, err
+	}
+	w, err := dailylog.New(dailylog.Config{Dir: c.LogDir, RetentionDays: c.LogRetentionDays, Zone: zone, PII: bool(c.LogPII)}, log)
+	if err != nil {
+		return nil, fmt.Errorf("LOG_DIR: %w", err)
+	}
+	return w, nil
 }

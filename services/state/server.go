@@ -77,6 +77,9 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 				answers[i] = &statev1.CommitAnswer{Error: unavailable(errs[i]).Proto()}
 			}
 			answers[i].Id = item.GetId()
+			if answers[i].GetStatus() == statev1.CommitStatus_COMMIT_STATUS_OK {
+				s.files.Committed(item)
+			}
 			for _, t := range item.GetSetTimers() {
 				s.dispatch.Later(store.Rules, now+t.GetInMs())
 			}
@@ -209,6 +212,7 @@ func (s *server) complete(ctx context.Context, destination string, results []*st
 		if a.Superseded = v.Superseded; v.Superseded {
 			continue
 		}
+		s.files.Completed(r, now)
 		s.dispatch.Taken(ctx, r)
 		if v.Head && v.DueMS <= now {
 			due = append(due, store.Ref{Destination: destination, Member: r.GetCall()})

@@ -1,4 +1,4 @@
-// Package state owns Redis, alone: call records, queues, timers and the journal. It serves Load, Commit and Lease
+// Package state owns Redis, alone: call records, queues, timers and the journal, with the daily files as a view of it. It serves Load, Commit and Lease
 // (proto/callrelay/state/v1), each in batches, and the operator's reads and actions on them. It does not know what a
 // disposition means, and it sends nothing to any CRM.
 package state
@@ -14,6 +14,7 @@ import (
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
+	"callrelay/services/state/internal/dailylog"
 	"callrelay/services/state/internal/dispatch"
 	"callrelay/services/state/internal/store"
 )
@@ -24,18 +25,24 @@ type Service struct {
 	tel      *telemetry.Telemetry
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
+	files    *dailylog.Writer       // nil: no daily files
 	notReady atomic.Pointer[string] // why; nil = ready
 	stopping chan struct{}          // closed when Run ends: the long streams end with it
 }
 
 // New prepares the service; Redis is first asked by Run.
 func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
-	s, err := store.Open(store.Config{URL: cfg.RedisURL.Reveal(), Retention: cfg.CallRetention, JournalLimit: cfg.JournalLimit})
+	files, err := cfg.dailyFiles(tel.Log())
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(store.Config{URL: cfg.RedisURL.Reveal(), Retention: cfg.CallRetention, JournalLimit: cfg.JournalLimit,
+		Wrote: files.Committed})
 	if err != nil {
 		return nil, err
 	}
 	svc := &Service{cfg: cfg, tel: tel, store: s, dispatch: dispatch.New(s, tel.Log(), cfg.LeaseTime),
-		stopping: make(chan struct{})}
+		files: files, stopping: make(chan struct{})}
 	svc.setReady("waiting for Redis")
 	return svc, nil
 }
@@ -64,6 +71,8 @@ func (s *Service) setReady(why string) {
 // Run connects to Redis, watches it and hands out work until ctx ends. Without Redis it waits and says so; only data of
 // another format ends it. The connections stay open: what the streams still work on needs them.
 func (s *Service) Run(ctx context.Context) error {
+	files, filesDone := startFiles(s.files)
+	defer func() { files(); <-filesDone }()
 	defer close(s.stopping)
 	if err := s.connect(ctx); err != nil || ctx.Err() != nil {
 		return err
@@ -88,6 +97,14 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// startFiles runs the writer of the daily files until stop is called; it ends last, after everybody who hands it something.
+func startFiles(w *dailylog.Writer) (stop func(), done <-chan struct{}) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.Run(ctx) }()
+	return cancel, ended
 }
 
 func (s *Service) ping(ctx context.Context) error {

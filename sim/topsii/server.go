@@ -63,6 +63,9 @@ type Config struct {
 	KeepPayloads bool
 	// StrictOrder refuses an end or a not-answer of a call whose start is not held.
 	StrictOrder bool
+	// OnEffect is called for each payload that has its effect, before anything is answered. It must be quick: the
+	// simulator's lock is held.
+	OnEffect func(endpoint string, callID int64, at time.Time)
 }
 
 // Server is the simulated TopS.II. It is safe for concurrent use; its lock is never held while it reads, writes or waits.
@@ -211,6 +214,9 @@ func (s *Server) arrive(endpoint string, c call, kept *keptRequest, path string)
 		} else {
 			s.store.add(endpoint, c, kept, now, fault.label())
 			s.counts.effects[endpoint]++
+			if s.cfg.OnEffect != nil {
+				s.cfg.OnEffect(endpoint, c.id, now)
+			}
 		}
 	}
 	outcome := answer.outcome()

@@ -789,24 +789,21 @@ func TestPrune(t *testing.T) {
 
 	// A flood within the time that gates last is cut, journaled.
 	w = newWorld(t)
-	for i := range maxGates + 10 {
-		w.end(single + attempt(i))
-		w.result(uint32(i+1), Delivered, false)
-	}
+	w.flood(maxGates, Delivered)
+	w.end(single)
 	w.expect("3:createNotAnswer(BUSY) note")
 	if n := len(w.call.Gates); n != maxGates {
 		t.Errorf("%d gates", n)
 	}
-	w.end(single + attempt(10))
-	w.expect("dup:processed:r11")
-	w.end(single + attempt(9))
+	w.end(single + attempt(1))
+	w.expect("dup:processed:b1")
+	w.end(single + attempt(0))
 	w.expect("3:createNotAnswer(BUSY) note")
 
 	// Not even then are gates with open deliveries.
 	w = newWorld(t)
-	for i := range maxGates + 1 {
-		w.end(single + attempt(i))
-	}
+	w.flood(maxGates, Queued)
+	w.end(single)
 	w.expect("3:createNotAnswer(BUSY)")
 	if n := len(w.call.Gates); n != maxGates+1 {
 		t.Errorf("%d gates", n)
@@ -838,6 +835,17 @@ func TestPrune(t *testing.T) {
 	w.expect("")
 	w.timer("phone1:c1")
 	w.expect("expired=BUSY phone1-expiry:createNotAnswer(BUSY)")
+}
+
+// flood fills the call with gates of the attempts b0, b1, ... whose deliveries are all in the state.
+func (w *world) flood(gates int, state DeliveryState) {
+	for i := range gates {
+		owner, number := fmt.Sprintf("b%d", i), uint32(i+1)
+		gate := Gate{Key: "end/193421/5502/" + owner, Owner: owner, Deliveries: []uint32{number}, Disposition: "BUSY", ReceivedMS: w.now}
+		w.call.Gates = append(w.call.Gates, gate)
+		w.call.Deliveries = append(w.call.Deliveries, Delivery{Number: number, State: state, FinalMS: w.now})
+		w.call.NextDelivery = number + 1
+	}
 }
 
 func BenchmarkDecide(b *testing.B) {

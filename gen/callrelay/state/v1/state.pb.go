@@ -1085,8 +1085,9 @@ type LeaseResult struct {
 	//	*LeaseResult_Hold
 	Result isLeaseResult_Result `protobuf_oneof:"result"`
 	Timer  string               `protobuf:"bytes,14,opt,name=timer,proto3" json:"timer,omitempty"`
-	// The delivery's request id, as leased.
+	// The delivery's request id and endpoint, as leased.
 	RequestId     string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Endpoint      string `protobuf:"bytes,16,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1216,6 +1217,13 @@ func (x *LeaseResult) GetTimer() string {
 func (x *LeaseResult) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *LeaseResult) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
 	}
 	return ""
 }
@@ -2457,7 +2465,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"hold_epoch\x18\x05 \x01(\x03R\tholdEpoch\x12\x15\n" +
 	"\x06age_ms\x18\x06 \x01(\x03R\x05ageMs\x12\x1a\n" +
-	"\bfollowed\x18\a \x01(\bR\bfollowed\"\xcb\x03\n" +
+	"\bfollowed\x18\a \x01(\bR\bfollowed\"\xe7\x03\n" +
 	"\vLeaseResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04call\x18\x02 \x01(\tR\x04call\x12\x14\n" +
@@ -2472,7 +2480,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x04hold\x18\r \x01(\v2#.callrelay.state.v1.HoldDestinationH\x00R\x04hold\x12\x14\n" +
 	"\x05timer\x18\x0e \x01(\tR\x05timer\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x0f \x01(\tR\trequestIdB\b\n" +
+	"request_id\x18\x0f \x01(\tR\trequestId\x12\x1a\n" +
+	"\bendpoint\x18\x10 \x01(\tR\bendpointB\b\n" +
 	"\x06result\"\x06\n" +
 	"\x04Done\"\\\n" +
 	"\n" +

@@ -103,7 +103,7 @@ func (v *view) completed(r *statev1.LeaseResult, atMS int64) []line {
 	} else {
 		e.Fact = &statev1.JournalEntry_Ended{Ended: &statev1.Ended{Delivery: r.GetDelivery(), State: r.GetEnd().GetState(), Reason: r.GetEnd().GetReason()}}
 	}
-	s := story{view: v, callID: callID(r.GetCall())}
+	s := story{view: v, callID: callID(r.GetCall()), deliveries: []*statev1.Delivery{{Number: r.GetDelivery(), Endpoint: r.GetEndpoint()}}}
 	s.file = s.fileOf([]*statev1.JournalEntry{e})
 	s.tell(e)
 	return s.lines
@@ -149,7 +149,10 @@ func flowFile(flow string) kind {
 }
 
 // repeatedFlow is the flow of what a duplicate repeats.
-func repeatedFlow(_ *statev1.Duplicate, source string) string {
+func repeatedFlow(d *statev1.Duplicate, source string) string {
+	if d.GetFlow() != "" {
+		return d.GetFlow()
+	}
 	if source == "ameyo.call_start" {
 		return "createCallStart"
 	}

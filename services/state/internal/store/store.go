@@ -27,6 +27,8 @@ type Config struct {
 	Retention time.Duration
 	// JournalLimit bounds the journal of one call, in bytes; what does not fit is only counted.
 	JournalLimit int
+	// Wrote is told of the facts that the store itself adds (lost leases, what persons do), as a commit of nothing else.
+	Wrote func(*statev1.CommitItem)
 }
 
 // Store is safe for concurrent use.
@@ -40,8 +42,14 @@ type Store struct {
 	destinations map[string]bool
 }
 
+// quiet takes what go-redis would print for each failed connection; whoever owns the store says once that Redis is gone.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
 // Open prepares the client; nothing is sent before Connect.
 func Open(cfg Config) (*Store, error) {
+	redis.SetLogger(quiet{})
 	client, err := newClient(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w", err)
@@ -64,21 +72,21 @@ func newClient(raw string) (redis.UniversalClient, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.MaxRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, connections, true
+		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, 1, connections, true
 		return redis.NewFailoverClient(o), nil
 	case q.Has("addr"):
 		o, err := redis.ParseClusterURL(raw)
 		if err != nil {
 			return nil, err
 		}
-		o.MaxRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, connections, true
+		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, 1, connections, true
 		return redis.NewClusterClient(o), nil
 	}
 	o, err := redis.ParseURL(raw)
 	if err != nil {
 		return nil, err
 	}
-	o.MaxRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, connections, true
+	o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, 1, connections, true
 	return redis.NewClient(o), nil
 }
 
@@ -534,6 +542,7 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
 	// The number is not in the lease: read it by its token first.
 	calls := make([]invocation, 0, len(lost))
 	refs := make([]Ref, 0, len(lost))
+	entries := make([][]byte, 0, len(lost))
 	for _, l := range lost {
 		call, timer := splitMember(l.Member)
 		p := Partition(call)
@@ -558,16 +567,23 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
 			[]string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
 			[]any{l.Member, l.Token, number, now, entry, s.cfg.JournalLimit, timer},
 		})
-		refs = append(refs, l.Ref)
+		refs, entries = append(refs, l.Ref), append(entries, entry)
 	}
 	replies, errs := s.run(ctx, givebackScript, calls)
 	var back []Ref
 	for i, reply := range replies {
 		if errs[i] == nil && reply == int64(1) {
 			back = append(back, refs[i])
+			s.wrote(&statev1.CommitItem{Call: refs[i].Member, Journal: entries[i]})
 		}
 	}
 	return back, errors.Join(errs...)
+}
+
+func (s *Store) wrote(item *statev1.CommitItem) {
+	if s.cfg.Wrote != nil {
+		s.cfg.Wrote(item)
+	}
 }
 
 // Due reads what of a destination is due, at most perPartition of each partition, and the time at which the next of the
@@ -650,11 +666,11 @@ var ErrConflict = errors.New("the call changed meanwhile")
 // due now.
 func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *statev1.Delivery, a *statev1.Action) (bool, error) {
 	now, p := s.clock.Now(), Partition(c.GetCall())
+	entry := marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Action{Action: a}})
 	replies, errs := s.run(ctx, settleScript, []invocation{{
 		[]string{keyCall(c.GetCall()), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination())},
 		[]any{c.GetCall(), d.GetDestination(), d.GetNumber(), c.GetVersion(), rand.Text(), letter(d.GetState()), a.GetWhat(), now,
-			s.cfg.Retention.Milliseconds(), marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(),
-				Fact: &statev1.JournalEntry_Action{Action: a}}), s.cfg.JournalLimit, a.GetReason()},
+			s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason()},
 	}})
 	if errs[0] != nil {
 		return false, errs[0]
@@ -666,6 +682,7 @@ func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *state
 	case r[0] == "conflict":
 		return false, ErrConflict
 	}
+	s.wrote(&statev1.CommitItem{Call: c.GetCall(), Journal: entry, Deliveries: []*statev1.Delivery{d}})
 	return r[1] == "1", nil
 }
 

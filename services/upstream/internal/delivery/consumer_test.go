@@ -603,6 +603,22 @@ func TestStop(t *testing.T) {
 			}
 		})
 	})
+	t.Run("and soon nothing is leased any more", func(t *testing.T) {
+		run(t, testConfig(), func(r *rig) {
+			r.crm.answer = slow(2*time.Second, success)
+			r.state.add("running")
+			r.after(time.Millisecond)
+			r.consumer.stop()
+			r.after(time.Millisecond)
+			late := r.state.add("late")
+			r.after(time.Millisecond)
+			if late.work.Token != "" {
+				t.Error("credit was still out while the last request ran")
+			}
+			stopIn(r, 2*time.Second)
+			r.final(map[string]string{"running/1": "done"})
+		})
+	})
 	t.Run("a request that takes too long is cut and may have arrived", func(t *testing.T) {
 		run(t, testConfig(), func(r *rig) {
 			r.crm.answer = slow(20*time.Second, success)

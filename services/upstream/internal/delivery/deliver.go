@@ -160,6 +160,7 @@ func (c *Consumer) result(it *item, attempt *statev1.Attempt, v verdict) *statev
 		Delivery:    it.key.number,
 		Destination: c.cfg.Destination,
 		RequestId:   it.work.Delivery.RequestId,
+		Endpoint:    it.work.Delivery.Endpoint,
 		Attempt:     attempt,
 	}
 	switch v.next {
