@@ -240,14 +240,20 @@ func (s *stand) operate(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// profile writes a CPU profile of each process for so long.
-func (s *stand) profile(d time.Duration) error {
+// profile writes CPU profiles of the time after the warm-up, if they are wanted.
+func (s *stand) profile(ctx context.Context) error {
+	if s.Profile == "" {
+		return nil
+	}
+	if err := wait(ctx, s.WarmUp); err != nil {
+		return err
+	}
 	var errs []error
 	done := make(chan error)
 	for name, addr := range s.debug {
 		file := filepath.Join(s.Profile, strings.ReplaceAll(s.c.Name, "/", "-")+"."+name+".pprof")
 		go func() {
-			done <- download(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", addr, max(1, int(d.Seconds()))), file)
+			done <- download(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", addr, max(1, int(s.Duration.Seconds()))), file)
 		}()
 	}
 	for range s.debug {

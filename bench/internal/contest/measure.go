@@ -83,7 +83,7 @@ func (s *stand) figures(ctx context.Context) (report.Figures, error) {
 	now := s.ledger.Counts()
 	f["accepted"], f["refused"] = float64(now.Accepted-before.Accepted), float64(now.Refused-before.Refused)
 	if s.delivers() {
-		f["lost"], f["doubled"] = float64(now.Accepted-now.Delivered), float64(now.Doubled)
+		f["doubled"] = float64(now.Doubled - before.Doubled) // what is lost is an error of drain
 	}
 	if s.c.kind == "callrelay" {
 		f["redis_bytes_per_call"] = (after - stored) / f["accepted"]
@@ -148,13 +148,8 @@ func (s *stand) idle(ctx context.Context, f report.Figures) error {
 // sustained is as fast as it goes with a bounded backlog.
 func (s *stand) sustained(ctx context.Context, f report.Figures) error {
 	profiled := make(chan error, 1)
-	w, err := s.load(ctx, load.Load{Lanes: s.Lanes, Bounded: s.delivers()}, s.WarmUp, s.Duration, func() {
-		if s.Profile != "" {
-			go func() { profiled <- s.profile(s.Duration) }()
-		} else {
-			profiled <- nil
-		}
-	})
+	go func() { profiled <- s.profile(ctx) }()
+	w, err := s.load(ctx, load.Load{Lanes: s.Lanes, Bounded: s.delivers()}, s.WarmUp)
 	if err := errors.Join(err, <-profiled); err != nil {
 		return err
 	}
@@ -194,7 +189,7 @@ func (s *stand) open(ctx context.Context, f report.Figures) error {
 	if rate == 0 {
 		rate = f["sustained.acks_per_s"] / 4
 	}
-	w, err := s.load(ctx, load.Load{Lanes: s.Lanes, Rate: rate}, s.WarmUp, s.Duration, nil)
+	w, err := s.load(ctx, load.Load{Lanes: s.Lanes, Rate: rate}, s.WarmUp)
 	if err != nil {
 		return err
 	}
@@ -216,7 +211,7 @@ func (s *stand) held(ctx context.Context, f report.Figures) error {
 	if err := s.operate(ctx, "hold", "topsii", "--reason", "benchmark"); err != nil {
 		return err
 	}
-	w, err := s.loadOnly(ctx, load.Load{Lanes: s.Lanes}, 0, s.HeldFor, nil)
+	w, err := s.loadOnly(ctx, load.Load{Lanes: s.Lanes}, 0, s.HeldFor)
 	if err != nil {
 		return err
 	}
@@ -238,7 +233,7 @@ func (s *stand) slow(ctx context.Context, f report.Figures) error {
 		return err
 	}
 	defer s.sim.ClearFaults()
-	w, err := s.loadOnly(ctx, load.Load{Lanes: s.Lanes, Rate: SlowRate}, 0, s.Duration, nil)
+	w, err := s.loadOnly(ctx, load.Load{Lanes: s.Lanes, Rate: SlowRate}, 0, s.Duration)
 	if err != nil {
 		return err
 	}
@@ -298,9 +293,9 @@ func processName(p proc.Process) string {
 	return p.Name
 }
 
-// load sends for warm-up and duration, waits until everything is delivered, and returns what happened in duration.
-func (s *stand) load(ctx context.Context, o load.Load, warmUp, duration time.Duration, begin func()) (window, error) {
-	w, err := s.loadOnly(ctx, o, warmUp, duration, begin)
+// load sends for warm-up and Duration, waits until everything is delivered, and returns what happened in Duration.
+func (s *stand) load(ctx context.Context, o load.Load, warmUp time.Duration) (window, error) {
+	w, err := s.loadOnly(ctx, o, warmUp, s.Duration)
 	if err != nil {
 		return w, err
 	}
@@ -311,15 +306,8 @@ func (s *stand) load(ctx context.Context, o load.Load, warmUp, duration time.Dur
 	return w, nil
 }
 
-// loadOnly is load without waiting for deliveries. begin is called when duration begins.
-func (s *stand) loadOnly(ctx context.Context, o load.Load, warmUp, duration time.Duration, begin func()) (w window, err error) {
-	if begin != nil {
-		defer func() {
-			if w.from.at == 0 {
-				begin()
-			}
-		}()
-	}
+// loadOnly is load without waiting for deliveries, and without their latencies.
+func (s *stand) loadOnly(ctx context.Context, o load.Load, warmUp, duration time.Duration) (w window, err error) {
 	o.Addr = s.addr
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -334,9 +322,6 @@ func (s *stand) loadOnly(ctx context.Context, o load.Load, warmUp, duration time
 	}
 	if w.from, err = s.mark(); err != nil {
 		return w, err
-	}
-	if begin != nil {
-		begin()
 	}
 	if err := wait(ctx, duration); err != nil {
 		return w, err

@@ -597,6 +597,20 @@ func TestExpiryDrop(t *testing.T) {
 	w.end(phone2)
 	w.expect("5:createNotAnswer(UNKNOWN,NO_ANSWER)")
 
+	// The gate of phone 1 is processed since the record expired, however late the timer, and whoever came since.
+	w = newWorld(t)
+	w.end(phone1)
+	w.pass(700)
+	w.timer("phone1:5502")
+	w.end(phone1 + "&customerCRTId=a3")
+	w.pass(199)
+	w.end(phone1)
+	w.expect("dup:processed:r1")
+	w.pass(1)
+	w.end(phone1)
+	w.expect("4:wait for phone 2 replaced=BUSY stored=BUSY")
+	w.now = epoch + 600_000
+
 	// A phone 2 that was received in time but decided only now, out of a spool, still takes it.
 	w.call = dropped
 	in := w.endInput(phone2)

@@ -348,7 +348,7 @@ func (r *Rules) row(profile string, connected, given bool, dialIndex, phones uin
 	if dialIndex >= 1 {
 		combination |= isPhone2
 	}
-	if phones == 2 {
+	if phones >= 2 {
 		combination |= isManyPhones
 	}
 	return r.profiles[profile][combination]

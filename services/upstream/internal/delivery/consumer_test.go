@@ -51,7 +51,7 @@ func TestDeliversAndReportsDone(t *testing.T) {
 		r.sends(3)
 		for _, result := range r.state.results {
 			a := result.Attempt
-			if result.RequestId != "request-of-"+result.Call || result.Destination != "crm" || a.GetNumber() != 1 || a.GetNext() != "delivered" ||
+			if result.RequestId != "request-of-"+result.Call || result.Endpoint != "createCallEnd" || result.Destination != "crm" || a.GetNumber() != 1 || a.GetNext() != "delivered" ||
 				a.GetHttpCode() != 200 || a.GetResult() != "success" || a.GetUrl() != "http://crm/createCallEnd" || a.GetEndpoint() != "createCallEnd" ||
 				a.GetError() != "" || a.GetUncertain() || a.GetDestination() != "crm" || a.GetDelivery() != result.Delivery {
 				t.Errorf("incomplete result: %v", result)

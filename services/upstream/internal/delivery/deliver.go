@@ -32,6 +32,7 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		if int(it.work.Delivery.Attempts)+1 >= c.cfg.Policy.MaxAttempts {
 			v = dead("given up: " + v.reason)
 		}
+		c.metrics.settled(c.requests, v.next)
 		result = c.result(it, attempt, v)
 	}()
 
