@@ -1,4 +1,3 @@
 module callrelay/sim
 
 go 1.26.0
-

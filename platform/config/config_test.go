@@ -23,11 +23,11 @@ type limits struct {
 type settings struct {
 	Addr string `env:"ADDR" envDefault:"127.0.0.1:1" desc:"where"`
 	limits
-	Test   limits        `envPrefix:"TEST_"`
-	Token  config.Secret `env:"TOKEN" desc:"the token"`
-	Dry    config.Switch `env:"DRY" envDefault:"no" desc:"changes nothing"`
-	Hosts  []string      `env:"HOSTS" desc:"comma separated"`
-	ignore string
+	Test  limits        `envPrefix:"TEST_"`
+	Token config.Secret `env:"TOKEN" desc:"the token"`
+	Dry   config.Switch `env:"DRY" envDefault:"no" desc:"changes nothing"`
+	Hosts []string      `env:"HOSTS" desc:"comma separated"`
+	_     string        // no tag: not ours
 }
 
 func (s *settings) Validate() error {

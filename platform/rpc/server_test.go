@@ -101,7 +101,7 @@ func start(t *testing.T, p *probe) (*Server, map[string]*grpc.ClientConn, *locke
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	if s.InProcess() != s.InProcess() {
+	if first, second := s.InProcess(), s.InProcess(); first != second {
 		t.Error("InProcess gives two connections")
 	}
 	return s, map[string]*grpc.ClientConn{"socket": conn, "in process": s.InProcess()}, logged

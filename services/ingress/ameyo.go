@@ -9,6 +9,8 @@ import (
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
@@ -50,6 +52,7 @@ func requestOf(ctx context.Context, m proto.Message) *request {
 	}
 	r := &request{id: newRequestID(), received: time.Now(), query: []byte(wire.Params(m).Encode()), method: "gRPC",
 		path: string(m.ProtoReflect().Descriptor().Name())}
+	_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", r.id)) // also of a refusal
 	if p, ok := peer.FromContext(ctx); ok {
 		if host, _, err := net.SplitHostPort(p.Addr.String()); err == nil {
 			r.peer = host

@@ -70,7 +70,7 @@ func journalEntry(fact ameyo.Fact, requestID string, nowMS int64) *statev1.Journ
 		e.Fact = &statev1.JournalEntry_Decided{Decided: &statev1.Decided{Rule: f.Rule, Flow: f.Flow, DialIndex: f.DialIndex, Phones: f.Phones,
 			ErrorInfo1: f.ErrorInfo1, ErrorInfo2: f.ErrorInfo2, Phone1StateUsed: f.Phone1StateUsed, Deliveries: f.Deliveries}}
 	case ameyo.Duplicate:
-		e.Fact = &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: f.Of, Gate: f.Gate, Differs: f.Differs, Key: f.Key}}
+		e.Fact = &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: f.Of, Gate: f.Gate, Differs: f.Differs, Key: f.Key, Flow: f.Flow}}
 	case ameyo.Phone1Fact:
 		e.Fact = &statev1.JournalEntry_Phone1{Phone1: &statev1.Phone1Fact{What: f.What, CustomerId: f.CustomerID, Status: f.Status, CallTime: f.CallTime}}
 	case ameyo.Note:

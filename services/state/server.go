@@ -342,7 +342,7 @@ func (s *server) settle(ctx context.Context, key string, a *statev1.Action, allo
 		if err := allowed(c, d); err != nil {
 			return err
 		}
-		head, err := s.store.Settle(ctx, c, d, a)
+		head, err := s.store.Settle(ctx, c, d, a, s.dispatch.HoldOf(d.GetDestination()).PausedMS(s.store.Now()))
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}

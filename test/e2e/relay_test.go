@@ -69,7 +69,7 @@ func start(t *testing.T, args ...string) *relay {
 	r := &relay{t: t, url: "http://" + addr[0], sim: "http://" + addr[1], dataDir: t.TempDir(), output: &buffer{},
 		grpc: map[string]string{"INGRESS": addr[2], "ROUTER": addr[3], "STATE": addr[4], "UPSTREAM": addr[5]}}
 	r.args = append([]string{"up", "--sim", "--sim-addr", addr[1], "--data-dir", r.dataDir}, args...)
-	r.env = append(os.Environ(), "INGRESS_HTTP_ADDR="+addr[0], "METRICS_ADDR="+addr[6], "REDIS_APPENDFSYNC=everysec",
+	r.env = append(os.Environ(), "INGRESS_HTTP_ADDR="+addr[0], "METRICS_ADDR="+addr[6], "REDIS_APPENDFSYNC=everysec", "GORACE=atexit_sleep_ms=0",
 		"REQUEST_DEDUPE_TTL_SECONDS=300")
 	for name, a := range r.grpc {
 		r.env = append(r.env, name+"_GRPC_ADDR="+a)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,7 +18,7 @@ type Load struct {
 	Rate float64
 	// Bounded lets a closed loop wait while the ledger's backlog is full.
 	Bounded bool
-	// Count ends the load after so many callbacks; 0: it goes on until its context ends.
+	// Count ends a closed loop after so many callbacks; 0: it goes on until its context ends.
 	Count int
 }
 
@@ -35,7 +36,7 @@ func (l *Ledger) Run(ctx context.Context, o Load) error {
 		defer c.conn.Close()
 		clients[i] = c
 	}
-	pace(ctx, o.Lanes, o.Rate, o.Count, func(lane int, due time.Time) {
+	send := func(lane int, due time.Time) {
 		if o.Bounded {
 			select {
 			case l.room <- struct{}{}:
@@ -46,7 +47,17 @@ func (l *Ledger) Run(ctx context.Context, o Load) error {
 		if err := l.send(clients[lane], due); err != nil {
 			cancel(err)
 		}
-	})
+	}
+	if o.Rate > 0 {
+		alarm, err := newAlarm()
+		if err != nil {
+			return err
+		}
+		defer alarm.close()
+		open(ctx, o.Lanes, o.Rate, alarm.wait, send)
+	} else {
+		closed(ctx, o.Lanes, o.Count, send)
+	}
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, ctx.Err()) {
 		return err
 	}
@@ -75,32 +86,44 @@ func (l *Ledger) send(c *client, due time.Time) error {
 	return nil
 }
 
-// pace calls do from so many lanes until ctx ends or it was called count times. With a rate the n-th call is due n/rate
-// after the start, in lane n modulo lanes; a lane that is late makes up for it without leaving a call out.
-func pace(ctx context.Context, lanes int, rate float64, count int, do func(lane int, due time.Time)) {
-	start := time.Now()
+// closed calls do from each lane again and again until ctx ends or it was called count times, unless count is 0.
+func closed(ctx context.Context, lanes, count int, do func(lane int, due time.Time)) {
+	var called atomic.Int64
 	var wg sync.WaitGroup
 	for lane := range lanes {
 		wg.Go(func() {
-			timer := time.NewTimer(0)
-			defer timer.Stop()
-			for n := lane; (count == 0 || n < count) && ctx.Err() == nil; n += lanes {
-				var due time.Time
-				if rate > 0 {
-					due = start.Add(time.Duration(float64(n) / rate * float64(time.Second)))
-					if d := time.Until(due); d > 0 {
-						timer.Reset(d)
-						select {
-						case <-timer.C:
-						case <-ctx.Done():
-							return
-						}
-					}
-				}
+			for ctx.Err() == nil && (called.Add(1) <= int64(count) || count == 0) {
+				do(lane, time.Time{})
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// open calls do for each moment at which a callback is due, in whichever lane is free, until ctx ends. While no lane is free
+// it falls behind, but it leaves no callback out and moves none: the n-th is due n/rate after the start.
+func open(ctx context.Context, lanes int, rate float64, wait func(time.Duration), do func(lane int, due time.Time)) {
+	start := time.Now()
+	work := make(chan time.Time)
+	var wg sync.WaitGroup
+	for lane := range lanes {
+		wg.Go(func() {
+			for due := range work {
 				do(lane, due)
 			}
 		})
 	}
+	for n := 0; ctx.Err() == nil; n++ {
+		due := start.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+		if d := time.Until(due); d > 0 {
+			wait(d)
+		}
+		select {
+		case work <- due:
+		case <-ctx.Done():
+		}
+	}
+	close(work)
 	wg.Wait()
 }
 

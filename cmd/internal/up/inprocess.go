@@ -65,6 +65,7 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 	}
 
 	tel = group.Service("callrelay-upstream")
+	c.upstream.StopTimeout = min(c.upstream.StopTimeout, 400*time.Millisecond)
 	upstreamService, err := upstream.New(c.upstream, tel, stateHost.Conn())
 	if err != nil {
 		return t, err

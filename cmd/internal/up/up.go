@@ -65,7 +65,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	if private {
 		env["REDIS_URL"] = "unix:///set-below" // so that the configuration can be checked before anything is started
 	}
-	if _, err := load(env); err != nil {
+	checked, err := load(env)
+	if err != nil {
 		return fmt.Errorf("configuration:\n%w", err)
 	}
 	b := &budget{parts: 5}
@@ -78,7 +79,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		env["REDIS_URL"] = redis.URL()
 	}
 	if o.SimAddr != "" {
-		stop, err := startSim(o.SimAddr, env["TEST_API_KEY"])
+		stop, err := startSim(o.SimAddr, checked.upstream.TestAPIKey.Reveal())
 		if err != nil {
 			return err
 		}

@@ -180,6 +180,8 @@ type Duplicate struct {
 	// Differs: dial index or disposition are not those of the first.
 	Differs bool
 	Key     string
+	// Flow is what the owner led to: the endpoint of its delivery, or FlowWait.
+	Flow string
 }
 
 // Phone1Fact says what became of a phone-1 record, or that a late phone 1 was absorbed.

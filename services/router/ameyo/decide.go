@@ -301,8 +301,22 @@ func (d *decision) duplicate(gate Gate, waits bool) bool {
 	d.journal(Duplicate{
 		Of: g.Owner, Gate: status, Key: g.Key,
 		Differs: g.DialIndex != gate.DialIndex || g.Disposition != gate.Disposition,
+		Flow:    g.flow(),
 	})
 	return true
+}
+
+// flow is what the gate's owner led to.
+func (g *Gate) flow() string {
+	switch {
+	case strings.HasPrefix(g.Key, startNamespace):
+		return FlowCallStart
+	case g.Connected:
+		return FlowCallEnd
+	case len(g.Deliveries) > 0:
+		return FlowNotAnswer
+	}
+	return FlowWait
 }
 
 // take makes the gate the newest one, in place of an earlier one with its key.

@@ -185,7 +185,7 @@ func TestEffects(t *testing.T) {
 
 	got = w.end(phone2 + "&systemDisposition=BUSY")
 	want = Effects{
-		Facts:     []Fact{Duplicate{Of: "r3", Gate: "processing", Differs: true, Key: "end/193421/5502/a2"}},
+		Facts:     []Fact{Duplicate{Of: "r3", Gate: "processing", Differs: true, Key: "end/193421/5502/a2", Flow: FlowNotAnswer}},
 		RequestID: "r4", Duplicate: true,
 	}
 	if !reflect.DeepEqual(got, want) {

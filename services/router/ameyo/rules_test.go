@@ -1,7 +1,6 @@
 package ameyo
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -231,7 +230,7 @@ func FuzzParseRules(f *testing.F) {
 		for _, profile := range rules.Profiles() {
 			for i := range combinations {
 				if possible(i) && rules.profiles[profile][i] == nil {
-					t.Error(fmt.Sprintf("profile %s has no row for %s", profile, describe(i)))
+					t.Errorf("profile %s has no row for %s", profile, describe(i))
 				}
 			}
 		}

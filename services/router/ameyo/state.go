@@ -11,8 +11,11 @@ import (
 // Keys of gates (spec/ameyo-topsii.md, Dedupe gate). All parts but the last are escaped, so different callbacks never
 // share a key; call starts have a namespace of their own.
 
+// startNamespace begins the gate keys of call starts.
+const startNamespace = "start/"
+
 func startKey(c *callback.CallStart) string {
-	return "start/" + c.CallID + "/" + url.QueryEscape(c.StaffID) + "/" + c.TargetTel
+	return startNamespace + c.CallID + "/" + url.QueryEscape(c.StaffID) + "/" + c.TargetTel
 }
 
 func endKey(c *callback.CallEnd) string {

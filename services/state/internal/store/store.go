@@ -662,15 +662,16 @@ func (s *Store) Call(ctx context.Context, call string) (*statev1.GetCallResponse
 // ErrConflict says that the call changed while a person's action was prepared; try again.
 var ErrConflict = errors.New("the call changed meanwhile")
 
-// Settle retries or discards a delivery of a call that was read by Call. It returns whether the pair has a head that is
-// due now.
-func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *statev1.Delivery, a *statev1.Action) (bool, error) {
+// Settle retries or discards a delivery of a call that was read by Call. A retried one is as old as if it were new; pausedMS
+// is the time its destination has ever spent under a hold. It returns whether the pair has a head that is due now.
+func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *statev1.Delivery, a *statev1.Action, pausedMS int64) (bool, error) {
 	now, p := s.clock.Now(), Partition(c.GetCall())
 	entry := marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Action{Action: a}})
 	replies, errs := s.run(ctx, settleScript, []invocation{{
 		[]string{keyCall(c.GetCall()), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination())},
 		[]any{c.GetCall(), d.GetDestination(), d.GetNumber(), c.GetVersion(), rand.Text(), letter(d.GetState()), a.GetWhat(), now,
-			s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason()},
+			s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason(),
+			now - d.GetCreatedMs() + d.GetPausedMs() - pausedMS},
 	}})
 	if errs[0] != nil {
 		return false, errs[0]

@@ -370,7 +370,7 @@ func testTimeToLive(t *testing.T, s *Store) {
 	complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
 	want(t, "dead", ttl(t, s, "ameyo/1") < 0, true)
 	c := get(t, s, "ameyo/1")
-	if _, err := s.Settle(ctx, c, c.GetDeliveries()[1], &statev1.Action{What: "discard", Reason: "r"}); err != nil {
+	if _, err := s.Settle(ctx, c, c.GetDeliveries()[1], &statev1.Action{What: "discard", Reason: "r"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "discarded", ttl(t, s, "ameyo/1") > 0, true)
@@ -384,19 +384,30 @@ func testSettle(t *testing.T, s *Store) {
 	letters, err := s.Letters(ctx, dest, 10)
 	want(t, "listed", fmt.Sprint(len(letters), err), "1 <nil>")
 	old := get(t, s, "ameyo/1")
-	if _, err := s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}); err != nil {
+	if _, err := s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "rules that looked before", statuses(commit(t, s, item("ameyo/1", "i2", "c1", "c2"))), "[CONFLICT]")
-	_, err = s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"})
+	_, err = s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0)
 	want(t, "a second click", err, ErrConflict)
 	letters, _ = s.Letters(ctx, dest, 10)
 	want(t, "not listed any more", len(letters), 0)
 	work := lease(t, s, "ameyo/1")
 	want(t, "at the end of its line", numbers(work), "[ameyo/1:2]")
 
+	commit(t, s, item("ameyo/5", "i1", "", "c1", 1))
+	s.clock.offset.Add(100_000)
+	complete(t, s, lease(t, s, "ameyo/5")[0], ends(statev1.DeliveryState_DELIVERY_STATE_EXPIRED))
+	expired := get(t, s, "ameyo/5")
+	if _, err := s.Settle(ctx, expired, expired.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if age := lease(t, s, "ameyo/5")[0].GetAgeMs(); age > 10_000 {
+		t.Errorf("an expired delivery that is retried is still %d ms old", age)
+	}
+
 	c := get(t, s, "ameyo/1")
-	head, err := s.Settle(ctx, c, c.GetDeliveries()[0], &statev1.Action{What: "discard", Reason: "r"})
+	head, err := s.Settle(ctx, c, c.GetDeliveries()[0], &statev1.Action{What: "discard", Reason: "r"}, 0)
 	want(t, "discarded from the middle of the line", fmt.Sprint(head, err), "false <nil>")
 	complete(t, s, work[0], done)
 	want(t, "nothing left", numbers(lease(t, s, "ameyo/1")), "[]")

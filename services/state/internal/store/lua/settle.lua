@@ -2,7 +2,8 @@
 -- decide again.
 -- KEYS 1 call HASH, 2 due ZSET, 3 letters ZSET of the destination
 -- ARGV 1 call key, 2 destination, 3 number, 4 expected version, 5 new version, 6 state letter it must be in,
---      7 verb: retry | discard, 8 now (ms), 9 retention (ms), 10 journal, 11 journal limit (bytes), 12 reason
+--      7 verb: retry | discard, 8 now (ms), 9 retention (ms), 10 journal, 11 journal limit (bytes), 12 reason,
+--      13 paused (ms) with which its age begins anew
 -- returns {'ok', '1' if the pair has a head that is due now} | {'conflict'}
 local call, key, number = KEYS[1], ARGV[1], ARGV[3]
 local d = redis.call('HMGET', call, 'v', number .. 's')
@@ -15,7 +16,7 @@ redis.call('ZREM', KEYS[3], key .. '\t' .. number)
 local open = state == 'q' or state == 'x' or state == 'a'
 
 if ARGV[7] == 'retry' then
-  redis.call('HSET', call, number .. 's', 'q')
+  redis.call('HSET', call, number .. 's', 'q', number .. 'z', ARGV[13])
   redis.call('HDEL', call, number .. 'a', number .. 'f', number .. 'y')
   if not open then redis.call('HINCRBY', call, 'o', 1) end
   redis.call('PERSIST', call)
