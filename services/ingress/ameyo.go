@@ -9,6 +9,7 @@ import (
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -78,8 +79,11 @@ func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (
 
 // accept routes one callback and acknowledges it when it is committed; a malformed one is recorded and refused.
 func (s *ameyoServer) accept(ctx context.Context, r *request, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
-	ctx, span := s.tel.Tracer().Start(ctx, "ingress.accept", trace.WithAttributes(telemetry.RequestID.String(r.id)))
-	defer span.End()
+	var span trace.Span = noop.Span{}
+	if s.tel.Tracing() {
+		ctx, span = s.tel.Tracer().Start(ctx, "ingress.accept", trace.WithAttributes(telemetry.RequestID.String(r.id)))
+		defer span.End()
+	}
 	if malformed != nil {
 		refusal := refusalOf(malformed)
 		span.SetStatus(codes.Error, refusal.Message)

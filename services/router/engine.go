@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/protobuf/proto"
 
 	"callrelay/callback"
@@ -34,6 +35,7 @@ type engine struct {
 	load    *loadPipe
 	commit  *commitPipe
 	lanes   lanes
+	clock   clock
 	running sync.WaitGroup
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
@@ -68,30 +70,40 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	}
 	defer leave()
 
-	ctx, span := e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide",
-		trace.WithAttributes(telemetry.CallID.String(in.call), telemetry.RequestID.String(in.id)))
-	defer func() {
-		if err != nil {
-			span.SetStatus(codes.Error, errkind.From(err).Message)
-		}
-		span.End()
-	}()
+	var span trace.Span = noop.Span{}
+	if e.tel.Tracing() {
+		ctx, span = e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide",
+			trace.WithAttributes(telemetry.CallID.String(in.call), telemetry.RequestID.String(in.id)))
+		defer func() {
+			if err != nil {
+				span.SetStatus(codes.Error, errkind.From(err).Message)
+			}
+			span.End()
+		}()
+	}
 
-	state, nowMS, err := e.loadCall(ctx, in.call)
-	if err != nil {
-		return false, err
+	// Most callbacks are the first of their call: they are decided on a call of which nothing is known. If that is wrong, the
+	// conflict brings the call as it is, which costs no more than loading it first. A timer's call is known to exist.
+	state := &statev1.CallState{}
+	nowMS, ok := e.clock.now()
+	if !ok || in.entry != nil {
+		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
+			return false, err
+		}
 	}
 	// State's clock, less the time since the callback was received: a point in time that no retry moves.
 	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
 	receivedMS := max(nowMS-time.Since(in.since).Milliseconds(), in.entry.GetDueMs())
 	var failed error
 	for range conflicts {
-		item, attributes, err := e.decideOne(in, state, receivedMS, nowMS)
+		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
 		if err != nil {
 			failed = err
 			item = undecided(in, state.GetVersion(), nowMS, err)
 		}
-		span.SetAttributes(attributes...)
+		if span.IsRecording() {
+			span.SetAttributes(decisionAttributes(effects)...)
+		}
 		item.Traceparent = telemetry.Inject(ctx)
 		answer, err := e.commitOne(ctx, item)
 		switch {
@@ -110,6 +122,7 @@ func (e *engine) loadCall(ctx context.Context, call string) (*statev1.CallState,
 		answer, err := e.load.Do(ctx, &statev1.LoadItem{Call: call})
 		if err == nil {
 			if fault := errkind.FromProto(answer.GetError()); fault == nil {
+				e.clock.set(answer.nowMS)
 				return answer.GetCall(), answer.nowMS, nil
 			} else {
 				err = fault
@@ -130,6 +143,7 @@ func (e *engine) commitOne(ctx context.Context, item *statev1.CommitItem) (commi
 		answer, err := e.commit.Do(ctx, item)
 		if err == nil {
 			if fault := errkind.FromProto(answer.GetError()); fault == nil {
+				e.clock.set(answer.nowMS)
 				return answer, nil
 			} else {
 				err = fault
@@ -156,7 +170,7 @@ func pause(ctx context.Context, attempt int, err error) error {
 }
 
 // decideOne asks the rules and makes the commit of what they say. A panic of the rules is this input's error, nobody else's.
-func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, attributes []attribute.KeyValue, err error) {
+func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, effects ameyo.Effects, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			e.tel.Log().Error("panic in the rules", "request_id", in.id, "call", in.call, "panic", p, "stack", string(debug.Stack()))
@@ -165,11 +179,11 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	}()
 	if in.rejected != nil {
 		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
-			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), nil, nil
+			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), effects, nil
 	}
 	call, err := readCall(state)
 	if err != nil {
-		return nil, nil, err
+		return nil, effects, err
 	}
 	in.ameyo.ReceivedMS = receivedMS
 	next, effects := e.decide(e.rules, call, in.ameyo, nowMS)
@@ -192,7 +206,7 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		}
 		item.CancelTimers = effects.CancelTimers
 	}
-	return item, decisionAttributes(effects), err
+	return item, effects, err
 }
 
 // received is the first entry of every callback.

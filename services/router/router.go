@@ -83,7 +83,7 @@ type committed struct {
 const (
 	// batch bounds a message to state, messages how many are under way: while state is busy with them, batches grow.
 	batch    = 64
-	messages = 4
+	messages = 2
 	// underWay bounds the inputs of this process that are being decided.
 	underWay = 4096
 )

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -27,7 +26,7 @@ type server struct {
 // Route decides each item on its own and answers with whatever is done when the stream is free.
 func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, routerv1.RouteResponse]) error {
 	var (
-		items   sync.WaitGroup
+		items   = rpc.NewWorkers(256)
 		answers = make(chan *routerv1.RouteAnswer, underWay)
 		written = make(chan struct{})
 		slots   = make(chan struct{}, underWay)
@@ -50,7 +49,7 @@ func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, ro
 		}
 	}()
 	defer func() {
-		items.Wait()
+		items.Close()
 		close(answers)
 		<-written
 	}()

@@ -56,7 +56,7 @@ func unavailable(err error) *errkind.Error {
 	return errkind.Unavailable(err, "the store does not answer")
 }
 
-// Commit answers each message with one message. What becomes due by it is handed out before the answer is sent.
+// Commit answers each message with one message. What can go out at once is handed out before the answer is sent.
 func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, statev1.CommitResponse]) error {
 	return rpc.Batches(stream, s.stopping, pipelines, func(ctx context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
 		ctx, cancel := context.WithTimeout(ctx, redisTimeout)
@@ -68,8 +68,7 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 				d.PausedMs = s.dispatch.HoldOf(d.GetDestination()).PausedMS(s.store.Now())
 			}
 		}
-		answers, errs, due := s.store.Commit(ctx, items)
-		s.dispatch.Due(due)
+		answers, errs := s.dispatch.Commit(ctx, items)
 		now := s.store.Now()
 		resp := &statev1.CommitResponse{NowMs: now, Answers: answers}
 		for i, item := range items {
@@ -262,16 +261,12 @@ func (s *server) ListDeliveries(ctx context.Context, req *statev1.ListDeliveries
 	}
 	resp := &statev1.ListDeliveriesResponse{}
 	for _, name := range names {
-		found, err := s.store.Letters(ctx, name, limit-len(resp.GetDeliveries()))
+		found, err := s.store.Letters(ctx, name, limit-len(resp.GetDeliveries()),
+			func(d *statev1.Delivery) bool { return len(wanted) == 0 || wanted[d.GetState()] })
 		if err != nil {
 			return nil, unavailable(err)
 		}
-		for _, d := range found {
-			if len(wanted) == 0 || wanted[d.GetDelivery().GetState()] {
-				resp.Deliveries = append(resp.Deliveries, d)
-			}
-		}
-		if len(resp.GetDeliveries()) >= limit {
+		if resp.Deliveries = append(resp.Deliveries, found...); len(resp.GetDeliveries()) >= limit {
 			break
 		}
 	}

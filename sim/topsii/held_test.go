@@ -5,8 +5,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func get[T any](t *testing.T, s *Server, path string) T {
@@ -172,5 +174,28 @@ func TestReset(t *testing.T) {
 	}
 	if w := post(t, s, CallStart, startOf(1)); w.Code != 500 {
 		t.Errorf("the fault is gone: %d", w.Code)
+	}
+}
+
+func TestOnEffect(t *testing.T) {
+	type effect struct {
+		endpoint string
+		callID   int64
+	}
+	var got []effect
+	s := New(Config{OnEffect: func(endpoint string, callID int64, at time.Time) {
+		if at.IsZero() {
+			t.Error("without a time")
+		}
+		got = append(got, effect{endpoint, callID})
+	}})
+	if err := s.SetFault(Fault{Kind: Fail, MessageCode: "WTYP0010", CallID: 2}); err != nil {
+		t.Fatal(err)
+	}
+	for id := range int64(3) {
+		post(t, s, CallStart, startOf(id+1))
+	}
+	if want := []effect{{CallStart, 1}, {CallStart, 3}}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v: only what has an effect", got, want)
 	}
 }

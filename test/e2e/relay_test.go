@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -65,6 +67,12 @@ type relay struct {
 
 func start(t *testing.T, args ...string) *relay {
 	t.Helper()
+	return startWith(t, nil, args...)
+}
+
+// startWith starts a relay with further environment variables.
+func startWith(t *testing.T, env []string, args ...string) *relay {
+	t.Helper()
 	addr := freeAddrs(t, 10)
 	r := &relay{t: t, url: "http://" + addr[0], sim: "http://" + addr[1], dataDir: t.TempDir(), output: &buffer{},
 		grpc: map[string]string{"INGRESS": addr[2], "ROUTER": addr[3], "STATE": addr[4], "UPSTREAM": addr[5]}}
@@ -74,6 +82,7 @@ func start(t *testing.T, args ...string) *relay {
 	for name, a := range r.grpc {
 		r.env = append(r.env, name+"_GRPC_ADDR="+a)
 	}
+	r.env = append(r.env, env...)
 	r.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 256}}
 	r.launch()
 	t.Cleanup(func() {
@@ -129,7 +138,18 @@ func (r *relay) kill() {
 
 // endRedis ends a private Redis that a killed relay left over.
 func (r *relay) endRedis() {
-	_ = exec.Command("pkill", "-9", "-f", "redis-server.*"+r.dataDir).Run()
+	text, err := os.ReadFile(filepath.Join(r.dataDir, "redis", "redis.pid"))
+	if err != nil {
+		return // it ended in order
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return
+	}
+	// The number may be another process's by now.
+	if command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.Contains(command, []byte("redis")) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 }
 
 // eventually waits until the condition holds.
@@ -314,6 +334,8 @@ func concurrently(n, at int, f func(i int)) {
 // freeAddrs finds addresses that nobody listens on, below the range from which the system takes ports for connections.
 func freeAddrs(t *testing.T, n int) (out []string) {
 	t.Helper()
+	portMu.Lock()
+	defer portMu.Unlock()
 	for len(out) < n {
 		lastPort++
 		addr := fmt.Sprintf("127.0.0.1:%d", 10000+(os.Getpid()*17+lastPort)%9000)
@@ -327,7 +349,10 @@ func freeAddrs(t *testing.T, n int) (out []string) {
 	return out
 }
 
-var lastPort int
+var (
+	portMu   sync.Mutex
+	lastPort int
+)
 
 // buffer collects output of several goroutines.
 type buffer struct {

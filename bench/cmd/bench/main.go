@@ -10,12 +10,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"regexp"
 	"runtime"
@@ -33,15 +35,44 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	run := compare
-	args := os.Args[1:]
-	if len(args) > 0 && args[0] == "serve" {
-		run, args = serve, args[1:]
-	}
-	if err := run(ctx, args, os.Stdout); err != nil {
+	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "serve" {
+		return serve(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == guarded {
+		return compare(ctx, args[1:], os.Stdout)
+	}
+	return guard(ctx, args)
+}
+
+// guarded is the first argument of a bench that is watched by guard.
+const guarded = "guarded"
+
+// guard runs the benchmark in a child and kills what is left when that has ended, however it ended.
+func guard(ctx context.Context, args []string) error {
+	if err := proc.Adopt(); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, append([]string{guarded}, args...)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	// It is told of a Ctrl-C by the terminal, of everything else by us; it takes both as one.
+	defer context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })()
+	err = cmd.Wait()
+	return errors.Join(err, proc.KillDescendants())
 }
 
 // compare runs the contenders and prints the report.
@@ -142,7 +173,7 @@ func machine(dir string) map[string]string {
 }
 
 // serve is one of the relays that callrelay is compared with, as a process of its own.
-func serve(ctx context.Context, args []string, _ io.Writer) error {
+func serve(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench serve", flag.ExitOnError)
 	addr := flags.String("addr", "", "listen `address`")
 	crm := flags.String("crm", "", "`URL` of TopS.II")
@@ -173,7 +204,7 @@ func serve(ctx context.Context, args []string, _ io.Writer) error {
 	}
 	server := &http.Server{Handler: mux}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
-	if err := server.Serve(l); err != http.ErrServerClosed {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -78,7 +78,8 @@ func (m *Memory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(w, ack)
 }
 
-// Asynq accepts each callback once, by the id of its task, and delivers it from a queue in Redis.
+// Asynq accepts each callback once, by the id of its task, and delivers it from a queue in Redis. A repeat is recognised until
+// the delivery is done; recognising it for longer (asynq.Retention) would only cost more.
 type Asynq struct {
 	client *asynq.Client
 	server *asynq.Server

@@ -34,7 +34,6 @@ type Contender struct {
 	fsync   string // Redis' appendfsync
 	split   bool
 	tracing []string // environment; nil: off
-	spans   bool
 }
 
 // Contenders returns those whose names match, in the order in which they are run.

@@ -383,4 +383,3 @@ func put(f report.Figures, name string, sorted []time.Duration) {
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-

@@ -208,7 +208,7 @@ func latency(name string) func(Row) string {
 		if _, ok := row.Median[name+"_p50_ms"]; !ok {
 			return ""
 		}
-		return fmt.Sprintf("%.2f / %.1f / %.0f", row.Median[name+"_p50_ms"], row.Median[name+"_p99_ms"], row.Median[name+"_max_ms"])
+		return fmt.Sprintf("%.2f / %.1f / %.1f", row.Median[name+"_p50_ms"], row.Median[name+"_p99_ms"], row.Median[name+"_max_ms"])
 	}
 }
 

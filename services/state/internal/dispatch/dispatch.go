@@ -6,7 +6,9 @@ package dispatch
 
 import (
 	"context"
+	"crypto/rand"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,6 +197,102 @@ func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 	l.rescan()
 }
 
+// Commit commits through the store. A delivery that can go out at once is leased in the same step for a consumer that has
+// credit and nothing older to do; it has to wait for nothing then.
+func (d *Dispatcher) Commit(ctx context.Context, items []*statev1.CommitItem) ([]*statev1.CommitAnswer, []error) {
+	tokens, takers := make([][]string, len(items)), make([][]*Consumer, len(items))
+	for i, item := range items {
+		tokens[i], takers[i] = make([]string, len(item.GetDeliveries())), make([]*Consumer, len(item.GetDeliveries()))
+		for j, delivery := range item.GetDeliveries() {
+			if takers[i][j] = d.line(delivery.GetDestination()).reserve(); takers[i][j] != nil {
+				tokens[i][j] = rand.Text()
+			}
+		}
+	}
+	answers, places, errs := d.store.Commit(ctx, items, tokens)
+	now := d.store.Now()
+	var due []store.Ref
+	leased, lost := map[*Consumer][]*statev1.LeaseWork{}, map[*line][]*statev1.LeaseWork{}
+	for i, item := range items {
+		for j, delivery := range item.GetDeliveries() {
+			c, place := takers[i][j], store.Waits
+			if j < len(places[i]) {
+				place = places[i][j]
+			}
+			switch {
+			case place == store.Leased:
+				leased[c] = append(leased[c], leasedWork(item, j, tokens[i][j], now))
+				continue
+			case place == store.Due:
+				due = append(due, store.Ref{Destination: delivery.GetDestination(), Member: item.GetCall()})
+			}
+			if c == nil {
+				continue
+			}
+			c.Grant(1)
+			if errs[i] != nil { // it may be leased all the same, and nobody has it
+				lost[c.line] = append(lost[c.line], leasedWork(item, j, tokens[i][j], now))
+			}
+		}
+	}
+	for c, work := range leased {
+		c.line.hand(ctx, c, work)
+	}
+	for l, work := range lost {
+		go l.unsent(ctx, work)
+	}
+	d.Due(due)
+	return answers, errs
+}
+
+// leasedWork is what a consumer gets of a delivery that was leased by its own commit.
+func leasedWork(item *statev1.CommitItem, j int, token string, now int64) *statev1.LeaseWork {
+	d := item.GetDeliveries()[j]
+	w := &statev1.LeaseWork{Call: item.GetCall(), Token: token, Delivery: &statev1.Delivery{
+		Number: d.GetNumber(), Destination: d.GetDestination(), Endpoint: d.GetEndpoint(), Payload: d.GetPayload(),
+		State: statev1.DeliveryState_DELIVERY_STATE_LEASED, RequestId: d.GetRequestId(), Traceparent: d.GetTraceparent(),
+		Link: d.GetLink(), Gate: d.GetGate(), MaxAgeMs: d.GetMaxAgeMs(), CreatedMs: now,
+	}}
+	for _, later := range item.GetDeliveries()[j+1:] {
+		w.Followed = w.Followed || later.GetDestination() == d.GetDestination()
+	}
+	return w
+}
+
+// reserve takes one credit for a delivery that is about to be committed, if nothing older waits here and the destination is
+// not held.
+func (l *line) reserve() *Consumer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.known) > 0 || l.hold.Held() {
+		return nil
+	}
+	c := l.pick()
+	if c != nil {
+		c.credit--
+	}
+	return c
+}
+
+// hand gives leased work to a consumer, or back when it has left.
+func (l *line) hand(ctx context.Context, c *Consumer, work []*statev1.LeaseWork) {
+	l.mu.Lock()
+	for _, w := range work {
+		w.HoldEpoch = l.hold.Epoch
+	}
+	if slices.Contains(l.consumers, c) {
+		select {
+		case c.work <- work:
+			work = nil
+		default: // its stream does not read
+		}
+	}
+	l.mu.Unlock()
+	if len(work) > 0 {
+		l.unsent(ctx, work)
+	}
+}
+
 // Due tells that members became due now.
 func (d *Dispatcher) Due(refs []store.Ref) {
 	if len(refs) == 0 {
@@ -346,7 +444,6 @@ func (l *line) round(ctx context.Context) bool {
 	}
 	now := l.d.store.Now()
 	for _, w := range work {
-		w.HoldEpoch = hold.Epoch
 		if w.Delivery != nil {
 			w.AgeMs = max(0, w.AgeMs-hold.PausedMS(now))
 		}
@@ -359,20 +456,9 @@ func (l *line) round(ctx context.Context) bool {
 			l.probes[w.Token] = hold.Epoch
 		}
 	}
-	gone := true
-	for _, other := range l.consumers {
-		gone = gone && other != c
-	}
-	if len(work) > 0 && !gone {
-		select {
-		case c.work <- work:
-			work = nil
-		default: // its stream does not read
-		}
-	}
 	l.mu.Unlock()
 	if len(work) > 0 {
-		l.unsent(ctx, work)
+		l.hand(ctx, c, work)
 	}
 	return err == nil
 }

@@ -49,11 +49,15 @@ func queue(t *testing.T, s *store.Store, calls ...string) []store.Ref {
 		items = append(items, &statev1.CommitItem{Call: call, InputId: "i-" + call, CommitId: "c-" + call,
 			Deliveries: []*statev1.Delivery{{Number: 1, Destination: dest, Payload: []byte("p")}}})
 	}
-	_, errs, due := s.Commit(ctx, items)
+	_, _, errs := s.Commit(ctx, items, nil)
 	for _, err := range errs {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+	var due []store.Ref
+	for _, call := range calls {
+		due = append(due, store.Ref{Destination: dest, Member: call})
 	}
 	return due
 }

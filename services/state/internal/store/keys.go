@@ -26,12 +26,12 @@ func keyHold(destination string) string { return "cr:h:" + destination }
 
 // keyCall is a HASH, everything stored of a call. Its fields:
 //
-//	v          id of the commit that wrote it         r  serialised Record       j  serialised Journal, appended to
-//	jx         bytes the journal did not take         o  open deliveries and timers; 0 starts the time to live
-//	i:<input>  outcome of each input ever committed   t:<name>  id of the commit that set the timer
-//	q:<dest>   numbers of the deliveries that still have to go out, in order
+//	v          id of the commit that wrote it         r   serialised Record
+//	j1, j2...  pieces of journal (serialised Journal) jn  how many, jb how many bytes, jx bytes that did not fit
+//	i:<input>  outcome of each input ever committed   o   open deliveries and timers; 0 starts the time to live
+//	t:<name>   id of the commit that set the timer    q:<dest>  numbers of the deliveries that still have to go out, in order
 //	<n>        serialised Delivery, never changed     <n>s  state letter      <n>a  attempts    <n>u  uncertain
-//	<n>t       token of its lease                     <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason
+//	<n>t       token of its last lease                <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason
 func keyCall(call string) string { return tag(call) + "c:" + call }
 
 // keyDue is a ZSET of a destination in the call's partition: members due at a time. A member is a call (its head

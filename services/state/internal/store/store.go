@@ -256,21 +256,33 @@ type Ref struct {
 	Member      string
 }
 
+// Place says what became of a new delivery.
+type Place string
+
+// The places of a delivery, in commit.lua's words.
+const (
+	Waits  Place = ""       // behind another one of its line
+	Due    Place = "due"    // the new head of its line
+	Leased Place = "leased" // the same, and leased under the token that was given
+)
+
 // Commit writes items in their order; those of one call that follow each other name their predecessor's commit id as the
-// expected version. It returns an answer or an error for each item, and what became due by it. An error means that the
-// outcome is unknown: the same item may be sent again.
-func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem) ([]*statev1.CommitAnswer, []error, []Ref) {
+// expected version. tokens has a lease token, or none, for each delivery of each item. It returns an answer or an error for
+// each item, and the places of its deliveries. An error means that the outcome is unknown: the same item may be sent again.
+func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem, tokens [][]string) ([]*statev1.CommitAnswer, [][]Place, []error) {
 	now := s.clock.Now()
 	calls := make([]invocation, len(items))
-	errs := make([]error, len(items))
+	answers, places, errs := make([]*statev1.CommitAnswer, len(items)), make([][]Place, len(items)), make([]error, len(items))
 	for i, item := range items {
-		if calls[i], errs[i] = s.commitCall(ctx, item, now); errs[i] != nil {
-			return make([]*statev1.CommitAnswer, len(items)), fill(errs, errs[i]), nil // Redis does not answer; nothing was written
+		var of []string
+		if tokens != nil {
+			of = tokens[i]
+		}
+		if calls[i], errs[i] = s.commitCall(ctx, item, of, now); errs[i] != nil {
+			return answers, places, fill(errs, errs[i]) // Redis does not answer; nothing was written
 		}
 	}
 	replies, errs := s.run(ctx, commitScript, calls)
-	answers := make([]*statev1.CommitAnswer, len(items))
-	var due []Ref
 	for i, item := range items {
 		if errs[i] != nil {
 			continue
@@ -284,8 +296,8 @@ func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem) ([]*sta
 		switch reply[0] {
 		case "ok":
 			a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_OK, item.GetOutcome()
-			for _, destination := range reply[1:] {
-				due = append(due, Ref{destination, item.GetCall()})
+			for _, place := range reply[1:] {
+				places[i] = append(places[i], Place(place))
 			}
 		case "earlier":
 			a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_EARLIER, outcome(reply[1])
@@ -301,7 +313,7 @@ func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem) ([]*sta
 		}
 		answers[i] = a
 	}
-	return answers, errs, due
+	return answers, places, errs
 }
 
 func fill(errs []error, err error) []error {
@@ -313,16 +325,16 @@ func fill(errs []error, err error) []error {
 	return errs
 }
 
-func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, now int64) (invocation, error) {
+func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens []string, now int64) (invocation, error) {
 	call, p := item.GetCall(), Partition(item.GetCall())
-	keys := make([]string, 3, 3+len(item.GetDeliveries()))
+	keys := make([]string, 3, 3+2*len(item.GetDeliveries()))
 	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
-	args := make([]any, 0, 15+3*len(item.GetDeliveries())+2*len(item.GetSetTimers()))
+	args := make([]any, 0, 15+4*len(item.GetDeliveries())+2*len(item.GetSetTimers())+len(item.GetCancelTimers()))
 	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
 		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
 		len(item.GetDeliveries()), len(item.GetSetTimers()), len(item.GetCancelTimers()))
-	for _, d := range item.GetDeliveries() {
+	for i, d := range item.GetDeliveries() {
 		if err := s.know(ctx, d.GetDestination()); err != nil {
 			return invocation{}, err
 		}
@@ -334,8 +346,12 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, now in
 		if err != nil {
 			return invocation{}, err
 		}
-		keys = append(keys, keyDue(p, d.GetDestination()))
-		args = append(args, d.GetNumber(), d.GetDestination(), body)
+		token := ""
+		if i < len(tokens) {
+			token = tokens[i]
+		}
+		keys = append(keys, keyDue(p, d.GetDestination()), keyLeases(p, d.GetDestination()))
+		args = append(args, d.GetNumber(), d.GetDestination(), body, token)
 	}
 	for _, t := range item.GetSetTimers() {
 		args = append(args, t.GetName(), now+t.GetInMs())
@@ -424,7 +440,7 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 				failed = fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], w.Call, err)
 				continue
 			}
-			d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] != ""
+			d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] == "1"
 			d.State = statev1.DeliveryState_DELIVERY_STATE_LEASED
 			w.AgeMs = now - d.CreatedMs + d.PausedMs - atoi(r[4])
 			w.Followed = r[5] != ""
@@ -652,8 +668,12 @@ func (s *Store) Call(ctx context.Context, call string) (*statev1.GetCallResponse
 	if err := proto.Unmarshal([]byte(fields["r"]), out.Record); err != nil {
 		return nil, fmt.Errorf("record of %s is unreadable: %w", call, err)
 	}
-	if err := proto.Unmarshal([]byte(fields["j"]), out.Journal); err != nil {
-		return nil, fmt.Errorf("journal of %s is unreadable: %w", call, err)
+	for n := int64(1); n <= atoi(fields["jn"]); n++ {
+		piece := &statev1.Journal{}
+		if err := proto.Unmarshal([]byte(fields["j"+strconv.FormatInt(n, 10)]), piece); err != nil {
+			return nil, fmt.Errorf("journal of %s is unreadable: %w", call, err)
+		}
+		out.Journal.Entries = append(out.Journal.Entries, piece.GetEntries()...)
 	}
 	out.Deliveries, err = readDeliveries(fields)
 	return out, err
@@ -687,28 +707,38 @@ func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *state
 	return r[1] == "1", nil
 }
 
-// Letters lists deliveries of a destination that ended dead, expired or asked, oldest first per partition, at most limit.
-func (s *Store) Letters(ctx context.Context, destination string, limit int) ([]*statev1.CallDelivery, error) {
+// Letters lists deliveries of a destination that ended dead, expired or asked and are wanted, oldest first per partition,
+// at most limit.
+func (s *Store) Letters(ctx context.Context, destination string, limit int, wanted func(*statev1.Delivery) bool) ([]*statev1.CallDelivery, error) {
+	const page = 256
 	var out []*statev1.CallDelivery
 	for p := range Partitions {
-		members, err := s.client.ZRange(ctx, keyLetters(p, destination), 0, int64(limit-1)).Result()
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range members {
-			call, number, _ := strings.Cut(m, "\t")
-			c, err := s.Call(ctx, call)
+		for from := int64(0); ; from += page {
+			members, err := s.client.ZRange(ctx, keyLetters(p, destination), from, from+page-1).Result()
 			if err != nil {
 				return nil, err
 			}
-			n := int(atoi(number))
-			if c == nil || n < 1 || n > len(c.GetDeliveries()) {
-				s.client.ZRem(ctx, keyLetters(p, destination), m) // the call's time was over
-				continue
+			for _, m := range members {
+				call, number, _ := strings.Cut(m, "\t")
+				c, err := s.Call(ctx, call)
+				if err != nil {
+					return nil, err
+				}
+				n := int(atoi(number))
+				if c == nil || n < 1 || n > len(c.GetDeliveries()) {
+					s.client.ZRem(ctx, keyLetters(p, destination), m) // the call's time was over
+					from--                                            // and the rest moves up
+					continue
+				}
+				if d := c.GetDeliveries()[n-1]; wanted(d) {
+					out = append(out, &statev1.CallDelivery{Call: call, Delivery: d})
+				}
+				if len(out) == limit {
+					return out, nil
+				}
 			}
-			out = append(out, &statev1.CallDelivery{Call: call, Delivery: c.GetDeliveries()[n-1]})
-			if len(out) == limit {
-				return out, nil
+			if len(members) < page {
+				break
 			}
 		}
 	}

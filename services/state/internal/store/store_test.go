@@ -120,7 +120,7 @@ func note(text string) []byte {
 
 func commit(t *testing.T, s *Store, items ...*statev1.CommitItem) []*statev1.CommitAnswer {
 	t.Helper()
-	answers, errs, _ := s.Commit(ctx, items)
+	answers, _, errs := s.Commit(ctx, items, nil)
 	for _, err := range errs {
 		if err != nil {
 			t.Fatal(err)
@@ -381,7 +381,7 @@ func testTimeToLive(t *testing.T, s *Store) {
 func testSettle(t *testing.T, s *Store) {
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1, 2))
 	complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
-	letters, err := s.Letters(ctx, dest, 10)
+	letters, err := s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
 	want(t, "listed", fmt.Sprint(len(letters), err), "1 <nil>")
 	old := get(t, s, "ameyo/1")
 	if _, err := s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
@@ -390,7 +390,7 @@ func testSettle(t *testing.T, s *Store) {
 	want(t, "rules that looked before", statuses(commit(t, s, item("ameyo/1", "i2", "c1", "c2"))), "[CONFLICT]")
 	_, err = s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0)
 	want(t, "a second click", err, ErrConflict)
-	letters, _ = s.Letters(ctx, dest, 10)
+	letters, _ = s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
 	want(t, "not listed any more", len(letters), 0)
 	work := lease(t, s, "ameyo/1")
 	want(t, "at the end of its line", numbers(work), "[ameyo/1:2]")
@@ -480,11 +480,11 @@ func testOneBadItem(t *testing.T, s *Store) {
 	if err := s.client.Set(ctx, keyCall("ameyo/bad"), "not a hash", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	answers, errs, due := s.Commit(ctx, []*statev1.CommitItem{
-		item("ameyo/1", "i1", "", "c1", 1), item("ameyo/bad", "i2", "", "c2", 1), item("ameyo/3", "i3", "", "c3", 1)})
+	answers, places, errs := s.Commit(ctx, []*statev1.CommitItem{
+		item("ameyo/1", "i1", "", "c1", 1), item("ameyo/bad", "i2", "", "c2", 1), item("ameyo/3", "i3", "", "c3", 1)}, nil)
 	want(t, "bad one", errs[1] != nil, true)
 	want(t, "others", fmt.Sprint(errs[0], errs[2], statuses([]*statev1.CommitAnswer{answers[0], answers[2]})), "<nil> <nil> [OK OK]")
-	want(t, "due", len(due), 2)
+	want(t, "places", places, "[[due] [] [due]]")
 	_, errs = s.Load(ctx, []string{"ameyo/1", "ameyo/bad", "ameyo/3"})
 	want(t, "load", fmt.Sprint(errs[0] == nil, errs[1] == nil, errs[2] == nil), "true false true")
 }

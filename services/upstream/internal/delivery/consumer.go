@@ -9,6 +9,7 @@ import (
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 )
 
@@ -55,7 +56,7 @@ type Consumer struct {
 	wake chan struct{}
 	// requests is the context of all requests; it ends when the stop timeout passed.
 	requests context.Context
-	workers  sync.WaitGroup
+	workers  *rpc.Workers
 
 	mu       sync.Mutex
 	stopping bool
@@ -131,6 +132,7 @@ func (c *Consumer) Ready() error {
 // every result, at the latest after StopTimeout.
 func (c *Consumer) Run(ctx context.Context) error {
 	var abort, cut context.CancelFunc
+	c.workers = rpc.NewWorkers(c.cfg.Workers)
 	c.requests, abort = context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
 	streams, cut := context.WithCancel(context.WithoutCancel(ctx))
@@ -143,7 +145,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 
 	c.keepStream(streams)
 	abort()
-	c.workers.Wait()
+	c.workers.Close()
 	if n := c.unanswered(); n > 0 {
 		c.log.Error("stopped with results that state did not answer; their leases run out and they may be sent again", "results", n)
 	}

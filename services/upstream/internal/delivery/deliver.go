@@ -9,6 +9,7 @@ import (
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
@@ -68,7 +69,9 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	attempt.DurationMs = took.Milliseconds()
 	attempt.HttpCode = int32(answer.HTTPCode)
 	attempt.Result, attempt.MessageCode, attempt.SubMessageCode = answer.Result, answer.MessageCode, answer.SubMessageCode
-	attempt.Body = answer.Body
+	if answer.Outcome != Delivered {
+		attempt.Body = answer.Body // of a success its words say it all, and it would be most of what is stored
+	}
 	attempt.Uncertain = answer.Outcome == Uncertain
 	c.metrics.attempted(ctx, took)
 	if answer.Outcome == Unsent && c.requests.Err() != nil {
@@ -116,6 +119,9 @@ func (c *Consumer) countAppError(k key, outcome Outcome) int {
 
 // span starts the span of one attempt in the callback's trace.
 func (c *Consumer) span(work *statev1.LeaseWork) (context.Context, trace.Span) {
+	if !c.tel.Tracing() {
+		return c.requests, noop.Span{}
+	}
 	ctx := telemetry.Extract(c.requests, work.Delivery.Traceparent)
 	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		telemetry.RequestID.String(work.Delivery.RequestId),
@@ -134,8 +140,20 @@ func (c *Consumer) span(work *statev1.LeaseWork) (context.Context, trace.Span) {
 
 // report logs and counts a verdict and makes it a result.
 func (c *Consumer) report(ctx context.Context, it *item, attempt *statev1.Attempt, v verdict) *statev1.LeaseResult {
+	c.metrics.settled(ctx, v.next)
+	if v.next != nextDelivered || c.log.Enabled(ctx, slog.LevelDebug) {
+		c.say(ctx, it, attempt, v)
+	}
+	return c.result(it, attempt, v)
+}
+
+// say logs a verdict. What was delivered is told by the journal and the daily files; a line for each would be most of the log.
+func (c *Consumer) say(ctx context.Context, it *item, attempt *statev1.Attempt, v verdict) {
 	level := slog.LevelWarn
-	if v.next == nextDelivered || v.next == nextSendDisabled {
+	switch v.next {
+	case nextDelivered:
+		level = slog.LevelDebug
+	case nextSendDisabled:
 		level = slog.LevelInfo
 	}
 	fields := []any{"outcome", v.next, "request_id", it.work.Delivery.RequestId, "call", it.key.call,
@@ -150,8 +168,6 @@ func (c *Consumer) report(ctx context.Context, it *item, attempt *statev1.Attemp
 		fields = append(fields, "retry_in", v.in.Round(time.Millisecond).String())
 	}
 	c.log.Log(ctx, level, "delivery", fields...)
-	c.metrics.settled(ctx, v.next)
-	return c.result(it, attempt, v)
 }
 
 // result is a verdict in the protocol's words. It panics on nothing: deliver's recovery uses it.

@@ -1,58 +1,111 @@
 -- commit: the only way in which rules change a call. Checks everything, then writes; Redis does not roll back.
--- KEYS 1 call HASH, 2 due ZSET of `rules`, 3 leases HASH of `rules`, 4.. due ZSET of each delivery's destination
+-- KEYS 1 call HASH, 2 due ZSET of `rules`, 3 leases HASH of `rules`, then for each delivery: due ZSET, leases HASH
 -- ARGV 1 input id, 2 expected version, 3 commit id ('' = journal only), 4 record, 5 journal, 6 outcome, 7 now (ms),
 --      8 retention (ms), 9 journal limit (bytes), 10 call key, 11 entry timer ('' = none), 12 entry timer id,
 --      13 number of deliveries, of timers set, of timers cancelled (three arguments),
---      then number, destination, body of each delivery; name, due (ms) of each timer set; name of each cancelled
--- returns {'earlier', outcome} | {'conflict', field, value, ...} | {'stale'} | {'ok', destination with a new head, ...}
-local call = KEYS[1]
-local commit, now, key = ARGV[3], ARGV[7], ARGV[10]
+--      then number, destination, body, lease token ('' = none) of each delivery; name, due (ms) of each timer set;
+--      name of each cancelled
+-- A delivery with a lease token that becomes the head of its line is leased at once.
+-- returns {'earlier', outcome} | {'conflict', field, value, ...} | {'stale'} | {'ok', for each delivery: 'due' = the new
+--      head of its line, 'leased', or '' = it waits behind another}
+local call, commit, now, key = KEYS[1], ARGV[3], ARGV[7], ARGV[10]
+local deliveries, timers, cancelled = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
 
-local earlier = redis.call('HGET', call, 'i:' .. ARGV[1])
-if earlier then return {'earlier', earlier} end
-if (redis.call('HGET', call, 'v') or '') ~= ARGV[2] then
+-- What has to be known: fixed fields, the line of each delivery, each timer.
+local fields = {'HMGET', call, 'i:' .. ARGV[1], 'v', 'o', 'jn', 'jb', 't:' .. ARGV[11]}
+local at = 16
+for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 4 end
+for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 2 end
+for _ = 1, cancelled do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 1 end
+local known = redis.call(unpack(fields))
+
+if known[1] then return {'earlier', known[1]} end
+if (known[2] or '') ~= ARGV[2] then
   local all = redis.call('HGETALL', call)
   table.insert(all, 1, 'conflict')
   return all
 end
-if ARGV[11] ~= '' and redis.call('HGET', call, 't:' .. ARGV[11]) ~= ARGV[12] then return {'stale'} end
+if ARGV[11] ~= '' and known[6] ~= ARGV[12] then return {'stale'} end
 
-local opened = 0
-local function drop_timer(name)
-  if redis.call('HDEL', call, 't:' .. name) == 1 then opened = opened - 1 end
+local set = {'HSET', call, 'i:' .. ARGV[1], ARGV[6]}
+local function put(field, value)
+  set[#set + 1] = field
+  set[#set + 1] = value
+end
+local open = tonumber(known[3] or '0')
+local before = open
+local next_known = 7
+local gone = {} -- timers that end
+
+local function drop_timer(name, id)
+  if id then
+    open = open - 1
+    gone[#gone + 1] = 't:' .. name
+  end
   redis.call('ZREM', KEYS[2], key .. '\t' .. name)
   redis.call('HDEL', KEYS[3], key .. '\t' .. name)
 end
 
-if commit ~= '' then redis.call('HSET', call, 'v', commit, 'r', ARGV[4]) end
-redis.call('HSET', call, 'i:' .. ARGV[1], ARGV[6])
-if ARGV[11] ~= '' then drop_timer(ARGV[11]) end
-
-local reply = {'ok'}
-local at = 16
-for i = 1, tonumber(ARGV[13]) do
-  local number, destination = ARGV[at], ARGV[at + 1]
-  redis.call('HSET', call, number, ARGV[at + 2], number .. 's', 'q')
-  if join_line(call, key, KEYS[3 + i], destination, number, now) == '1' then reply[#reply + 1] = destination end
-  opened = opened + 1
-  at = at + 3
+if commit ~= '' then
+  put('v', commit)
+  put('r', ARGV[4])
 end
-for _ = 1, tonumber(ARGV[14]) do
-  local name, due = ARGV[at], ARGV[at + 1]
-  drop_timer(name)
-  redis.call('HSET', call, 't:' .. name, commit)
-  redis.call('ZADD', KEYS[2], due, key .. '\t' .. name)
-  opened = opened + 1
+if ARGV[11] ~= '' then drop_timer(ARGV[11], known[6]) end
+
+local reply, lines = {'ok'}, {}
+at = 16
+for i = 1, deliveries do
+  local number, destination, token = ARGV[at], ARGV[at + 1], ARGV[at + 3]
+  local line = lines[destination] or known[next_known]
+  local place = ''
+  if line then
+    line = line .. ' ' .. number
+  else
+    line = number
+    place = token == '' and 'due' or 'leased'
+  end
+  lines[destination] = line
+  put(number, ARGV[at + 2])
+  if place == 'leased' then
+    put(number .. 's', 'l')
+    put(number .. 't', token)
+    redis.call('HSET', KEYS[3 + 2 * i], key, token)
+  else
+    put(number .. 's', 'q')
+    if place == 'due' then redis.call('ZADD', KEYS[2 + 2 * i], now, key) end
+  end
+  reply[#reply + 1] = place
+  open = open + 1
+  next_known = next_known + 1
+  at = at + 4
+end
+for destination, line in pairs(lines) do put('q:' .. destination, line) end
+
+for _ = 1, timers do
+  local name = ARGV[at]
+  if known[next_known] then
+    redis.call('HDEL', KEYS[3], key .. '\t' .. name) -- whoever has the old one is outdated
+  else
+    open = open + 1
+  end
+  put('t:' .. name, commit)
+  redis.call('ZADD', KEYS[2], ARGV[at + 1], key .. '\t' .. name)
+  next_known = next_known + 1
   at = at + 2
 end
-for _ = 1, tonumber(ARGV[15]) do
-  drop_timer(ARGV[at])
+for _ = 1, cancelled do
+  drop_timer(ARGV[at], known[next_known])
+  next_known = next_known + 1
   at = at + 1
 end
 
-append_journal(call, ARGV[5], ARGV[9])
-
-local open = tonumber(redis.call('HGET', call, 'o') or '0')
-if opened ~= 0 then open = redis.call('HINCRBY', call, 'o', opened) end
-if open > 0 then redis.call('PERSIST', call) else redis.call('PEXPIRE', call, ARGV[8]) end
+add_journal(set, call, ARGV[5], ARGV[9], known[4], known[5])
+if open ~= before then put('o', tostring(open)) end
+redis.call(unpack(set))
+if #gone > 0 then redis.call('HDEL', call, unpack(gone)) end
+if open == 0 then
+  redis.call('PEXPIRE', call, ARGV[8])
+elseif before == 0 and (known[4] or known[2]) then
+  redis.call('PERSIST', call)
+end
 return reply

@@ -5,41 +5,64 @@
 --      8 now (ms), 9 retention (ms), 10 '1' if the attempt counts, 11 '1' if uncertain, 12 paused (ms) to add,
 --      13 reason, 14 journal, 15 journal limit (bytes)
 -- returns {'ok', '1' if the pair has a head that is due now} | {'superseded', state letter}
-local call, key, number = KEYS[1], ARGV[1], ARGV[3]
-local d = redis.call('HMGET', call, number .. 's', number .. 't')
-local state, token = d[1] or '', d[2] or ''
-
+local call, key, destination, number = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local d = redis.call('HMGET', call, number .. 's', number .. 't', number .. 'a', number .. 'z', 'q:' .. destination, 'o', 'jn', 'jb')
+local state = d[1] or ''
+-- A token counts only in state l: what it once was is not removed.
 if ARGV[5] == 'done' then
   if state ~= 'q' and state ~= 'l' and state ~= 'a' then return {'superseded', state} end
-elseif state ~= 'l' or token ~= ARGV[4] then
+elseif state ~= 'l' or d[2] ~= ARGV[4] then
   return {'superseded', state}
 end
 
-append_journal(call, ARGV[14], ARGV[15])
-if ARGV[10] == '1' then redis.call('HINCRBY', call, number .. 'a', 1) end
-if ARGV[11] == '1' then redis.call('HSET', call, number .. 'u', '1') end
-if ARGV[12] ~= '0' then redis.call('HINCRBY', call, number .. 'z', ARGV[12]) end
-if ARGV[13] ~= '' then redis.call('HSET', call, number .. 'y', ARGV[13]) end
-if token ~= '' then
-  redis.call('HDEL', call, number .. 't')
-  redis.call('HDEL', KEYS[3], key)
+local set = {'HSET', call}
+local function put(field, value)
+  set[#set + 1] = field
+  set[#set + 1] = value
 end
+add_journal(set, call, ARGV[14], ARGV[15], d[7], d[8])
+if ARGV[10] == '1' then put(number .. 'a', tostring(tonumber(d[3] or '0') + 1)) end
+if ARGV[11] == '1' then put(number .. 'u', '1') end
+if ARGV[12] ~= '0' then put(number .. 'z', tostring(tonumber(d[4] or '0') + tonumber(ARGV[12]))) end
+if ARGV[13] ~= '' then put(number .. 'y', ARGV[13]) end
+if state == 'l' then redis.call('HDEL', KEYS[3], key) end
 
 if ARGV[5] == 'again' then
-  redis.call('HSET', call, number .. 's', 'q')
+  put(number .. 's', 'q')
+  redis.call(unpack(set))
   redis.call('ZADD', KEYS[2], ARGV[7], key)
   return {'ok', tonumber(ARGV[7]) <= tonumber(ARGV[8]) and '1' or ''}
 end
 
-redis.call('HSET', call, number .. 's', ARGV[6], number .. 'f', ARGV[8])
+put(number .. 's', ARGV[6])
+put(number .. 'f', ARGV[8])
 local letter = key .. '\t' .. number
 if ARGV[6] == 'x' or ARGV[6] == 'a' or ARGV[6] == 'e' then
   redis.call('ZADD', KEYS[4], ARGV[8], letter)
-else
+elseif state == 'a' then
   redis.call('ZREM', KEYS[4], letter)
 end
 
-local head = leave_line(call, key, KEYS[2], ARGV[2], number, ARGV[8])
+-- The next in line moves up. What a person was asked about had left its line already.
+local rest, head = without(d[5], number)
+if head and state == 'q' then redis.call('ZREM', KEYS[2], key) end
+if rest == '' then
+  if d[5] then redis.call('HDEL', call, 'q:' .. destination) end
+elseif rest ~= d[5] then
+  put('q:' .. destination, rest)
+end
+local due = ''
+if head and rest ~= '' then
+  redis.call('ZADD', KEYS[2], ARGV[8], key)
+  due = '1'
+end
+
 -- What a person still has to decide about keeps the call.
-if ARGV[6] ~= 'x' and ARGV[6] ~= 'a' then closed_one(call, ARGV[9]) end
-return {'ok', head}
+local open = tonumber(d[6] or '0')
+if ARGV[6] ~= 'x' and ARGV[6] ~= 'a' then
+  open = open - 1
+  put('o', tostring(open))
+end
+redis.call(unpack(set))
+if open <= 0 then redis.call('PEXPIRE', call, ARGV[9]) end
+return {'ok', due}

@@ -11,10 +11,10 @@ if number == '' then
   redis.call('ZADD', KEYS[2], ARGV[4], member)
   return 1
 end
-if redis.call('HGET', call, number .. 't') ~= ARGV[2] then return 0 end
-redis.call('HDEL', call, number .. 't')
-redis.call('HSET', call, number .. 's', 'q', number .. 'u', '1')
-redis.call('HINCRBY', call, number .. 'a', 1)
+local d = redis.call('HMGET', call, number .. 't', number .. 's', number .. 'a', 'jn', 'jb')
+if d[1] ~= ARGV[2] or d[2] ~= 'l' then return 0 end
+local set = {'HSET', call, number .. 's', 'q', number .. 'u', '1', number .. 'a', tostring(tonumber(d[3] or '0') + 1)}
+add_journal(set, call, ARGV[5], ARGV[6], d[4], d[5])
+redis.call(unpack(set))
 redis.call('ZADD', KEYS[2], ARGV[4], member)
-append_journal(call, ARGV[5], ARGV[6])
 return 1

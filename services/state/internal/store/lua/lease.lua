@@ -1,4 +1,4 @@
--- lease: hands the head of one (call, destination) to a consumer, if it is due.
+-- lease: hands the head of one (call, destination), or a timer, to a consumer, if it is due.
 -- KEYS 1 call HASH, 2 due ZSET, 3 leases HASH of the destination
 -- ARGV 1 member (call key, or call key TAB timer), 2 destination, 3 token, 4 now (ms), 5 timer ('' = a delivery)
 -- returns false | {timer id, due (ms)} | {number, body, attempts, uncertain, paused (ms), '1' if another waits behind it}
@@ -8,15 +8,14 @@ local skew = ARGV[5] == '' and 20 or 0
 local due = redis.call('ZSCORE', KEYS[2], member)
 if not due or tonumber(due) > tonumber(ARGV[4]) + skew then return false end
 
+redis.call('ZREM', KEYS[2], member)
 if ARGV[5] ~= '' then
-  redis.call('ZREM', KEYS[2], member)
   local id = redis.call('HGET', call, 't:' .. ARGV[5])
   if not id then return false end
   redis.call('HSET', KEYS[3], member, ARGV[3])
   return {id, due}
 end
 
-redis.call('ZREM', KEYS[2], member)
 local line = redis.call('HGET', call, 'q:' .. ARGV[2])
 if not line then return false end
 local number = string.match(line, '^%S+')

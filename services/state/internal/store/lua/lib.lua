@@ -1,45 +1,26 @@
--- lib: put in front of every script. Lines are the numbers of a (call, destination) pair in the order in which they go
--- out, head first, separated by blanks.
-local function append_journal(call, entries, limit)
-  local journal = redis.call('HGET', call, 'j') or ''
-  if #journal + #entries <= tonumber(limit) then
-    redis.call('HSET', call, 'j', journal .. entries)
-  else
+-- lib: put in front of every script. A script reads all it needs with one HMGET, checks, and writes with as few commands as
+-- it can: each costs time and a record in the append-only file.
+--
+-- Lines are the numbers of a (call, destination) pair in the order in which they go out, head first, separated by blanks.
+
+-- Adds the fields of one more piece of journal to `set`, or counts what does not fit. count and bytes are fields jn and jb.
+local function add_journal(set, call, entries, limit, count, bytes)
+  if entries == '' then return end
+  local size = tonumber(bytes or '0') + #entries
+  if size > tonumber(limit) then
     redis.call('HINCRBY', call, 'jx', #entries)
+    return
   end
+  local n = tostring(tonumber(count or '0') + 1)
+  for _, v in ipairs({'j' .. n, entries, 'jn', n, 'jb', tostring(size)}) do set[#set + 1] = v end
 end
 
--- Puts a delivery at the end of its line. Returns '1' if it is the head (then it is due now).
-local function join_line(call, key, due, destination, number, now)
-  local line = redis.call('HGET', call, 'q:' .. destination)
-  if line then
-    redis.call('HSET', call, 'q:' .. destination, line .. ' ' .. number)
-    return ''
+-- Takes a number out of a line. Returns the rest ('' = none) and whether it was the head.
+local function without(line, number)
+  if line == number then return '', true end
+  local rest, head = {}, false
+  for n in string.gmatch(line or '', '%S+') do
+    if n ~= number then rest[#rest + 1] = n elseif #rest == 0 then head = true end
   end
-  redis.call('HSET', call, 'q:' .. destination, number)
-  redis.call('ZADD', due, now, key)
-  return '1'
-end
-
--- Takes a delivery out of its line. Returns '1' if another one became the head by that (it is due now).
-local function leave_line(call, key, due, destination, number, now)
-  local rest, was_head, first = {}, false, true
-  for n in string.gmatch(redis.call('HGET', call, 'q:' .. destination) or '', '%S+') do
-    if n ~= number then rest[#rest + 1] = n elseif first then was_head = true end
-    first = false
-  end
-  if was_head then redis.call('ZREM', due, key) end
-  if #rest == 0 then
-    redis.call('HDEL', call, 'q:' .. destination)
-    return ''
-  end
-  redis.call('HSET', call, 'q:' .. destination, table.concat(rest, ' '))
-  if not was_head then return '' end
-  redis.call('ZADD', due, now, key)
-  return '1'
-end
-
--- One thing less is open in the call; the last one starts its time to live.
-local function closed_one(call, retention)
-  if redis.call('HINCRBY', call, 'o', -1) <= 0 then redis.call('PEXPIRE', call, retention) end
+  return table.concat(rest, ' '), head
 end

@@ -6,25 +6,51 @@
 --      13 paused (ms) with which its age begins anew
 -- returns {'ok', '1' if the pair has a head that is due now} | {'conflict'}
 local call, key, number = KEYS[1], ARGV[1], ARGV[3]
-local d = redis.call('HMGET', call, 'v', number .. 's')
+local line = 'q:' .. ARGV[2]
+local d = redis.call('HMGET', call, 'v', number .. 's', 'o', 'jn', 'jb', line)
 local state = d[2] or ''
 if (d[1] or '') ~= ARGV[4] or state ~= ARGV[6] then return {'conflict'} end
 
-redis.call('HSET', call, 'v', ARGV[5])
-append_journal(call, ARGV[10], ARGV[11])
+local set = {'HSET', call, 'v', ARGV[5]}
+local function put(field, value)
+  set[#set + 1] = field
+  set[#set + 1] = value
+end
+add_journal(set, call, ARGV[10], ARGV[11], d[4], d[5])
 redis.call('ZREM', KEYS[3], key .. '\t' .. number)
-local open = state == 'q' or state == 'x' or state == 'a'
+local open = tonumber(d[3] or '0')
+local counted = state == 'q' or state == 'x' or state == 'a'
+local due = ''
 
 if ARGV[7] == 'retry' then
-  redis.call('HSET', call, number .. 's', 'q', number .. 'z', ARGV[13])
+  put(number .. 's', 'q')
+  put(number .. 'z', ARGV[13])
+  if d[6] then
+    put(line, d[6] .. ' ' .. number)
+  else
+    put(line, number)
+    redis.call('ZADD', KEYS[2], ARGV[8], key)
+    due = '1'
+  end
+  if not counted then open = open + 1 end
   redis.call('HDEL', call, number .. 'a', number .. 'f', number .. 'y')
-  if not open then redis.call('HINCRBY', call, 'o', 1) end
   redis.call('PERSIST', call)
-  return {'ok', join_line(call, key, KEYS[2], ARGV[2], number, ARGV[8])}
+else
+  put(number .. 's', 'c')
+  put(number .. 'f', ARGV[8])
+  put(number .. 'y', ARGV[12])
+  if state == 'q' then
+    local rest, head = without(d[6], number)
+    if head then redis.call('ZREM', KEYS[2], key) end
+    if rest == '' then redis.call('HDEL', call, line) else put(line, rest) end
+    if head and rest ~= '' then
+      redis.call('ZADD', KEYS[2], ARGV[8], key)
+      due = '1'
+    end
+  end
+  if counted then open = open - 1 end
 end
-
-redis.call('HSET', call, number .. 's', 'c', number .. 'f', ARGV[8], number .. 'y', ARGV[12])
-local head = ''
-if state == 'q' then head = leave_line(call, key, KEYS[2], ARGV[2], number, ARGV[8]) end
-if open then closed_one(call, ARGV[9]) end
-return {'ok', head}
+put('o', tostring(open))
+redis.call(unpack(set))
+if open <= 0 then redis.call('PEXPIRE', call, ARGV[9]) end
+return {'ok', due}
