@@ -72,21 +72,21 @@ func newClient(raw string) (redis.UniversalClient, error) {
 		if err != nil {
 			return nil, err
 		}
-		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, 1, connections, true
+		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled, o.Protocol = -1, 1, connections, true, 2
 		return redis.NewFailoverClient(o), nil
 	case q.Has("addr"):
 		o, err := redis.ParseClusterURL(raw)
 		if err != nil {
 			return nil, err
 		}
-		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, 1, connections, true
+		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled, o.Protocol = -1, 1, connections, true, 2
 		return redis.NewClusterClient(o), nil
 	}
 	o, err := redis.ParseURL(raw)
 	if err != nil {
 		return nil, err
 	}
-	o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled = -1, 1, connections, true
+	o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled, o.Protocol = -1, 1, connections, true, 2
 	return redis.NewClient(o), nil
 }
 

@@ -406,6 +406,19 @@ func testSettle(t *testing.T, s *Store) {
 		t.Errorf("an expired delivery that is retried is still %d ms old", age)
 	}
 
+	// Who retried an uncertain one has looked: the next consumer is not to ask again. For the gate it stays uncertain.
+	commit(t, s, item("ameyo/6", "i1", "", "c1", 1))
+	complete(t, s, lease(t, s, "ameyo/6")[0], func(r *statev1.LeaseResult) {
+		ends(statev1.DeliveryState_DELIVERY_STATE_ASKED)(r)
+		r.Attempt.Uncertain = true
+	})
+	asked := get(t, s, "ameyo/6")
+	if _, err := s.Settle(ctx, asked, asked.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "uncertain for the consumer", lease(t, s, "ameyo/6")[0].GetDelivery().GetUncertain(), false)
+	want(t, "uncertain for the gate", get(t, s, "ameyo/6").GetDeliveries()[0].GetUncertain(), true)
+
 	c := get(t, s, "ameyo/1")
 	head, err := s.Settle(ctx, c, c.GetDeliveries()[0], &statev1.Action{What: "discard", Reason: "r"}, 0)
 	want(t, "discarded from the middle of the line", fmt.Sprint(head, err), "false <nil>")

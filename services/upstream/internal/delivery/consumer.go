@@ -69,6 +69,8 @@ type Consumer struct {
 	// credits are the moments at which each unused credit of the stream was sent, oldest first: state can have granted
 	// the next lease no earlier than that.
 	credits []time.Time
+	// unsent are the items whose result is not on the stream.
+	unsent map[*item]bool
 	// sent are the results on the stream that wait for an answer, by id.
 	sent   map[uint64]*item
 	lastID uint64
@@ -110,6 +112,7 @@ func New(cfg Config, state statev1.StateServiceClient, sender Sender, tel *telem
 		wake:      make(chan struct{}, 1),
 		down:      errors.New("not connected to state yet"),
 		items:     map[key]*item{},
+		unsent:    map[*item]bool{},
 		appErrors: map[key]int{},
 	}
 	c.breaker = newBreaker(cfg.Breaker, func(from, to string) {

@@ -91,6 +91,9 @@ func (c *Consumer) begin() {
 	c.sent = map[uint64]*item{}
 	for _, it := range c.items {
 		it.id, it.due = 0, time.Time{}
+		if it.result != nil {
+			c.unsent[it] = true
+		}
 	}
 }
 
@@ -101,20 +104,26 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	defer c.mu.Unlock()
 	now := time.Now()
 	again = time.Hour
-	for _, it := range c.items {
-		switch {
-		case it.result == nil || it.id != 0:
-		case it.due.After(now):
-			again = min(again, it.due.Sub(now))
-		case len(message.Results) == maxResults:
-			again = 0
-		default:
-			c.lastID++
-			it.id = c.lastID
-			it.result.Id = it.id
-			c.sent[it.id] = it
-			message.Results = append(message.Results, it.result)
+	// While state works on a message, results and credit gather for the next one.
+	busy := len(c.sent) > 0
+	for it := range c.unsent {
+		if busy {
+			break // the answer wakes us
 		}
+		if it.due.After(now) {
+			again = min(again, it.due.Sub(now))
+			continue
+		}
+		if len(message.Results) == maxResults {
+			again = 0
+			break
+		}
+		delete(c.unsent, it)
+		c.lastID++
+		it.id = c.lastID
+		it.result.Id = it.id
+		c.sent[it.id] = it
+		message.Results = append(message.Results, it.result)
 	}
 	if c.stopping {
 		return len(c.credits) > 0 || len(c.items) == 0, again
@@ -124,6 +133,9 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	fresh := (c.cfg.LeaseTime - c.cfg.SendTimeout) / 2
 	if len(c.credits) > 0 && now.Sub(c.credits[0]) >= fresh {
 		return true, again
+	}
+	if busy {
+		return false, again
 	}
 	limit, change := c.breaker.room(c.cfg.Workers)
 	if change > 0 {
@@ -173,6 +185,7 @@ func (c *Consumer) answered(answer *statev1.LeaseAnswer) {
 			"call", it.key.call, "delivery", it.key.number, "error", answer.Error.Message)
 	}
 	it.id = 0
+	c.unsent[it] = true
 	it.due = time.Now().Add(min(100*time.Millisecond<<min(it.refusals, 10), 30*time.Second))
 	it.refusals++
 }
@@ -198,16 +211,19 @@ func (c *Consumer) lease(work *statev1.LeaseWork) {
 		if old.result.GetDone() != nil {
 			// The CRM has it, and state accepts that from any token.
 			old.id, old.due = 0, time.Time{}
+			c.unsent[old] = true
 			return
 		}
 		// The old lease is over, and its result with it.
 		delete(c.sent, old.id)
+		delete(c.unsent, old)
 	}
 	it := &item{key: k, work: work, leased: leased, token: work.Token}
 	c.items[k] = it
 	if c.stopping {
 		it.result = c.result(it, nil, handBack(0))
 		it.result.Token = it.token
+		c.unsent[it] = true
 		return
 	}
 	c.running++
@@ -221,6 +237,7 @@ func (c *Consumer) work(it *item) {
 	c.running--
 	result.Token = it.token
 	it.result = result
+	c.unsent[it] = true
 	if result.GetRetry() == nil {
 		delete(c.appErrors, it.key)
 	}

@@ -7,7 +7,7 @@
 -- returns {'ok', '1' if the pair has a head that is due now} | {'conflict'}
 local call, key, number = KEYS[1], ARGV[1], ARGV[3]
 local line = 'q:' .. ARGV[2]
-local d = redis.call('HMGET', call, 'v', number .. 's', 'o', 'jn', 'jb', line)
+local d = redis.call('HMGET', call, 'v', number .. 's', 'o', 'jn', 'jb', line, number .. 'u')
 local state = d[2] or ''
 if (d[1] or '') ~= ARGV[4] or state ~= ARGV[6] then return {'conflict'} end
 
@@ -25,6 +25,8 @@ local due = ''
 if ARGV[7] == 'retry' then
   put(number .. 's', 'q')
   put(number .. 'z', ARGV[13])
+  -- A person looked: nobody has to be asked again about attempts before this. For the gate it stays uncertain.
+  if d[7] then put(number .. 'u', '0') end
   if d[6] then
     put(line, d[6] .. ' ' .. number)
   else
