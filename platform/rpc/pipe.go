@@ -18,13 +18,14 @@ type Pipe[Q, A any] struct {
 	cfg PipeConfig[Q, A]
 
 	mu      sync.Mutex
+	send    func([]Q) error // of the stream that is up; nil = there is none
+	sending bool            // somebody is in send
 	waiting []*pipeCall[Q, A]
 	sent    map[uint64]*pipeCall[Q, A]
 	open    int // messages without all their answers
-	up      bool
 	lastID  uint64
 	wake    chan struct{} // capacity 1: something to send, or a message was answered
-	room    chan struct{} // capacity MaxItems: one per call that is waiting or sent
+	room    chan struct{} // capacity MaxItems: one for each call in waiting or sent
 }
 
 // PipeConfig says how a Pipe speaks its protocol.
@@ -78,18 +79,22 @@ func (p *Pipe[Q, A]) Do(ctx context.Context, item Q) (A, error) {
 	case <-ctx.Done():
 		return none, context.Cause(ctx)
 	}
-	defer func() { <-p.room }()
-
 	c := &pipeCall[Q, A]{ctx: ctx, item: item, done: make(chan struct{})}
 	p.mu.Lock()
 	p.waiting = append(p.waiting, c)
+	idle := len(p.waiting) == 1 && len(p.sent) == 0
 	p.mu.Unlock()
-	p.signal()
+	if idle {
+		p.flush() // saves waking another goroutine; cannot block, since nothing else is under way
+	} else {
+		p.signal()
+	}
 	select {
 	case <-c.done:
 		return c.answer, c.err
 	case <-ctx.Done():
-		// The answer, if one comes, finds nobody; the message it belongs to is still counted.
+		// The answer, if one comes, finds nobody. Until then the call keeps its room: a peer that stands still makes
+		// callers wait, not memory grow.
 		return none, context.Cause(ctx)
 	}
 }
@@ -125,12 +130,12 @@ func (p *Pipe[Q, A]) Run(ctx context.Context) {
 func (p *Pipe[Q, A]) Connected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.up
+	return p.send != nil
 }
 
-func (p *Pipe[Q, A]) setUp(up bool) {
+func (p *Pipe[Q, A]) connect(send func([]Q) error) {
 	p.mu.Lock()
-	p.up = up
+	p.send = send
 	p.mu.Unlock()
 }
 
@@ -142,8 +147,8 @@ func (p *Pipe[Q, A]) stream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.setUp(true)
-	defer p.setUp(false)
+	p.connect(s.Send)
+	defer p.connect(nil)
 	received := make(chan struct{})
 	go func() {
 		defer close(received)
@@ -158,24 +163,41 @@ func (p *Pipe[Q, A]) stream(ctx context.Context) error {
 	}()
 	defer func() { cancel(nil); <-received }()
 	for {
+		for p.flush() {
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-p.wake:
 		}
-		runtime.Gosched() // whoever is about to add to this batch does it now
-		for items := p.take(); len(items) > 0; items = p.take() {
-			if err := s.Send(items); err != nil {
-				return err
-			}
-		}
+		runtime.Gosched() // whoever is about to add to this message does it now
 	}
 }
 
-// take moves waiting calls to sent, as far as the bounds allow.
-func (p *Pipe[Q, A]) take() []Q {
+// flush sends one message of what waits, unless somebody is sending. It reports whether it did.
+func (p *Pipe[Q, A]) flush() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.sending || p.send == nil {
+		return false
+	}
+	send, items := p.send, p.takeLocked()
+	if len(items) == 0 {
+		return false
+	}
+	p.sending = true
+	p.mu.Unlock()
+	err := send(items) // after an error Recv fails too, which ends these calls
+	p.mu.Lock()
+	p.sending = false
+	if len(p.waiting) > 0 {
+		p.signal()
+	}
+	return err == nil
+}
+
+// takeLocked moves waiting calls to sent, as far as the bounds allow.
+func (p *Pipe[Q, A]) takeLocked() []Q {
 	if p.cfg.MaxMessages > 0 && p.open >= p.cfg.MaxMessages {
 		return nil
 	}
@@ -184,6 +206,7 @@ func (p *Pipe[Q, A]) take() []Q {
 	message := &pipeMessage{}
 	for _, c := range p.waiting[:n] {
 		if c.ctx.Err() != nil {
+			<-p.room
 			continue // nobody waits for it any more, and it was never sent
 		}
 		p.lastID++
@@ -217,6 +240,7 @@ func (p *Pipe[Q, A]) answered(answers []A) {
 		}
 		c.answer = a
 		close(c.done)
+		<-p.room
 	}
 	more := len(p.waiting) > 0
 	p.mu.Unlock()
@@ -233,6 +257,7 @@ func (p *Pipe[Q, A]) fail(err error) {
 		delete(p.sent, id)
 		c.err = errkind.Unavailable(err, "the connection broke before the answer came")
 		close(c.done)
+		<-p.room
 	}
 	p.open = 0
 	if len(p.waiting) > 0 {

@@ -31,7 +31,7 @@ type fakeRouter struct {
 }
 
 func (f *fakeRouter) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, routerv1.RouteResponse]) error {
-	for req := range rpc.Messages(stream, nil) {
+	rpc.Receive(stream, nil, func(req *routerv1.RouteRequest) bool {
 		resp := &routerv1.RouteResponse{}
 		for _, item := range req.GetItems() {
 			f.mu.Lock()
@@ -43,7 +43,8 @@ func (f *fakeRouter) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest
 			}
 		}
 		_ = stream.Send(resp)
-	}
+		return true
+	})
 	return nil
 }
 

@@ -25,45 +25,25 @@ type server struct {
 
 // Route decides each item on its own and answers with whatever is done when the stream is free.
 func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, routerv1.RouteResponse]) error {
-	var (
-		items   = rpc.NewWorkers(256)
-		answers = make(chan *routerv1.RouteAnswer, underWay)
-		written = make(chan struct{})
-		slots   = make(chan struct{}, underWay)
-	)
-	go func() {
-		defer close(written)
-		for a := range answers {
-			resp := &routerv1.RouteResponse{Answers: []*routerv1.RouteAnswer{a}}
-			for more := true; more && len(resp.Answers) < batch; {
-				select {
-				case a, ok := <-answers:
-					if more = ok; ok {
-						resp.Answers = append(resp.Answers, a)
-					}
-				default:
-					more = false
-				}
-			}
-			_ = stream.Send(resp) // a broken stream ends Messages too
-		}
-	}()
-	defer func() {
-		items.Close()
-		close(answers)
-		<-written
-	}()
-	for req := range rpc.Messages(stream, s.stopping) {
+	answers := rpc.Gather[*routerv1.RouteAnswer]{Max: batch, Send: func(answers []*routerv1.RouteAnswer) {
+		_ = stream.Send(&routerv1.RouteResponse{Answers: answers}) // a broken stream ends Receive too
+	}}
+	items := rpc.NewWorkers(256)
+	defer items.Close()
+	slots := make(chan struct{}, underWay)
+	// What was accepted by this process is finished even if ingress leaves meanwhile.
+	ctx := context.WithoutCancel(stream.Context())
+	rpc.Receive(stream, s.stopping, func(req *routerv1.RouteRequest) bool {
 		now := time.Now()
 		for _, item := range req.GetItems() {
 			slots <- struct{}{}
 			items.Go(func() {
 				defer func() { <-slots }()
-				// What was accepted by this process is finished even if ingress leaves meanwhile.
-				answers <- s.route(context.WithoutCancel(stream.Context()), item, now)
+				answers.Add(s.route(ctx, item, now))
 			})
 		}
-	}
+		return true
+	})
 	return nil
 }
 

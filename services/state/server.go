@@ -126,49 +126,53 @@ var statusWord = map[statev1.CommitStatus]string{
 
 // Lease hands out work and takes results until the client leaves.
 func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse]) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-
-	var consumer *dispatch.Consumer
-	destination := ""
-	answers := make(chan []*statev1.LeaseAnswer, 64)
-	for req := range rpc.Messages(stream, s.stopping) {
+	var (
+		ctx      = stream.Context()
+		consumer *dispatch.Consumer
+		nameless bool
+		answers  = make(chan []*statev1.LeaseAnswer, 64)
+		sent     sync.WaitGroup
+	)
+	rpc.Receive(stream, s.stopping, func(req *statev1.LeaseRequest) bool {
 		if consumer == nil {
-			if destination = req.GetDestination(); destination == "" {
-				return errkind.Invalid("destination", "the first message must name the destination")
+			if nameless = req.GetDestination() == ""; nameless {
+				return false
 			}
-			consumer = s.dispatch.Join(destination)
-			defer consumer.Leave(stream.Context())
-			wg.Go(func() { serve(ctx, stream, consumer, answers) })
+			consumer = s.dispatch.Join(req.GetDestination())
+			sent.Go(func() { serve(stream, consumer, answers) })
 		}
 		if req.GetCredit() > 0 {
 			consumer.Grant(int(req.GetCredit()))
 		}
 		if len(req.GetResults()) > 0 {
 			select {
-			case answers <- s.complete(ctx, destination, req.GetResults()):
+			case answers <- s.complete(ctx, consumer.Destination(), req.GetResults()):
 			case <-ctx.Done():
 			}
 		}
+		return true
+	})
+	if nameless {
+		return errkind.Invalid("destination", "the first message must name the destination")
 	}
+	if consumer != nil {
+		consumer.Leave(ctx)
+	}
+	close(answers)
+	sent.Wait()
 	return nil
 }
 
-// serve sends work and answers until ctx ends. What could not be sent is given back by LEASE_TIME.
-func serve(ctx context.Context, stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse],
-	consumer *dispatch.Consumer, answers <-chan []*statev1.LeaseAnswer) {
-	for {
+// serve sends work and answers until the answers are closed, all of which still go out.
+func serve(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse], consumer *dispatch.Consumer, answers <-chan []*statev1.LeaseAnswer) {
+	for more := true; more; {
 		resp := &statev1.LeaseResponse{}
 		select {
-		case <-ctx.Done():
-			return
 		case resp.Work = <-consumer.Work():
-		case resp.Answers = <-answers:
+		case resp.Answers, more = <-answers:
 		}
-		if stream.Send(resp) != nil {
-			return
+		if more && stream.Send(resp) != nil {
+			return // what was leased is given back by LEASE_TIME
 		}
 	}
 }

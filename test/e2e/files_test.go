@@ -209,7 +209,7 @@ func TestFilesAndSecrets(t *testing.T) {
 	// Faults whose words name the number.
 	begin(5100, "displayPhone", "")
 	fault(5101, topsii.Fault{Kind: topsii.Fail, MessageCode: "WTYP0010", SubMessageCode: "WPRDEXTC3203", Message: "nobody at " + phone, Times: 1})
-	end("call_end", 5101, connected, "0")
+	dead := end("call_end", 5101, connected, "0")
 	fault(5102, topsii.Fault{Kind: topsii.Fail, MessageCode: "ETYP0040", Message: "cannot call " + dashed, Times: 2})
 	end("not_answer", 5102, "BUSY", "0", "phoneList", one)
 	fault(5103, topsii.Fault{Kind: topsii.Cut, Times: 1})
@@ -284,7 +284,7 @@ func TestFilesAndSecrets(t *testing.T) {
 		t.Errorf("the story of one call end has %d lines:\n%s", n, story)
 	}
 	output := r.output.String()
-	says(t, "the output", output, ended.RequestID, trace, "callrelay-ingress", "callrelay-state", "callrelay-upstream")
+	says(t, "the output", output, dead.RequestID, strings.Split(dead.Header.Get("Traceparent"), "-")[1], "callrelay-ingress", "callrelay-state", "callrelay-upstream")
 	leaks(t, "the output", output)
 	says(t, "the spans", spans.String(), "GET /index.php", "ingress.accept", "router.decide", "state.commit", "upstream.deliver", ended.RequestID)
 	leaks(t, "the spans", spans.String())

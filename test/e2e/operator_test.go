@@ -125,11 +125,14 @@ func TestOperator(t *testing.T) {
 		}
 	}
 
-	// Hold and release, each by both ways: the second hold changes the reason only, the second release nothing.
+	// Hold and release, each by both ways and twice: a further hold changes the reason only, a further release nothing.
 	r.run(done, "hold", "topsii", "--reason", "maintenance")
 	since := r.destination(state).GetHoldSinceMs()
-	if _, err := state.Hold(t.Context(), &statev1.HoldRequest{Destination: "topsii", Reason: "maintenance until six", Actor: "test"}); err != nil {
-		t.Errorf("the second hold: %v", err)
+	r.run(done, "hold", "topsii", "--reason", "maintenance, again")
+	for range 2 {
+		if _, err := state.Hold(t.Context(), &statev1.HoldRequest{Destination: "topsii", Reason: "maintenance until six", Actor: "test"}); err != nil {
+			t.Errorf("a further hold: %v", err)
+		}
 	}
 	r.accepted(r.end(connectedEnd(3000)...))
 	r.accepted(r.end(connectedEnd(3001)...))
@@ -145,9 +148,11 @@ func TestOperator(t *testing.T) {
 	}
 	refused("discard twice over gRPC", discard(3001), "discarded")
 	refused("retry of what waits", retry(3002), "queued; only dead, asked and expired")
-	r.run(done, "release", "topsii")
-	if _, err := state.Release(t.Context(), &statev1.ReleaseRequest{Destination: "topsii", Actor: "test"}); err != nil {
-		t.Errorf("the second release: %v", err)
+	for range 2 {
+		r.run(done, "release", "topsii")
+		if _, err := state.Release(t.Context(), &statev1.ReleaseRequest{Destination: "topsii", Actor: "test"}); err != nil {
+			t.Errorf("a further release: %v", err)
+		}
 	}
 	r.becomes(state, 3002, 1, "delivered")
 	if d := r.destination(state); d.GetHeld() || r.effects() != 1 {
