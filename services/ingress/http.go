@@ -36,7 +36,6 @@ var callbackPaths = map[string]bool{
 
 // newHandler is everything ingress serves over HTTP.
 func newHandler(s *Service) (http.Handler, error) {
-	runtime.SetQueryParameterParser(&flatQuery{})
 	gateway := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
 		runtime.WithErrorHandler(s.gatewayError),

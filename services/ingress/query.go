@@ -17,6 +17,8 @@ type flatQuery struct {
 	known sync.Map // protoreflect.FullName -> map[string]protoreflect.FieldDescriptor, nil for messages that are not flat
 }
 
+func init() { runtime.SetQueryParameterParser(&flatQuery{}) } // the gateway has one for all its muxes
+
 // Parse sets the fields that the query names. Unknown names are ignored; of a repeated one the last counts.
 func (f *flatQuery) Parse(msg proto.Message, values url.Values, filter *utilities.DoubleArray) error {
 	m := msg.ProtoReflect()
