@@ -10,7 +10,7 @@ DATA_DIR ?= data
 BINARIES := callrelay/cmd/callrelay \
 	callrelay/services/ingress/cmd/ingress callrelay/services/router/cmd/router \
 	callrelay/services/state/cmd/state callrelay/services/upstream/cmd/upstream \
-	callrelay/sim/cmd/topsii-sim
+	callrelay/sim/cmd/topsii-sim callrelay/bench/cmd/bench
 GO_TOOLS := bin/tools/.installed
 BUF := bin/tools/buf
 
@@ -44,7 +44,7 @@ test: ## install what is missing, run every test of every module with the race d
 
 .PHONY: check
 check: lint ## for the desk, under a minute: format, vet, staticcheck, every test that needs no Redis
-	go test $$(go list work | grep -v -e ^callrelay/services/state -e ^callrelay/cmd/internal -e ^callrelay/test)
+	go test $$(go list work | grep -v -e ^callrelay/services/state -e ^callrelay/cmd/internal -e ^callrelay/test -e ^callrelay/bench)
 
 .PHONY: lint
 lint: $(GO_TOOLS) ## format, vet, staticcheck
@@ -65,6 +65,10 @@ generate: $(GO_TOOLS) $(BUF) ## generate gen/ from proto/
 .PHONY: docs
 docs: ## write docs/configuration.md and .env.example from the code
 	go test callrelay/test/reference -update
+
+.PHONY: bench
+bench: install build ## compare with other relays on this machine, about 25 minutes (BENCH=-quick: 3 minutes)
+	bin/bench -json bench.json $(BENCH)
 
 .PHONY: tidy
 tidy: ## tidy every module and align their versions

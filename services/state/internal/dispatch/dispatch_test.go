@@ -231,3 +231,71 @@ func TestUnsentWorkGoesBack(t *testing.T) {
 		t.Errorf("got %v", work)
 	}
 }
+
+func commitItem(call, input, expected string) *statev1.CommitItem {
+	return &statev1.CommitItem{Call: call, InputId: input, ExpectedVersion: expected, CommitId: "c-" + input,
+		Deliveries: []*statev1.Delivery{{Number: 1, Destination: dest, Endpoint: "createCallEnd", Payload: []byte("p"), RequestId: input, Gate: "g"}}}
+}
+
+// What is committed while a consumer waits is leased by the same step; what does not happen costs no credit; a held
+// destination gets nothing.
+func TestCommitLeasesAtOnce(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	c := d.Join(dest)
+	c.Grant(2)
+	commit := func(items ...*statev1.CommitItem) (out []string) {
+		t.Helper()
+		answers, errs := d.Commit(ctx, items)
+		for i, a := range answers {
+			if errs[i] != nil {
+				t.Fatal(errs[i])
+			}
+			out = append(out, a.GetStatus().String())
+		}
+		return out
+	}
+	commit(commitItem("ameyo/1", "i1", ""))
+	work := next(t, c, 0)
+	if len(work) != 1 {
+		t.Fatalf("got %v right after the commit", work)
+	}
+	stored, err := s.Call(ctx, "ameyo/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := stored.GetDeliveries()[0], work[0].GetDelivery(); got.GetState() != want.GetState() || got.GetEndpoint() != want.GetEndpoint() ||
+		string(got.GetPayload()) != string(want.GetPayload()) || got.GetRequestId() != want.GetRequestId() || got.GetNumber() != want.GetNumber() {
+		t.Errorf("leased\n%v\nstored\n%v", want, got)
+	}
+	if got := commit(commitItem("ameyo/1", "i1", ""), commitItem("ameyo/1", "i2", "other")); fmt.Sprint(got) != "[COMMIT_STATUS_EARLIER COMMIT_STATUS_CONFLICT]" {
+		t.Errorf("got %v", got)
+	}
+	if work := next(t, c, 0); work != nil {
+		t.Errorf("got %v for commits that did not happen", work)
+	}
+	commit(commitItem("ameyo/2", "i1", "")) // takes the credit that came back
+	second := next(t, c, 0)
+	if len(second) != 1 {
+		t.Fatalf("the credit of commits that did not happen is lost: %v", second)
+	}
+	commit(commitItem("ameyo/3", "i1", ""))
+	if work := next(t, c, 0); work != nil {
+		t.Errorf("got %v without credit", work)
+	}
+	finish(t, s, d, result(work[0]))
+	c.Grant(1)
+	if work := next(t, c, 5*time.Second); len(work) != 1 || work[0].GetCall() != "ameyo/3" {
+		t.Errorf("then %v", work)
+	}
+
+	if err := s.Hold(ctx, dest, "maintenance", -1, 0); err != nil {
+		t.Fatal(err)
+	}
+	d.Refresh(ctx)
+	c.Grant(1)
+	commit(commitItem("ameyo/4", "i1", ""))
+	if work := next(t, c, 1500*time.Millisecond); work != nil {
+		t.Errorf("got %v under a hold", work)
+	}
+}
