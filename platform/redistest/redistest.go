@@ -55,6 +55,7 @@ func (s *Server) Up(t testing.TB) {
 	if err != nil {
 		t.Fatalf("redis-server does not start: %v (make test installs it)", err)
 	}
+	redis.SetLogger(quiet{})
 	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
 	defer client.Close()
 	Poll(t, 10*time.Second, "redis-server answers", func() bool { return client.Ping(context.Background()).Err() == nil })
@@ -129,6 +130,11 @@ func Poll(t testing.TB, limit time.Duration, what string, ok func() bool) {
 		}
 	}
 }
+
+// quiet takes what go-redis prints while the server is not there yet.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
 
 // freePort finds a port that is free together with that of the cluster bus (port + 10000), both below the range from which
 // the system takes ports for connections.
