@@ -10,6 +10,7 @@ import (
 
 	"callrelay/callback"
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -185,6 +186,15 @@ func maskCall(call *statev1.GetCallResponse) *statev1.GetCallResponse {
 		if f := e.GetReceived(); f != nil {
 			f.Query = []byte(queryInWords(f.GetQuery()))
 		}
+		if f := e.GetAttempt(); f != nil {
+			f.Body = []byte(telemetry.MaskDigits(string(f.GetBody())))
+		}
+		if f := e.GetDuplicate(); f != nil {
+			f.Key = maskGate(f.GetKey())
+		}
+	}
+	for _, g := range masked.GetRecord().GetGates() {
+		g.Key = maskGate(g.GetKey())
 	}
 	for _, d := range masked.GetDeliveries() {
 		maskDelivery(d)
@@ -192,7 +202,16 @@ func maskCall(call *statev1.GetCallResponse) *statev1.GetCallResponse {
 	return masked
 }
 
+// maskGate masks the number at the end of a call start's gate.
+func maskGate(key string) string {
+	if i := strings.LastIndexByte(key, '/'); strings.HasPrefix(key, "start/") && i >= 0 {
+		return key[:i] + callback.MaskPhones(key[i:])
+	}
+	return key
+}
+
 func maskDelivery(d *statev1.Delivery) {
+	d.Gate = maskGate(d.GetGate())
 	d.Payload = payloadPhone.ReplaceAllFunc(d.GetPayload(), func(m []byte) []byte {
 		parts := payloadPhone.FindSubmatch(m)
 		return []byte(string(parts[1]) + callback.MaskPhones(string(parts[2])) + string(parts[3]))

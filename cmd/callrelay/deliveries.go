@@ -64,18 +64,8 @@ func renderDeliveries(out io.Writer, list *statev1.ListDeliveriesResponse, limit
 	return nil
 }
 
-// openStates are the states that the list can show.
-func openStates() []string {
-	var names []string
-	for n := range statev1.DeliveryState_name {
-		s := statev1.DeliveryState(n)
-		if s != statev1.DeliveryState_DELIVERY_STATE_UNSPECIFIED && s != statev1.DeliveryState_DELIVERY_STATE_DELIVERED {
-			names = append(names, stateName(s))
-		}
-	}
-	slices.Sort(names)
-	return names
-}
+// openStates are the states that the list can show: what needs somebody to look at it.
+func openStates() []string { return []string{"asked", "dead", "expired"} }
 
 func parseStates(names []string) ([]statev1.DeliveryState, error) {
 	var states []statev1.DeliveryState

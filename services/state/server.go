@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -130,12 +133,17 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 		ctx      = stream.Context()
 		consumer *dispatch.Consumer
 		nameless bool
+		unknown  error
 		answers  = make(chan []*statev1.LeaseAnswer, 64)
 		sent     sync.WaitGroup
 	)
 	rpc.Receive(stream, s.stopping, func(req *statev1.LeaseRequest) bool {
 		if consumer == nil {
 			if nameless = req.GetDestination() == ""; nameless {
+				return false
+			}
+			if err := s.store.Know(ctx, req.GetDestination()); err != nil {
+				unknown = unavailable(err) // it would not be swept
 				return false
 			}
 			consumer = s.dispatch.Join(req.GetDestination())
@@ -154,6 +162,9 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 	})
 	if nameless {
 		return errkind.Invalid("destination", "the first message must name the destination")
+	}
+	if unknown != nil {
+		return unknown
 	}
 	if consumer != nil {
 		consumer.Leave(ctx)
@@ -364,6 +375,9 @@ func (s *server) Hold(ctx context.Context, req *statev1.HoldRequest) (*statev1.H
 	if req.GetReason() == "" {
 		return nil, errkind.Invalid("reason", "reason is required: it is all that the next person will know")
 	}
+	if err := s.known(req.GetDestination()); err != nil {
+		return nil, err
+	}
 	if err := s.store.Hold(ctx, req.GetDestination(), req.GetReason(), -1, 0); err != nil {
 		return nil, unavailable(err)
 	}
@@ -377,12 +391,25 @@ func (s *server) Release(ctx context.Context, req *statev1.ReleaseRequest) (*sta
 	if req.GetDestination() == "" {
 		return nil, errkind.Invalid("destination", "destination is required, e.g. topsii")
 	}
+	if err := s.known(req.GetDestination()); err != nil {
+		return nil, err
+	}
 	if err := s.store.Release(ctx, req.GetDestination(), -1); err != nil {
 		return nil, unavailable(err)
 	}
 	s.tel.Log().Info("release", "destination", req.GetDestination(), "actor", req.GetActor())
 	s.dispatch.Refresh(ctx)
 	return &statev1.ReleaseResponse{}, nil
+}
+
+// known refuses a destination that nothing was ever queued for and nobody works off: a slip of the keyboard.
+func (s *server) known(destination string) error {
+	names := s.store.Destinations()
+	if slices.Contains(names, destination) {
+		return nil
+	}
+	slices.Sort(names)
+	return errkind.NotFound("there is no destination %q; there are: %s", destination, strings.Join(names, ", "))
 }
 
 // ListDestinations shows each destination.
@@ -392,7 +419,8 @@ func (s *server) ListDestinations(ctx context.Context, _ *statev1.ListDestinatio
 		return nil, unavailable(err)
 	}
 	resp := &statev1.ListDestinationsResponse{}
-	for name, h := range holds {
+	for _, name := range slices.Sorted(maps.Keys(holds)) {
+		h := holds[name]
 		waiting, leased, letters, oldest, err := s.store.Backlog(ctx, name)
 		if err != nil {
 			return nil, unavailable(err)

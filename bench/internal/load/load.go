@@ -118,6 +118,9 @@ func open(ctx context.Context, lanes int, rate float64, wait func(time.Duration)
 		if d := time.Until(due); d > 0 {
 			wait(d)
 		}
+		if ctx.Err() != nil {
+			break // it would have been due after the end
+		}
 		select {
 		case work <- due:
 		case <-ctx.Done():

@@ -60,7 +60,7 @@ func (s *Store) Holds(ctx context.Context) (map[string]Hold, error) {
 // Hold stops a destination. An epoch of -1 is a person's: it holds in any case and ends probing.
 func (s *Store) Hold(ctx context.Context, destination, reason string, epoch, probeMS int64) error {
 	// Only known destinations are looked at; this one may never have had a delivery.
-	if err := s.know(ctx, destination); err != nil {
+	if err := s.Know(ctx, destination); err != nil {
 		return err
 	}
 	_, errs := s.run(ctx, holdScript, []invocation{{[]string{keyHold(destination)}, []any{"hold", s.clock.Now(), epoch, reason, probeMS}}})

@@ -335,7 +335,7 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
 		len(item.GetDeliveries()), len(item.GetSetTimers()), len(item.GetCancelTimers()))
 	for i, d := range item.GetDeliveries() {
-		if err := s.know(ctx, d.GetDestination()); err != nil {
+		if err := s.Know(ctx, d.GetDestination()); err != nil {
 			return invocation{}, err
 		}
 		body, err := proto.Marshal(&statev1.Delivery{
@@ -365,9 +365,9 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 // Rules is the destination whose work are inputs for the router.
 const Rules = "rules"
 
-// know records a destination the first time this process sees it, before anything is queued for it: what is not in the
+// Know records a destination the first time this process sees it, before anything is queued for it: what is not in the
 // set would not be swept.
-func (s *Store) know(ctx context.Context, destination string) error {
+func (s *Store) Know(ctx context.Context, destination string) error {
 	s.mu.Lock()
 	known := s.destinations[destination]
 	s.mu.Unlock()
