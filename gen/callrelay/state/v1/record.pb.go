@@ -1388,7 +1388,7 @@ type Delivery struct {
 	Gate string `protobuf:"bytes,14,opt,name=gate,proto3" json:"gate,omitempty"`
 	// A second trace that this delivery belongs to: the phone-1 callback's.
 	Link string `protobuf:"bytes,15,opt,name=link,proto3" json:"link,omitempty"`
-	// Superseded when older than this (milliseconds since created), unless something of its pair waits behind it; 0 = never.
+	// Expires when older than this, paused time included (milliseconds), unless something of its pair waits behind it; 0 = never.
 	MaxAgeMs      int64 `protobuf:"varint,16,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -983,7 +983,10 @@ type LeaseWork struct {
 	// Milliseconds since the delivery was created, without paused time.
 	AgeMs int64 `protobuf:"varint,6,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
 	// Another delivery of the same pair waits behind this one.
-	Followed      bool `protobuf:"varint,7,opt,name=followed,proto3" json:"followed,omitempty"`
+	Followed bool `protobuf:"varint,7,opt,name=followed,proto3" json:"followed,omitempty"`
+	// Milliseconds since the delivery was created (or retried by a person), paused time included: a screen pop that comes an
+	// hour late is as useless after a hold as after anything else.
+	WallAgeMs     int64 `protobuf:"varint,8,opt,name=wall_age_ms,json=wallAgeMs,proto3" json:"wall_age_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1065,6 +1068,13 @@ func (x *LeaseWork) GetFollowed() bool {
 		return x.Followed
 	}
 	return false
+}
+
+func (x *LeaseWork) GetWallAgeMs() int64 {
+	if x != nil {
+		return x.WallAgeMs
+	}
+	return 0
 }
 
 type LeaseResult struct {
@@ -2456,7 +2466,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aresults\x18\x03 \x03(\v2\x1f.callrelay.state.v1.LeaseResultR\aresults\"}\n" +
 	"\rLeaseResponse\x121\n" +
 	"\x04work\x18\x01 \x03(\v2\x1d.callrelay.state.v1.LeaseWorkR\x04work\x129\n" +
-	"\aanswers\x18\x02 \x03(\v2\x1f.callrelay.state.v1.LeaseAnswerR\aanswers\"\xf2\x01\n" +
+	"\aanswers\x18\x02 \x03(\v2\x1f.callrelay.state.v1.LeaseAnswerR\aanswers\"\x92\x02\n" +
 	"\tLeaseWork\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\tR\x04call\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x128\n" +
@@ -2465,7 +2475,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"hold_epoch\x18\x05 \x01(\x03R\tholdEpoch\x12\x15\n" +
 	"\x06age_ms\x18\x06 \x01(\x03R\x05ageMs\x12\x1a\n" +
-	"\bfollowed\x18\a \x01(\bR\bfollowed\"\xe7\x03\n" +
+	"\bfollowed\x18\a \x01(\bR\bfollowed\x12\x1e\n" +
+	"\vwall_age_ms\x18\b \x01(\x03R\twallAgeMs\"\xe7\x03\n" +
 	"\vLeaseResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04call\x18\x02 \x01(\tR\x04call\x12\x14\n" +

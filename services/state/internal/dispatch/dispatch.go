@@ -499,7 +499,7 @@ func (l *line) scan(ctx context.Context) bool {
 	return found
 }
 
-// Taken tells that a result was accepted: a probe's success releases its destination, a refused address holds it.
+// Taken tells that a result was accepted: a probe's definite answer releases its destination, a refused address holds it.
 func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
 	l := d.line(r.GetDestination())
 	switch v := r.GetResult().(type) {
@@ -508,11 +508,12 @@ func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
 			d.log.Warn("holding the destination failed; the next refused delivery does it", "destination", l.name, "error", err)
 		}
 		d.Refresh(ctx)
-	case *statev1.LeaseResult_Done:
+	case *statev1.LeaseResult_Done, *statev1.LeaseResult_End:
 		l.mu.Lock()
 		epoch, ok := l.probes[r.GetToken()]
 		l.mu.Unlock()
-		if !ok {
+		// A refused delivery shows as well as a delivered one that the destination works again.
+		if !ok || r.GetAttempt().GetHttpCode() == 0 {
 			break
 		}
 		if err := d.store.Release(ctx, l.name, epoch); err != nil {

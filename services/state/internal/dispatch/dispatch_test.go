@@ -82,7 +82,7 @@ func next(t *testing.T, c *Consumer, limit time.Duration) []*statev1.LeaseWork {
 
 func result(w *statev1.LeaseWork) *statev1.LeaseResult {
 	return &statev1.LeaseResult{Call: w.GetCall(), Token: w.GetToken(), Delivery: 1, Destination: dest,
-		Attempt: &statev1.Attempt{Delivery: 1}, Result: &statev1.LeaseResult_Done{Done: &statev1.Done{}}}
+		Attempt: &statev1.Attempt{Delivery: 1, HttpCode: 200}, Result: &statev1.LeaseResult_Done{Done: &statev1.Done{}}}
 }
 
 func finish(t *testing.T, s *store.Store, d *Dispatcher, r *statev1.LeaseResult) {
@@ -217,6 +217,9 @@ func TestHoldAndProbe(t *testing.T) {
 		for _, w := range work {
 			if w.GetAgeMs() > 1000 {
 				t.Errorf("age %d ms counts the time under the hold", w.GetAgeMs())
+			}
+			if w.GetWallAgeMs() < 1000 {
+				t.Errorf("wall age %d ms does not count the time under the hold", w.GetWallAgeMs())
 			}
 		}
 		got += len(work)

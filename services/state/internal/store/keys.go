@@ -32,6 +32,7 @@ func keyHold(destination string) string { return "cr:h:" + destination }
 //	t:<name>   id of the commit that set the timer    q:<dest>  numbers of the deliveries that still have to go out, in order
 //	<n>        serialised Delivery, never changed     <n>s  state letter      <n>a  attempts    <n>u  uncertain; 0 = a person looked since
 //	<n>t       token of its last lease                <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason
+//	<n>b       a person retried it then (ms)
 func keyCall(call string) string { return tag(call) + "c:" + call }
 
 // keyDue is a ZSET of a destination in the call's partition: members due at a time. A member is a call (its head

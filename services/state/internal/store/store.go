@@ -434,7 +434,7 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		switch {
 		case err == nil && w.Entry != nil && len(r) == 2:
 			w.Entry.TimerId, w.Entry.DueMs = r[0], atoi(r[1])
-		case err == nil && w.Entry == nil && len(r) == 6:
+		case err == nil && w.Entry == nil && len(r) == 7:
 			d := &statev1.Delivery{}
 			if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
 				failed = fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], w.Call, err)
@@ -444,6 +444,7 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 			d.State = statev1.DeliveryState_DELIVERY_STATE_LEASED
 			w.AgeMs = now - d.CreatedMs + d.PausedMs - atoi(r[4])
 			w.Followed = r[5] != ""
+			w.WallAgeMs = now - max(d.CreatedMs, atoi(r[6]))
 			w.Delivery = d
 		default:
 			failed = fmt.Errorf("lease: unexpected reply %v", replies[i])

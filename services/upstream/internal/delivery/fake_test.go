@@ -114,6 +114,7 @@ func (s *fakeState) pump() {
 			f.leased, f.probe = true, s.probing
 			f.work.Token = fmt.Sprintf("token-%d", s.tokens)
 			f.work.AgeMs = (time.Since(f.made) - f.paused).Milliseconds()
+			f.work.WallAgeMs = time.Since(f.made).Milliseconds()
 			f.work.HoldEpoch = 7
 			f.work.Followed = slices.ContainsFunc(s.lines, func(o *fakeDelivery) bool {
 				return o != f && o.final == "" && o.work.Call == f.work.Call && o.work.Delivery.Number > f.work.Delivery.Number

@@ -74,13 +74,14 @@ func (p Policy) before(work *statev1.LeaseWork, paused time.Duration) (verdict, 
 	return verdict{}, false
 }
 
-// worth is how long the delivery is still worth sending: by MaxAge and by its own maximum age, which does not apply while
-// another delivery of the pair waits behind this one.
+// worth is how long the delivery is still worth sending: by MaxAge, which leaves out paused time, and by its own maximum age,
+// which does not (a late screen pop is useless whatever the reason) and does not apply while another delivery of the pair
+// waits behind this one.
 func (p Policy) worth(work *statev1.LeaseWork, paused time.Duration) (general, own time.Duration) {
 	general = p.MaxAge - ms(work.AgeMs) + paused
 	own = 1<<63 - 1
 	if d := work.Delivery; d.MaxAgeMs > 0 && !work.Followed {
-		own = ms(d.MaxAgeMs - work.AgeMs)
+		own = ms(d.MaxAgeMs - work.WallAgeMs)
 	}
 	return general, own
 }

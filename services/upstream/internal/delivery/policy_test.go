@@ -33,9 +33,9 @@ func TestBefore(t *testing.T) {
 		"too old":                                 {policy: policy, work: func(w *statev1.LeaseWork) { w.AgeMs = 24 * hour }, want: nextExpired},
 		"too old, but not without the outage":     {policy: policy, work: func(w *statev1.LeaseWork) { w.AgeMs = 30 * hour }, paused: 7 * time.Hour},
 		"too old in spite of the outage":          {policy: policy, work: func(w *statev1.LeaseWork) { w.AgeMs = 30 * hour }, paused: 5 * time.Hour, want: nextExpired},
-		"within its own age":                      {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.AgeMs = 5000, 4999 }},
-		"beyond its own age":                      {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.AgeMs = 5000, 5000 }, want: nextExpired},
-		"beyond its own age, but another waits":   {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.AgeMs, w.Followed = 5000, 6000, true }},
+		"within its own age":                      {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.WallAgeMs = 5000, 4999 }},
+		"beyond its own age":                      {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.WallAgeMs = 5000, 5000 }, want: nextExpired},
+		"beyond its own age, but another waits":   {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.WallAgeMs, w.Followed = 5000, 6000, true }},
 		"beyond both, and another waits":          {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.AgeMs, w.Followed = 5000, 25*hour, true }, want: nextExpired},
 		"uncertain, retry":                        {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.Uncertain, w.Delivery.Attempts = true, 1 }},
 		"uncertain, ask":                          {policy: asking, work: func(w *statev1.LeaseWork) { w.Delivery.Uncertain, w.Delivery.Attempts = true, 1 }, want: nextAsk},
@@ -104,10 +104,10 @@ func TestAfter(t *testing.T) {
 		"outage prolongs it": {policy: policy, answer: broken5, circumstances: circumstances{paused: time.Minute}, want: verdict{next: nextRetry, in: 63 * time.Second},
 			work: func(w *statev1.LeaseWork) { w.Delivery.Attempts, w.AgeMs = 15, 24*hour-3000 }},
 		"not past its own end": {policy: policy, answer: broken5, want: verdict{next: nextRetry, in: time.Second},
-			work: func(w *statev1.LeaseWork) { w.Delivery.Attempts, w.Delivery.MaxAgeMs, w.AgeMs = 15, 5000, 4000 }},
+			work: func(w *statev1.LeaseWork) { w.Delivery.Attempts, w.Delivery.MaxAgeMs, w.WallAgeMs = 15, 5000, 4000 }},
 		"its own end does not count while another waits": {policy: policy, answer: broken5, want: verdict{next: nextRetry, in: 5 * time.Minute},
 			work: func(w *statev1.LeaseWork) {
-				w.Delivery.Attempts, w.Delivery.MaxAgeMs, w.AgeMs, w.Followed = 15, 5000, 4000, true
+				w.Delivery.Attempts, w.Delivery.MaxAgeMs, w.WallAgeMs, w.Followed = 15, 5000, 4000, true
 			}},
 		"its end came during the request": {policy: policy, answer: broken5, want: verdict{next: nextRetry, in: 0},
 			work: func(w *statev1.LeaseWork) { w.AgeMs = 24*hour + 3000 }},

@@ -25,6 +25,7 @@ local due = ''
 if ARGV[7] == 'retry' then
   put(number .. 's', 'q')
   put(number .. 'z', ARGV[13])
+  put(number .. 'b', ARGV[8])
   -- A person looked: nobody has to be asked again about attempts before this. For the gate it stays uncertain.
   if d[7] then put(number .. 'u', '0') end
   if d[6] then
