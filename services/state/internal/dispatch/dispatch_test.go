@@ -271,6 +271,9 @@ func TestCommitLeasesAtOnce(t *testing.T) {
 	if len(work) != 1 {
 		t.Fatalf("got %v right after the commit", work)
 	}
+	if leases, err := s.Leases(ctx, dest); err != nil || len(leases) != 1 || leases[0].Token != work[0].GetToken() {
+		t.Errorf("the lease is not watched: %v %v", leases, err)
+	}
 	stored, err := s.Call(ctx, "ameyo/1")
 	if err != nil {
 		t.Fatal(err)

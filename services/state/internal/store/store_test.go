@@ -66,6 +66,8 @@ var suite = []struct {
 	{"JournalOnly", testJournalOnly},
 	{"OrderPerPair", testOrderPerPair},
 	{"Tokens", testTokens},
+	{"DoneWhileQueued", testDoneWhileQueued},
+	{"PausedTime", testPausedTime},
 	{"Giveback", testGiveback},
 	{"Timers", testTimers},
 	{"Settle", testSettle},
@@ -297,6 +299,34 @@ func testTokens(t *testing.T, s *Store) {
 	want(t, "no lease is left", len(leases), 0)
 }
 
+// A fact that arrives while its delivery is queued again takes it out of the queue.
+func testDoneWhileQueued(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+	w := lease(t, s, "ameyo/1")[0]
+	if _, err := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, w.GetToken()}}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "done", complete(t, s, w, done).Superseded, false)
+	due, _, err := s.Due(ctx, dest, 10)
+	want(t, "nothing is due", fmt.Sprint(due, err), "[] <nil>")
+}
+
+// Time that a consumer reports as paused is no part of the age.
+func testPausedTime(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+	s.clock.offset.Add(60_000)
+	for range 2 {
+		complete(t, s, lease(t, s, "ameyo/1")[0], func(r *statev1.LeaseResult) {
+			r.Result = &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{PausedMs: 20_000, Uncounted: true}}
+		})
+	}
+	w := lease(t, s, "ameyo/1")[0]
+	if w.GetAgeMs() < 20_000 || w.GetAgeMs() > 30_000 || w.GetWallAgeMs() < 60_000 {
+		t.Errorf("age %d ms, wall age %d ms; want 20000 and 60000", w.GetAgeMs(), w.GetWallAgeMs())
+	}
+	want(t, "uncounted", w.GetDelivery().GetAttempts(), 0)
+}
+
 // Rules 7 and 8: a lease that ended without a result makes the delivery uncertain, and the mark travels; a lease that is
 // not the current one any more is left alone.
 func testGiveback(t *testing.T, s *Store) {
@@ -339,15 +369,19 @@ func testTimers(t *testing.T, s *Store) {
 	work := take()
 	want(t, "due, with the id of the commit that set it", work[0].GetEntry().GetTimerId(), "c1")
 	want(t, "leased once", len(take()), 0)
+	leases, _ := s.Leases(ctx, Rules)
+	want(t, "its lease is watched", len(leases), 1)
 
 	commit(t, s, set("i2", "c1", "c2", 60_000))
+	leases, _ = s.Leases(ctx, Rules)
+	want(t, "no lease of the old one is left", len(leases), 0)
 	want(t, "replaced while leased", statuses(commit(t, s, entry(work[0], "c1:phone1:7", "c2", "c3"))), "[STALE]")
 	s.clock.offset.Add(61_000)
 	work = take()
 	want(t, "the new one", work[0].GetEntry().GetTimerId(), "c2")
 	want(t, "its input", statuses(commit(t, s, entry(work[0], "c2:phone1:7", "c2", "c3"))), "[OK]")
 	want(t, "removed", statuses(commit(t, s, entry(work[0], "another", "c3", "c4"))), "[STALE]")
-	leases, _ := s.Leases(ctx, Rules)
+	leases, _ = s.Leases(ctx, Rules)
 	want(t, "no lease is left", len(leases), 0)
 	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
 
@@ -434,7 +468,12 @@ func testLateDoneAfterAsked(t *testing.T, s *Store) {
 	complete(t, s, w, ends(statev1.DeliveryState_DELIVERY_STATE_ASKED))
 	second := lease(t, s, "ameyo/1")
 	want(t, "asked ones do not hold back", numbers(second), "[ameyo/1:2]")
+	letters, _ := s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	want(t, "listed", len(letters), 1)
 	want(t, "late done", complete(t, s, w, done).Superseded, false)
+	letters, _ = s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	want(t, "not listed any more", len(letters), 0)
+	want(t, "nothing is leased twice", numbers(lease(t, s, "ameyo/1")), "[]")
 	want(t, "the other is still leased", get(t, s, "ameyo/1").GetDeliveries()[1].GetState(), statev1.DeliveryState_DELIVERY_STATE_LEASED)
 	want(t, "and completes", complete(t, s, second[0], done).Superseded, false)
 	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
