@@ -186,7 +186,7 @@ func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 			Timer: w.GetEntry().GetTimer(), Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{Uncounted: true}}}
 		if w.GetEntry() != nil {
 			if err := l.d.store.ReturnTimer(ctx, r, 0); err != nil {
-				l.d.log.Warn("giving back a timer failed; LEASE_TIME does it", "error", err)
+				l.d.log.Debug("giving back a timer failed; LEASE_TIME does it", "error", err)
 			}
 			continue
 		}
@@ -194,7 +194,7 @@ func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 	}
 	if len(results) > 0 {
 		if _, errs := l.d.store.Complete(ctx, results); errs[0] != nil {
-			l.d.log.Warn("giving back unsent work failed; LEASE_TIME does it", "error", errs[0])
+			l.d.log.Debug("giving back unsent work failed; LEASE_TIME does it", "error", errs[0]) // that Redis is gone is said once, by the service
 		}
 	}
 	l.rescan()
