@@ -31,6 +31,7 @@ type ameyoServer struct {
 	cfg     Config
 	options callback.Options
 	tel     *telemetry.Telemetry
+	metrics *metrics
 	pipe    *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
 }
 
@@ -88,13 +89,20 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, malformed error, i
 		refusal := refusalOf(malformed)
 		span.SetStatus(codes.Error, refusal.Message)
 		s.record(ctx, r, errkind.HTTPStatus(refusal.Kind), refusal.Field, refusal.Message)
+		s.metrics.answered(ctx, refused, r.received)
 		return nil, refusal
 	}
 	answer, err := s.route(ctx, r, item)
 	if err != nil {
 		span.SetStatus(codes.Error, "not committed")
+		s.metrics.answered(ctx, unrecorded, r.received)
 		return nil, err
 	}
+	outcome := accepted
+	if answer.GetDuplicate() {
+		outcome = duplicate
+	}
+	s.metrics.answered(ctx, outcome, r.received)
 	span.SetAttributes(telemetry.Duplicate.Bool(answer.GetDuplicate()))
 	return &ingressv1.Ack{Success: true, Message: "Data Received", Duplicate: answer.GetDuplicate(), RequestId: r.id}, nil
 }

@@ -36,7 +36,11 @@ type Service struct {
 // New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
 func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) (*Service, error) {
 	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
-	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, pipe: s.pipe}
+	counts, err := newMetrics(tel.Meter())
+	if err != nil {
+		return nil, err
+	}
+	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe}
 	handler, err := newHandler(s)
 	if err != nil {
 		return nil, err

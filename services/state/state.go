@@ -44,7 +44,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	svc := &Service{cfg: cfg, tel: tel, store: s, dispatch: dispatch.New(s, tel.Log(), cfg.LeaseTime),
 		files: files, stopping: make(chan struct{})}
 	svc.setReady("waiting for Redis")
-	return svc, nil
+	return svc, svc.observe()
 }
 
 // Register adds the gRPC service.
