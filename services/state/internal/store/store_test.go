@@ -246,6 +246,16 @@ func testJournalIsBounded(t *testing.T, s *Store) {
 	c := get(t, s, "ameyo/1")
 	want(t, "entries", len(c.GetJournal().GetEntries()), 1)
 	want(t, "dropped bytes", c.GetJournalDropped(), len(more.GetJournal()))
+
+	size := func() int64 { return s.client.HLen(ctx, keyCall("ameyo/1")).Val() }
+	before := size()
+	for i := range 50 {
+		repeat := item("ameyo/1", fmt.Sprint("repeat", i), "c2", "")
+		repeat.Journal = note(strings.Repeat("z", 200))
+		want(t, "repeat", statuses(commit(t, s, repeat)), "[OK]")
+	}
+	want(t, "fields after 50 repeats", size(), before)
+	want(t, "a change keeps its input id", statuses(commit(t, s, item("ameyo/1", "i3", "c2", "c3"), item("ameyo/1", "i3", "c2", "c3"))), "[OK EARLIER]")
 }
 
 // Rule 9: the deliveries of a pair go out one after the other in commit order; one in retry holds back only the later ones

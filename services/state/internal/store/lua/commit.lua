@@ -27,7 +27,7 @@ if (known[2] or '') ~= ARGV[2] then
 end
 if ARGV[11] ~= '' and known[6] ~= ARGV[12] then return {'stale'} end
 
-local set = {'HSET', call, 'i:' .. ARGV[1], ARGV[6]}
+local set = {'HSET', call}
 local function put(field, value)
   set[#set + 1] = field
   set[#set + 1] = value
@@ -99,9 +99,11 @@ for _ = 1, cancelled do
   at = at + 1
 end
 
-add_journal(set, call, ARGV[5], ARGV[9], known[4], known[5])
+-- Repeats without end must not make a call grow without end: once its journal is full, a repeat leaves no input id. To
+-- commit it a second time would only count its bytes again.
+if add_journal(set, call, ARGV[5], ARGV[9], known[4], known[5]) or commit ~= '' then put('i:' .. ARGV[1], ARGV[6]) end
 if open ~= before then put('o', tostring(open)) end
-redis.call(unpack(set))
+if #set > 2 then redis.call(unpack(set)) end
 if #gone > 0 then redis.call('HDEL', call, unpack(gone)) end
 if open == 0 then
   redis.call('PEXPIRE', call, ARGV[8])

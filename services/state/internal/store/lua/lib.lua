@@ -4,15 +4,17 @@
 -- Lines are the numbers of a (call, destination) pair in the order in which they go out, head first, separated by blanks.
 
 -- Adds the fields of one more piece of journal to `set`, or counts what does not fit. count and bytes are fields jn and jb.
+-- Returns whether it fits.
 local function add_journal(set, call, entries, limit, count, bytes)
-  if entries == '' then return end
+  if entries == '' then return true end
   local size = tonumber(bytes or '0') + #entries
   if size > tonumber(limit) then
     redis.call('HINCRBY', call, 'jx', #entries)
-    return
+    return false
   end
   local n = tostring(tonumber(count or '0') + 1)
   for _, v in ipairs({'j' .. n, entries, 'jn', n, 'jb', tostring(size)}) do set[#set + 1] = v end
+  return true
 end
 
 -- Takes a number out of a line. Returns the rest ('' = none) and whether it was the head.
