@@ -75,7 +75,7 @@ func (s *Service) Run(ctx context.Context) error {
 	files, filesDone := startFiles(s.files)
 	defer func() { files(); <-filesDone }()
 	defer close(s.stopping)
-	if err := s.connect(ctx, true); err != nil || ctx.Err() != nil {
+	if err := s.connect(ctx, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
 	done := make(chan struct{})
@@ -92,7 +92,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if err := s.ping(ctx); err != nil && ctx.Err() == nil {
-				if err := s.connect(ctx, false); err != nil {
+				if err := s.connect(ctx, err); err != nil {
 					return err
 				}
 			}
@@ -114,11 +114,21 @@ func (s *Service) ping(ctx context.Context) error {
 	return s.store.Ping(ctx)
 }
 
-// connect tries until Redis answers and takes writes. The log has one line when it is gone and one when it is back. A Redis
+// connect tries until Redis answers and takes writes; lost is how the connection ended, nil at the start. The log has one line when it is gone and one when it is back. A Redis
 // that would lose calls by itself is refused at the start; later, after a failover to it, it is only complained of: to stop
 // then would make a certain loss of a possible one.
-func (s *Service) connect(ctx context.Context, starting bool) error {
-	log := s.tel.Log()
+func (s *Service) connect(ctx context.Context, lost error) error {
+	log, starting, said := s.tel.Log(), lost == nil, false
+	wait := func(err error) {
+		s.setReady(fmt.Sprintf("Redis does not answer, or takes no writes: %v", err))
+		if !said && ctx.Err() == nil {
+			said = true
+			log.Warn("waiting for Redis", "error", err)
+		}
+	}
+	if lost != nil {
+		wait(lost)
+	}
 	for attempt := 0; ; attempt++ {
 		durability, err := s.connectOnce(ctx)
 		var format *store.FormatError
@@ -145,10 +155,7 @@ func (s *Service) connect(ctx context.Context, starting bool) error {
 			s.setReady(err.Error())
 			return err
 		}
-		s.setReady(fmt.Sprintf("Redis does not answer, or takes no writes: %v", err))
-		if attempt == 0 && ctx.Err() == nil {
-			log.Warn("waiting for Redis", "error", err)
-		}
+		wait(err)
 		select {
 		case <-ctx.Done():
 			return nil
