@@ -12,7 +12,7 @@ import (
 
 // Config is everything that can be set of state.
 type Config struct {
-	GRPCAddr    string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is."`
+	GRPCAddr    string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is; whoever calls it takes several, separated by commas, one for each replica."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9182" desc:"Where metrics are served."`
 
 	RedisURL         config.Secret `env:"REDIS_URL" desc:"Redis or Valkey: redis://, rediss:// or unix://; ?addr=host:port for each further node of a cluster. With Sentinel: the addresses of the sentinels and ?master_name=NAME; user and password in the URL are then the sentinels', those of Redis &username= and &password=. Required, but callrelay up runs a private one where it is empty."`
