@@ -358,7 +358,7 @@ func (d *decision) post() {
 	default:
 		payload = callsPayload(d.cfg, d.Call)
 	}
-	d.Phase, d.PostRev, d.Look = Adding, d.Rev, 0
+	d.Phase, d.PostRev, d.PostMS, d.Look = Adding, d.Rev, d.now, 0
 	d.Inbound = d.facts().Direction == Inbound
 	d.Post = d.request(endpoint, payload, OutcomeSent, d.PostTo)
 	d.cancel(timerClaim, timerPoll)
@@ -394,9 +394,9 @@ func (d *decision) timerDue(name string) {
 			d.post()
 		}
 	case timerPark:
-		// A poll under way decides by itself when it is over.
+		// One that is under way decides by itself.
 		if over := d.now >= d.endMS()+d.cfg.ParkFor.Milliseconds(); over && d.Phase == Parked {
-			d.noEntity()
+			d.park("")
 		} else if _, reported := d.due(d.cfg); over && d.Phase == Collecting && !reported {
 			d.Dropped = true
 			d.journal(CallOutcome{Name: OutcomeNoEntity, Reason: "there was a recording, but nobody reported its call"})
@@ -419,8 +419,8 @@ func (d *decision) result(r *Result) {
 		d.looked(r)
 	case r.Delivery != 0 && r.Delivery == d.Patch:
 		d.patched(r)
-	case r.Outcome == OK && r.Endpoint == EndpointPatch:
-		// A person retried an old change: it may have put old facts over newer ones.
+	case r.Endpoint == EndpointPatch && r.Outcome != Dead && r.Outcome != Dropped:
+		// A person retried an old change: it may have put old facts over newer ones, or not have found the note again.
 		d.Rev++
 		d.FactMS = d.now
 	case r.Outcome == OK && (r.Endpoint == EndpointCalls || r.Endpoint == EndpointNote) && r.Delivery != d.Post:
@@ -460,7 +460,7 @@ func (d *decision) looked(r *Result) {
 	d.Look = 0
 	switch r.Outcome {
 	case OK:
-		d.written(OutcomeCreated, r.Reply.place(d.cfg), r.Reply.NoteID, d.PostRev)
+		d.written(OutcomeCreated, r.Reply.place(d.cfg.Unconfirmed.EventOnto), r.Reply.NoteID, d.PostRev)
 	case NotFound:
 		d.post()
 	default:
@@ -468,12 +468,12 @@ func (d *decision) looked(r *Result) {
 	}
 }
 
-// place is where a reply says that a call is.
-func (r *Reply) place(cfg *Config) Entity {
+// place is where a reply says that a call is; of an incoming lead, the entity of the kind.
+func (r *Reply) place(kind string) Entity {
 	switch {
 	case r.Entity != (Entity{}):
 		return r.Entity
-	case r.LeadID != 0 && (cfg.Unconfirmed.JoinOnto == "lead" || r.ContactID == 0):
+	case r.LeadID != 0 && (kind == "lead" || r.ContactID == 0):
 		return Entity{"lead", r.LeadID}
 	case r.ContactID != 0:
 		return Entity{"contact", r.ContactID}
@@ -590,14 +590,20 @@ func (d *decision) answer(a *Answer) {
 // park lets the call wait for a contact until its time is over (K9).
 func (d *decision) park(reason string) {
 	end := d.endMS() + d.cfg.ParkFor.Milliseconds()
-	if d.now >= end {
+	numbered := Digits(d.facts().Phone) != ""
+	switch {
+	case d.now < end:
+	case d.PostMS < end && numbered: // a last poll: a contact may have appeared
+		d.post()
+		return
+	default:
 		d.noEntity()
 		return
 	}
 	d.Phase = Parked
 	d.journal(CallOutcome{Name: OutcomeParked, Reason: reason})
 	d.timer(timerPark, end)
-	if next := d.now + backoff(d.cfg.PollFirst, d.Tries); d.cfg.PollFirst > 0 && next < end && Digits(d.facts().Phone) != "" {
+	if next := d.now + backoff(d.cfg.PollFirst, d.Tries); d.cfg.PollFirst > 0 && next < end && numbered {
 		d.timer(timerPoll, next)
 		d.Tries++
 	}

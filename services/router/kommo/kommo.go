@@ -48,8 +48,9 @@ type Call struct {
 
 	// Post is the number of the delivery that writes the call, Look of the look-up, Patch of the change under way; 0 = none.
 	Post, Look, Patch uint32
-	// PostRev and PatchRev are the revisions that they carry.
+	// PostRev and PatchRev are the revisions that they carry, PostMS is when Post was queued.
 	PostRev, PatchRev uint32
+	PostMS            int64
 	// PostTo is the entity on which Post puts a note; none: Kommo chooses. JoinUID is the uid of the incoming lead, where it is
 	// one that the call joins.
 	PostTo  Entity
@@ -117,7 +118,8 @@ const (
 
 // Lead is an incoming lead.
 type Lead struct {
-	UID    string
+	UID string
+	// Entity takes the notes of calls that join it.
 	Entity Entity
 	// Uniq is the call that is in it, Phone its number.
 	Uniq, Phone string
@@ -301,7 +303,7 @@ type Unknown struct {
 type Answer struct {
 	Kind AnswerKind
 	Ask  uint32
-	// Entity is where the incoming lead is, UID its uid. Included: the call is in it already.
+	// Entity is where the call is to be noted, UID the incoming lead's. Included: the call is in it already, on Entity.
 	Entity   Entity
 	UID      string
 	Included bool

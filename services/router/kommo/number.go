@@ -195,9 +195,10 @@ func (d *numberDecision) rest() {
 
 // created ends the way of a lead into Kommo.
 func (d *numberDecision) created(r *Result) {
-	d.Lead = &Lead{UID: r.Reply.UID, Entity: r.Reply.place(d.cfg), Uniq: d.Creator.Call, Phone: d.Creator.Phone, SeenMS: d.now}
-	d.journal(CallOutcome{Name: OutcomeLeadCreated, Entity: d.Lead.Entity})
-	d.answer(d.Creator, Answer{Kind: AnswerLead, UID: d.Lead.UID, Entity: d.Lead.Entity, NoteID: r.Reply.NoteID, Included: true})
+	event := r.Reply.place(d.cfg.Unconfirmed.EventOnto)
+	d.Lead = &Lead{UID: r.Reply.UID, Entity: r.Reply.place(d.cfg.Unconfirmed.JoinOnto), Uniq: d.Creator.Call, Phone: d.Creator.Phone, SeenMS: d.now}
+	d.journal(CallOutcome{Name: OutcomeLeadCreated, Entity: event})
+	d.answer(d.Creator, Answer{Kind: AnswerLead, UID: d.Lead.UID, Entity: event, NoteID: r.Reply.NoteID, Included: true})
 	d.cancel(timerCheck)
 	d.Contact = false
 	d.free()

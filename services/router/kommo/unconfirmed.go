@@ -17,8 +17,9 @@ type Unconfirmed struct {
 	// lead"): JoinByNote, or JoinByWaiting for the contact that there is when the lead was accepted. Where Kommo knows no
 	// entity for the note, the call waits by itself.
 	JoinLead string
-	// JoinOnto is the entity that JoinByNote takes: "lead" or "contact".
-	JoinOnto string
+	// JoinOnto is the entity that JoinByNote takes: "lead" or "contact". EventOnto is the one that has the call event which an
+	// incoming lead brings with it (2.2).
+	JoinOnto, EventOnto string
 	// SIPPhone and SIPFrom are what metadata.phone and metadata.from of an incoming lead say (2.3): SIPClient or SIPUser, and
 	// SIPFrom may be SIPNothing.
 	SIPPhone, SIPFrom string
@@ -44,7 +45,7 @@ const (
 
 func defaultUnconfirmed() Unconfirmed {
 	return Unconfirmed{
-		JoinLead: JoinByNote, JoinOnto: "lead", SIPPhone: SIPClient, SIPFrom: SIPClient,
+		JoinLead: JoinByNote, JoinOnto: "lead", EventOnto: "lead", SIPPhone: SIPClient, SIPFrom: SIPClient,
 		SIPResponsible: true, NoteStatus: true, ResultMax: 5000,
 	}
 }
@@ -61,6 +62,7 @@ func (u *Unconfirmed) check() error {
 	}
 	oneOf("join_lead", u.JoinLead, JoinByNote, JoinByWaiting)
 	oneOf("join_onto", u.JoinOnto, "lead", "contact")
+	oneOf("event_onto", u.EventOnto, "lead", "contact")
 	oneOf("sip_phone", u.SIPPhone, SIPClient, SIPUser)
 	oneOf("sip_from", u.SIPFrom, SIPClient, SIPUser, SIPNothing)
 	if u.ResultMax < 1 {
