@@ -1,0 +1,454 @@
+package kommo
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// tester is what testing.T and rapid.T have in common.
+type tester interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// epoch is 2026-11-20 11:24:25 UTC.
+const epoch = 1795173865000
+
+const account = 9001
+
+func testConfig() *Config {
+	cfg := DefaultConfig(account)
+	cfg.Link = func(callID string) string { return "https://relay.example/voip/9001/get_call_record/" + callID }
+	return cfg
+}
+
+// crm is a model of Kommo: what these rules rely on and nothing else.
+type crm struct {
+	t        tester
+	contacts map[string]int64 // by digits
+	leads    []*crmLead
+	events   []*crmEvent
+	// unsortedOff: the account takes no incoming leads. notesOnLeads: an open incoming lead takes notes. lateEvents: the call
+	// event of an incoming lead cannot be changed before somebody accepts it.
+	unsortedOff, notesOnLeads, lateEvents bool
+	next                                  int64
+	// requests counts by endpoint.
+	requests map[string]int
+}
+
+type crmLead struct {
+	uid     string
+	id      int64
+	contact int64
+	digits  string
+	uniq    string
+	// open until accepted or declined; gone: declined.
+	open, gone bool
+}
+
+// crmEvent is one call that people see in Kommo.
+type crmEvent struct {
+	uniq   string
+	entity Entity
+	note   int64
+	link   string
+	result string
+	length int64
+	lead   *crmLead // it is part of the incoming lead
+}
+
+func (k *crm) id() int64 {
+	k.next++
+	return 1000 + k.next
+}
+
+func (k *crm) add(e *crmEvent) *crmEvent {
+	if e.note == 0 {
+		e.note = k.id()
+	}
+	for _, other := range k.events {
+		if other.uniq == e.uniq {
+			k.t.Fatalf("call %s is in Kommo twice: on %v and on %v", e.uniq, other.entity, e.entity)
+		}
+	}
+	k.events = append(k.events, e)
+	return e
+}
+
+func (k *crm) exists(e Entity) bool {
+	if e == (Entity{"lead", 777}) {
+		return true
+	}
+	for _, l := range k.leads {
+		if e == (Entity{"lead", l.id}) || e == (Entity{"contact", l.contact}) {
+			return !l.gone && (k.notesOnLeads || !l.open)
+		}
+	}
+	return e.Type == "contact" && slices.Contains(slices.Collect(maps.Values(k.contacts)), e.ID)
+}
+
+func (k *crm) event(uniq string) *crmEvent {
+	if i := slices.IndexFunc(k.events, func(e *crmEvent) bool { return e.uniq == uniq }); i >= 0 {
+		return k.events[i]
+	}
+	return nil
+}
+
+// do does what a request asks for.
+func (k *crm) do(endpoint string, payload []byte) (Outcome, Reply) {
+	k.requests[endpoint]++
+	var w struct {
+		Path path
+		Body noteBody
+	}
+	unwrap := func(v any) {
+		if err := json.Unmarshal(payload, v); err != nil || strings.Contains(string(payload), "null") {
+			k.t.Fatalf("%s %s: %v", endpoint, payload, err)
+		}
+	}
+	switch endpoint {
+	case EndpointCalls:
+		var calls []callBody
+		unwrap(&calls)
+		contact, ok := k.contacts[Digits(calls[0].Phone)]
+		if !ok {
+			return NotFound, Reply{}
+		}
+		e := k.add(&crmEvent{uniq: calls[0].Uniq, entity: Entity{"contact", contact}, link: calls[0].Link, result: calls[0].Result, length: calls[0].Duration})
+		return OK, Reply{Entity: e.entity, NoteID: e.note}
+	case EndpointNote:
+		unwrap(&w)
+		to := Entity{w.Path.EntityType, w.Path.EntityID}
+		if !k.exists(to) {
+			return NotFound, Reply{}
+		}
+		e := k.add(&crmEvent{uniq: w.Body.Params.Uniq, entity: to, link: w.Body.Params.Link, result: w.Body.Params.Result, length: w.Body.Params.Duration})
+		return OK, Reply{Entity: e.entity, NoteID: e.note}
+	case EndpointPatch:
+		unwrap(&w)
+		e := k.event(w.Body.Params.Uniq)
+		if e == nil || e.entity != (Entity{w.Path.EntityType, w.Path.EntityID}) || e.lead != nil && (e.lead.gone || e.lead.open && k.lateEvents) {
+			return NotFound, Reply{}
+		}
+		e.link, e.result, e.length = w.Body.Params.Link, w.Body.Params.Result, w.Body.Params.Duration
+		return OK, Reply{Entity: e.entity, NoteID: e.note}
+	case EndpointLead:
+		var leads []leadBody
+		unwrap(&leads)
+		if k.unsortedOff {
+			return UnsortedOff, Reply{}
+		}
+		m := leads[0].Metadata
+		l := &crmLead{uid: fmt.Sprint("u", k.id()), id: k.id(), contact: k.id(), digits: Digits(m.Phone), uniq: m.Uniq, open: true}
+		for _, other := range k.leads {
+			if other.open && other.digits == l.digits {
+				k.t.Fatalf("two incoming leads of one number: with %s and with %s", other.uniq, l.uniq)
+			}
+		}
+		k.leads = append(k.leads, l)
+		k.add(&crmEvent{uniq: m.Uniq, entity: Entity{"lead", l.id}, link: m.Link, length: m.Duration, lead: l})
+		return OK, Reply{UID: l.uid, LeadID: l.id, ContactID: l.contact}
+	case EndpointLookup:
+		unwrap(&w)
+		for _, l := range k.leads {
+			if l.uniq == w.Path.Uniq && !l.gone {
+				return OK, Reply{UID: l.uid, LeadID: l.id, ContactID: l.contact}
+			}
+		}
+		if e := k.event(w.Path.Uniq); e != nil && (e.lead == nil || !e.lead.gone) {
+			return OK, Reply{Entity: e.entity, NoteID: e.note}
+		}
+		return NotFound, Reply{}
+	}
+	return OK, Reply{}
+}
+
+// record is a call or a number with everything that the store keeps beside it.
+type record struct {
+	key    string
+	call   *Call
+	number *Number
+	// seen are the ids of its inputs; a repeat is harmless.
+	seen map[string]bool
+	// line are the deliveries to go out, head first; dead ones wait for a person.
+	line, dead []NewDelivery
+	timers     map[string]int64
+	results    int
+}
+
+// world is an account: its records, Kommo, a clock, and messages under way.
+type world struct {
+	t        tester
+	cfg      *Config
+	crm      *crm
+	now      int64
+	records  []*record
+	messages []Message
+	sent     []Message // every message ever, to repeat
+	inputs   int
+	last     Effects
+	facts    []string
+	notices  int
+	// appearedMS is when there was a contact for the first time.
+	appearedMS int64
+	replies    []WindowReply
+}
+
+func newWorld(t tester) *world {
+	w := &world{t: t, cfg: testConfig(), now: epoch,
+		crm: &crm{t: t, contacts: map[string]int64{}, notesOnLeads: true, requests: map[string]int{}}}
+	if err := w.cfg.Check(); err != nil {
+		t.Fatalf("%v", err)
+	}
+	return w
+}
+
+func (w *world) record(key string) *record {
+	for _, r := range w.records {
+		if r.key == key {
+			return r
+		}
+	}
+	_, id, number, ok := ParseKey(key)
+	if !ok {
+		w.t.Fatalf("key %q", key)
+	}
+	r := &record{key: key, seen: map[string]bool{}, timers: map[string]int64{}}
+	if number {
+		r.number = &Number{Digits: id}
+	} else {
+		r.call = &Call{ID: id}
+	}
+	w.records = append(w.records, r)
+	return r
+}
+
+func (w *world) call(id string) *Call { return w.record(CallKey(account, id)).call }
+
+// commit decides an input and makes its effects true, unless it was committed before.
+func (w *world) commit(key, id string, in Input) {
+	w.t.Helper()
+	r := w.record(key)
+	if r.seen[id] {
+		return
+	}
+	r.seen[id] = true
+	var e Effects
+	if r.call != nil {
+		next, effects := decideTwice(w, *r.call, in, Decide)
+		r.call, e = &next, effects
+	} else {
+		next, effects := decideTwice(w, *r.number, in, DecideNumber)
+		r.number, e = &next, effects
+	}
+	for _, name := range e.CancelTimers {
+		delete(r.timers, name)
+	}
+	for _, timer := range e.SetTimers {
+		if timer.Name == in.Timer || slices.Contains(e.CancelTimers, timer.Name) || timer.InMS < 1 {
+			w.t.Errorf("timer %+v set by %+v, cancelled %v", timer, in, e.CancelTimers)
+		}
+		r.timers[timer.Name] = w.now + timer.InMS
+	}
+	for _, d := range e.Deliveries {
+		if d.Destination != "kommo/9001" || !json.Valid(d.Payload) {
+			w.t.Errorf("delivery %+v", d)
+		}
+	}
+	r.line = append(r.line, e.Deliveries...)
+	w.messages = append(w.messages, e.Messages...)
+	w.sent = append(w.sent, e.Messages...)
+	w.last, w.notices = e, w.notices+len(e.Notices)
+	for _, fact := range e.Facts {
+		if o, ok := fact.(CallOutcome); ok {
+			w.facts = append(w.facts, o.Name)
+		}
+	}
+	if in.Window != nil {
+		w.replies = append(w.replies, e.Reply)
+	}
+}
+
+// decideTwice checks what holds for every input: nothing given is changed, and the same comes out twice.
+func decideTwice[R any](w *world, before R, in Input, decide func(*Config, R, Input, int64) (R, Effects)) (R, Effects) {
+	w.t.Helper()
+	copied := deepCopy(before)
+	next, effects := decide(w.cfg, before, in, w.now)
+	again, same := decide(w.cfg, before, in, w.now)
+	if !reflect.DeepEqual(before, copied) {
+		w.t.Fatalf("%+v changed what it was given", in)
+	}
+	if !reflect.DeepEqual(next, again) || !reflect.DeepEqual(effects, same) {
+		w.t.Fatalf("%+v decided twice, two results", in)
+	}
+	if !effects.Changed && !reflect.DeepEqual(next, before) {
+		w.t.Fatalf("%+v changed the record and did not say so", in)
+	}
+	return next, effects
+}
+
+func deepCopy[T any](v T) (out T) {
+	b, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return out
+}
+
+// input gives a source's input to a call.
+func (w *world) input(call string, in Input) {
+	w.t.Helper()
+	w.inputs++
+	in.RequestID, in.ReceivedMS = fmt.Sprint("r", w.inputs), w.now
+	w.commit(CallKey(account, call), in.RequestID, in)
+}
+
+// How a request can end, seen from here.
+const (
+	arrives     = iota // and its answer too
+	lost               // timeout; it did not arrive
+	arrivesLost        // timeout; it did arrive
+	refused            // 400/422, or tried too often
+	notAnswered        // 429, 5xx, 401: nothing happened, upstream will try again
+	endings
+)
+
+// deliver sends the head of a line.
+func (w *world) deliver(r *record, ending int) {
+	w.t.Helper()
+	d := r.line[0]
+	result := Result{Delivery: d.Number, Endpoint: d.Endpoint}
+	switch ending {
+	case arrives, arrivesLost:
+		result.Outcome, result.Reply = w.crm.do(d.Endpoint, d.Payload)
+		if ending == arrivesLost {
+			result.Outcome, result.Reply, result.Reason = Uncertain, Reply{}, "timeout"
+		}
+	case lost:
+		result.Outcome, result.Reason = Uncertain, "timeout"
+	case refused:
+		result.Outcome, result.Reason = Dead, "Kommo refused it"
+		r.dead = append(r.dead, d)
+	case notAnswered:
+		return
+	}
+	r.line = r.line[1:]
+	w.result(r, result)
+}
+
+func (w *world) result(r *record, result Result) {
+	w.t.Helper()
+	r.results++
+	w.commit(r.key, fmt.Sprintf("d%d:%d", result.Delivery, r.results), Input{Result: &result})
+}
+
+// take gives a message to its record, and once more.
+func (w *world) take(i int) {
+	w.t.Helper()
+	m := w.messages[i]
+	w.messages = slices.Delete(slices.Clone(w.messages), i, i+1)
+	w.commit(m.To, m.ID, m.Input)
+	w.commit(m.To, m.ID, m.Input)
+}
+
+// fire lets the next timer come due, if it is due by then.
+func (w *world) fire(by int64) bool {
+	w.t.Helper()
+	var record *record
+	name, due := "", by+1
+	for _, r := range w.records {
+		for _, n := range slices.Sorted(maps.Keys(r.timers)) {
+			if r.timers[n] < due {
+				record, name, due = r, n, r.timers[n]
+			}
+		}
+	}
+	if record == nil {
+		return false
+	}
+	w.now = max(w.now, due)
+	delete(record.timers, name)
+	w.inputs++
+	w.commit(record.key, fmt.Sprint("t", w.inputs), Input{Timer: name, ReceivedMS: w.now})
+	return true
+}
+
+// settle lets messages and deliveries come to rest.
+func (w *world) settle() {
+	w.t.Helper()
+	for steps := 0; ; steps++ {
+		if steps > 20_000 {
+			w.t.Fatalf("it never comes to rest")
+		}
+		if len(w.messages) > 0 {
+			w.take(0)
+			continue
+		}
+		i := slices.IndexFunc(w.records, func(r *record) bool { return len(r.line) > 0 })
+		if i < 0 {
+			return
+		}
+		w.deliver(w.records[i], arrives)
+	}
+}
+
+// pass lets time pass; everything that comes due happens.
+func (w *world) pass(ms int64) {
+	w.t.Helper()
+	end := w.now + ms
+	w.settle()
+	for w.fire(end) {
+		w.settle()
+	}
+	w.now = end
+}
+
+// retry puts back what is dead, as a person does.
+func (w *world) retry(r *record) {
+	r.line = append(r.line, r.dead[0])
+	r.dead = r.dead[1:]
+}
+
+// appear makes a contact, and tells the rules if there is a webhook.
+func (w *world) appear(digits string, webhook bool) {
+	w.t.Helper()
+	if w.crm.contacts[digits] == 0 {
+		w.crm.contacts[digits] = w.crm.id()
+	}
+	if w.appearedMS == 0 {
+		w.appearedMS = w.now
+	}
+	if webhook {
+		w.inputs++
+		w.commit(NumberKey(account, digits), fmt.Sprint("r", w.inputs), Input{Contact: true})
+	}
+}
+
+// accept or decline the open incoming lead of a number.
+func (w *world) close(l *crmLead, accept, webhook bool) {
+	w.t.Helper()
+	l.open = false
+	if !accept {
+		l.gone = true
+		return
+	}
+	if w.crm.contacts[l.digits] == 0 {
+		w.crm.contacts[l.digits] = l.contact
+	}
+	w.appear(l.digits, webhook)
+}
+
+// seen are the outcomes journaled since the last time, in order.
+func (w *world) seen() string {
+	all := strings.Join(w.facts, ", ")
+	w.facts = nil
+	return all
+}
