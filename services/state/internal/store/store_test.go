@@ -80,6 +80,9 @@ var suite = []struct {
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
 	{"Format", testFormat},
+	{"Accounts", testAccounts},
+	{"AccountLease", testAccountLease},
+	{"Limits", testLimits},
 }
 
 func flush(t *testing.T, s *Store) {
