@@ -180,14 +180,14 @@ func TestStateStopsAndGoesOn(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
 	p := startState(t, r.URL())
-	n := startLoad(t, p)
+	n := startSlowLoad(t, 1500*time.Millisecond, p)
 	for range 2 {
-		n.progress(t, 200)
+		n.progress(t, 100)
 		p.signal(syscall.SIGSTOP)
 		wait(t, 5*time.Second) // LEASE_TIME is 3 s
 		p.signal(syscall.SIGCONT)
 	}
-	n.progress(t, 200)
+	n.progress(t, 100)
 	n.settled(t)
 	if n.repeated > 0 {
 		t.Errorf("%d deliveries were leased again", n.repeated)
