@@ -210,6 +210,7 @@ func TestAnyFaults(t *testing.T) {
 				Effect: rapid.Bool().Draw(rt, "effect"), Times: rapid.IntRange(1, 2).Draw(rt, "times"), Probability: rapid.SampledFrom([]float64{0, 0.5}).Draw(rt, "p"),
 				Endpoint: rapid.SampledFrom([]string{"", endpoint, "contacts.list", "notes.list", "unsorted.list"}).Draw(rt, "where")}
 		}), 0, 6).Draw(rt, "faults")
+		problem := ""
 		synctest.Test(t, func(t *testing.T) {
 			w := start(t, cfg)
 			a := w.connect()
@@ -223,9 +224,13 @@ func TestAnyFaults(t *testing.T) {
 			}
 			answer, attempts := relay(a, endpoint, payload, 40)
 			if v := w.acc.View(); answer.Outcome != delivery.Delivered || v.Calls["u1"] != 1 || v.Limited != 0 {
-				rt.Fatalf("%+v: %d notes after %d attempts, %d limited", answer, v.Calls["u1"], attempts, v.Limited)
+				problem = fmt.Sprintf("outcome %d (%s): %d notes after %d attempts, %d limited", answer.Outcome, answer.Reason, v.Calls["u1"], attempts, v.Limited)
 			}
+			w.sim.ClearFaults()
 		})
+		if problem != "" {
+			rt.Fatal(problem) // not in the bubble: it would end the wrong goroutine
+		}
 	})
 }
 

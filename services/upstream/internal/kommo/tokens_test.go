@@ -82,6 +82,36 @@ func TestInstall(t *testing.T) {
 	})
 }
 
+// An installation whose last step died must not bring back tokens that were renewed since.
+func TestInstallKeepsNewerTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for step := 1; ; step++ {
+			w := start(t, sim.Config{})
+			if err := w.Install(t.Context(), host, w.acc.Code(), ""); err != nil {
+				t.Fatal(err)
+			}
+			w.process(w.state.mortal(step)).Sweep(t.Context())
+			if w.state.account("kommo/9001") == nil || len(w.state.all) != 2 {
+				if step > 100 {
+					t.Fatal("no step leaves both")
+				}
+				continue
+			}
+			_ = sleep(t.Context(), 3*time.Minute)
+			fault(sim.Fault{Kind: sim.HTTP, Status: 401, Times: 1, Endpoint: "account"})(w)
+			if !works(w.Client) || w.acc.Refreshes() != 1 {
+				t.Fatal("not renewed")
+			}
+			renewed := w.state.account("kommo/9001").GetVersion()
+			w.Sweep(t.Context())
+			if w.state.account("kommo/9001").GetVersion() != renewed || len(w.state.all) != 1 {
+				t.Error("older tokens are back")
+			}
+			return
+		}
+	})
+}
+
 func TestManyInstallsAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, sim.Config{})
