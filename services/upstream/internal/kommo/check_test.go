@@ -17,7 +17,7 @@ func TestCheck(t *testing.T) {
 			w.acc.Add("contact", "Ann", []string{number})
 			send(w.T, w.Account(9001), Calls, aCall)
 		}, []string{"account: acme", "access token: long-lived", "incoming leads: switched on", "search of contacts: 10, 8, 7",
-			"call notes: uniq", "note by id: can be read", "malformed call: direction", "unknown number: HTTP 400", "not asked: limit"}},
+			"call notes: uniq", "note by id: can be read", "malformed call: source", "unknown number: HTTP 400", "not asked: limit"}},
 		"an empty one":         {func(*world) {}, []string{"search of contacts: no contact", "call notes: none"}},
 		"incoming leads off":   {func(w *world) { w.acc.SetUnsortedOff(true) }, []string{"!incoming leads: switched off"}},
 		"somebody has it":      {func(w *world) { w.acc.Add("contact", "Nil", []string{nobody}) }, []string{"unknown number: not asked"}},
