@@ -26,7 +26,7 @@ require (
 	callrelay/services/router v0.0.0-00010101000000-000000000000
 	callrelay/services/state v0.0.0-00010101000000-000000000000
 	callrelay/services/upstream v0.0.0-00010101000000-000000000000
-	callrelay/sim v0.0.0-00010101000000-000000000000
+	callrelay/sim v0.0.0
 	github.com/spf13/cobra v1.10.2
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12

@@ -27,7 +27,7 @@ require (
 	callrelay/services/router v0.0.0-00010101000000-000000000000
 	callrelay/services/state v0.0.0-00010101000000-000000000000
 	callrelay/services/upstream v0.0.0-00010101000000-000000000000
-	callrelay/sim v0.0.0-00010101000000-000000000000
+	callrelay/sim v0.0.0
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/sdk v1.47.0

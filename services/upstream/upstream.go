@@ -1,8 +1,8 @@
 // Package upstream delivers to the CRM what the rules queued.
 //
 // It owns the way out: the clients of the systems behind it, how often and how fast they are tried, and when they are left
-// alone. It knows no rules and no Redis, keeps nothing across a restart, and serves no RPCs beside health: its only source
-// of work, and the only place where its results go, is state's Lease stream.
+// alone. It knows no rules and no Redis and keeps nothing across a restart: its only source of work, and the only place where
+// its results go, is state's Lease stream. Beside that it connects accounts (KommoService), whose credentials state keeps.
 package upstream
 
 import (
@@ -16,19 +16,24 @@ import (
 	"google.golang.org/grpc"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/platform/run"
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
-	"callrelay/services/upstream/internal/retry"
+	"callrelay/services/upstream/internal/kommo"
 	"callrelay/services/upstream/internal/topsii"
 )
 
 // Service delivers. Make it with New.
 type Service struct {
-	cfg    Config
-	log    *slog.Logger
-	topsii *delivery.Consumer
-	client *topsii.Client
+	cfg      Config
+	tel      *telemetry.Telemetry
+	log      *slog.Logger
+	state    statev1.StateServiceClient
+	accounts statev1.AccountServiceClient
+	topsii   *delivery.Consumer
+	client   *topsii.Client
+	kommo    *kommo.Client // nil: there is no key to seal credentials with
 }
 
 var _ run.Service = (*Service)(nil)
@@ -53,31 +58,22 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		}
 	}
 	client := topsii.New(options)
-	consumer, err := delivery.New(delivery.Config{
-		Destination: "topsii",
-		Workers:     cfg.Concurrency,
-		LeaseTime:   cfg.LeaseTime,
-		SendTimeout: cfg.Timeout,
-		StopTimeout: cfg.StopTimeout,
-		Disabled:    !bool(cfg.RealSend),
-		Policy: delivery.Policy{
-			Ask:              cfg.Uncertain == "ask",
-			MaxAttempts:      cfg.MaxAttempts,
-			AppErrorAttempts: cfg.AppErrorMaxAttempts,
-			MaxAge:           cfg.MaxAge,
-			Backoff:          retry.Backoff{Base: cfg.RetryBase, Max: cfg.RetryMax},
-			ProbeInterval:    cfg.ProbeInterval,
-		},
-		Breaker: delivery.BreakerSettings{Failures: cfg.BreakerFailures, Open: cfg.BreakerOpen, Probes: cfg.BreakerProbes},
-	}, statev1.NewStateServiceClient(state), client, tel)
+	stateClient, accounts := statev1.NewStateServiceClient(state), statev1.NewAccountServiceClient(state)
+	consumer, err := delivery.New(cfg.consumer("topsii"), stateClient, client, tel)
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, log: tel.Log(), topsii: consumer, client: client}, nil
+	k, err := newKommo(cfg, tel, accounts, statev1.NewLimitServiceClient(state), options.Trace)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k}, nil
 }
 
-// Register adds nothing: upstream is not called, it asks for work.
-func (s *Service) Register(grpc.ServiceRegistrar) {}
+// Register adds what is asked of upstream about accounts; its work it asks for itself.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	upstreamv1.RegisterKommoServiceServer(r, &kommoServer{Service: s})
+}
 
 // Run delivers until ctx ends; then it finishes or hands back what it has leased.
 func (s *Service) Run(ctx context.Context) error {
@@ -87,6 +83,11 @@ func (s *Service) Run(ctx context.Context) error {
 	} else {
 		s.log.Warn("SENDING IS DISABLED: nothing is sent to TopS.II, now or later; ENABLE_REAL_SEND=true sends",
 			"environment", s.cfg.Environment, "url", to)
+	}
+	if s.kommo != nil {
+		accounts := make(chan struct{})
+		go func() { defer close(accounts); s.runKommo(ctx) }()
+		defer func() { <-accounts }()
 	}
 	return s.topsii.Run(ctx)
 }
