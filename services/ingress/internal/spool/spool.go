@@ -38,7 +38,7 @@ const maxBatch = 1024
 
 // Limits bound what is spooled.
 type Limits struct {
-	Bytes int64 // of the items; the file may become up to twice as large
+	Bytes int64 // of the items; the file may become about three times as large
 	Items int
 }
 

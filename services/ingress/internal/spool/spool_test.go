@@ -235,7 +235,7 @@ func TestDamage(t *testing.T) {
 		"a byte of a frame's length":  {flip(func(b []byte) int64 { return int64(strings.LastIndex(string(b), string(magic))) + 15 }), 1, false},
 		"the first meta page":         {flip(fixed(20)), 0, false},
 		"the second meta page":        {flip(fixed(page + 20)), 0, false},
-		"both meta pages":             {func(t *testing.T, p string) { flip(fixed(20))(t, p); flip(fixed(page + 20))(t, p) }, 0, false},
+		"both meta pages":             {func(t *testing.T, p string) { flip(fixed(20))(t, p); flip(fixed(page+20))(t, p) }, 0, false},
 		"a page's kind":               {flip(func(b []byte) int64 { return int64(strings.LastIndex(string(b), "item 77 "))/page*page + 8 }), 1, false},
 		"a page's count":              {flip(func(b []byte) int64 { return int64(strings.LastIndex(string(b), "item 77 "))/page*page + 10 }), 1, false},
 		"the end is missing":          {func(t *testing.T, p string) { truncate(t, p, .5) }, n, false},
@@ -337,7 +337,9 @@ func fill(t *testing.T, s *Spool, n int) {
 	for i := 0; i < n; i += 10 {
 		var wg sync.WaitGroup
 		for j := i; j < min(n, i+10); j++ {
-			wg.Go(func() { put(t, s, fmt.Sprint("call", j%10), fmt.Sprintf("item %d of many %s", j, strings.Repeat("x", 100))) })
+			wg.Go(func() {
+				put(t, s, fmt.Sprint("call", j%10), fmt.Sprintf("item %d of many %s", j, strings.Repeat("x", 100)))
+			})
 		}
 		wg.Wait()
 	}
