@@ -300,6 +300,7 @@ func TestConnectionsThatAreHeld(t *testing.T) {
 		"a body that never ends": "GET " + end(1, 1) + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nxxx",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s, _ := running(t, &fakeRouter{answer: accept}, map[string]string{"INGRESS_MAX_CONNECTIONS": fmt.Sprint(most)})
 			var conns []net.Conn
 			defer func() {
@@ -307,7 +308,7 @@ func TestConnectionsThatAreHeld(t *testing.T) {
 					_ = c.Close()
 				}
 			}()
-			for range 2 * most {
+			for range most + most/4 {
 				c, err := net.Dial("tcp", s.HTTPAddr())
 				if err != nil {
 					t.Fatal(err)
