@@ -91,6 +91,10 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, callID string
 			return nil, tooMany()
 		}
 		defer s.load.leave()
+		if len(r.query) > maxQuery {
+			r.query = r.query[:maxQuery]
+			malformed = errkind.Invalid("", "the callback is longer than %d bytes", maxQuery)
+		}
 	}
 	var span trace.Span = noop.Span{}
 	if s.tel.Tracing() {
@@ -144,6 +148,9 @@ func refusalOf(err error) *errkind.Error {
 	var field *callback.FieldError
 	if errors.As(err, &field) {
 		return errkind.Invalid(field.Field, "%s", field.Message)
+	}
+	if e, ok := errors.AsType[*errkind.Error](err); ok {
+		return e
 	}
 	return errkind.Internal(err)
 }

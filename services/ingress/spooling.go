@@ -42,8 +42,8 @@ type spooling struct {
 
 	away   atomic.Bool  // nothing is sent to router but by drain
 	misses atomic.Int32 // in a row
-	alarm  atomic.Bool  // the spool took nothing the last time, which was said
-	failed atomic.Int64 // when that was, in Unix nanoseconds
+	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
+	alarm  atomic.Bool  // which was said
 }
 
 // behind says whether a callback of the call has to go to the spool: router is away, or something of the call is spooled. It
@@ -75,14 +75,10 @@ func (s *spooling) put(ctx context.Context, r *request, call string, item *route
 	if err != nil {
 		return errkind.Internal(err)
 	}
-	err = s.spool.Append(ctx, call, r.received, data, part)
-	switch {
-	case err == nil:
-		if s.alarm.Load() && s.alarm.CompareAndSwap(true, false) {
-			s.tel.Log().Info("the spool takes callbacks again")
-		}
+	if err = s.spool.Append(ctx, call, r.received, data, part); err == nil {
 		return nil
-	case part == 1 && !errors.Is(ctx.Err(), context.Canceled):
+	}
+	if part == 1 && !errors.Is(ctx.Err(), context.Canceled) {
 		s.failed.Store(time.Now().UnixNano())
 		if !s.alarm.Swap(true) {
 			s.tel.Log().Error("NOTHING DURABLE CAN TAKE CALLBACKS: they are answered 503", "error", err)
@@ -149,8 +145,7 @@ func (s *spooling) atOnce() int {
 func (s *spooling) drain(ctx context.Context, one spool.Item) (committed bool) {
 	item := &routerv1.RouteItem{}
 	if err := proto.Unmarshal(one.Data, item); err != nil { // its checksum is right: another version wrote it
-		s.tel.Log().Error("a spooled callback cannot be read and stays in the spool", "error", err)
-		s.spool.Back(one)
+		s.spool.SetAside(one, err)
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryTime)
@@ -196,6 +191,10 @@ func (s *spooling) watch(w *watch, now time.Time) {
 	case now.Sub(w.lost) >= reconnecting:
 		s.away.Store(true)
 	}
+	if s.alarm.Load() && !s.failing(now) {
+		s.alarm.Store(false)
+		s.tel.Log().Info("no callback was answered 503 for want of room for a while")
+	}
 	switch {
 	case !empty && w.used.IsZero():
 		w.used, w.begun = now, now
@@ -210,11 +209,14 @@ func (s *spooling) watch(w *watch, now time.Time) {
 
 // ready is nil while callbacks can be acknowledged: by router, or by the spool.
 func (s *spooling) ready() error {
-	if s.away.Load() && time.Since(time.Unix(0, s.failed.Load())) < quiet { // then it is tried again
+	if s.away.Load() && s.failing(time.Now()) {
 		return errors.New("router is away and the spool takes nothing")
 	}
 	return nil
 }
+
+// failing says whether the spool took nothing a short while ago; later it is worth another try.
+func (s *spooling) failing(now time.Time) bool { return now.Sub(time.Unix(0, s.failed.Load())) < quiet }
 
 // openSpool opens the spool that the configuration names.
 func openSpool(cfg Config, tel *telemetry.Telemetry) (*spool.Spool, error) {

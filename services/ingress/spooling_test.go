@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,6 +197,13 @@ func TestRouterGone(t *testing.T) {
 	if got := len(f.items()); got != 20 {
 		t.Errorf("%d came to router", got)
 	}
+	w := httptest.NewRecorder()
+	s.tel.MetricsHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{"callrelay_spool_refused_callback_total", "callrelay_spool_items"} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("no %s in\n%s", want, w.Body.String())
+		}
+	}
 }
 
 // A full spool refuses and says when to come back; what it has taken is delivered. Refused requests fill half of it at most.
@@ -275,6 +284,76 @@ func TestTooManyRequests(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
+}
+
+// More than router can take: acknowledgements slow down, then the spool takes over, then 503; what was acknowledged is
+// committed, once.
+func TestOverload(t *testing.T) {
+	rate := time.NewTicker(4 * time.Millisecond)
+	defer rate.Stop()
+	f := newSwitched()
+	inner := f.answer
+	f.answer = func(item *routerv1.RouteItem) *routerv1.RouteAnswer { <-rate.C; return inner(item) }
+	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "400ms", "SPOOL_MAX_ITEMS": "200", "INGRESS_MAX_REQUESTS": "48"})
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	defer client.CloseIdleConnections()
+	var (
+		mu    sync.Mutex
+		acked = map[string]bool{}
+		full  atomic.Int64
+		next  atomic.Int64
+		wg    sync.WaitGroup
+	)
+	for range 64 {
+		wg.Go(func() {
+			for {
+				n := int(next.Add(1))
+				if n > 1500 {
+					return
+				}
+				began := time.Now()
+				resp, err := client.Get(front.URL + end(n, n))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				switch {
+				case time.Since(began) > 10*time.Second: // of 400 ms; the machine is shared
+					t.Errorf("answered after %s", time.Since(began))
+				case resp.StatusCode == 200:
+					mu.Lock()
+					acked[resp.Header.Get("X-Request-Id")] = true
+					mu.Unlock()
+				case resp.StatusCode == 503 && resp.Header.Get("Retry-After") != "":
+					full.Add(1)
+				default:
+					t.Errorf("answered %d", resp.StatusCode)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	poll(t, 30*time.Second, "the spool is empty", s.spool.spool.Empty)
+	direct, spooled := 0, 0
+	seen := map[string]int{}
+	for _, item := range f.items() {
+		if seen[item.GetRequestId()]++; item.GetSpooled() {
+			spooled++
+		} else {
+			direct++
+		}
+	}
+	for id := range acked {
+		if seen[id] == 0 {
+			t.Errorf("%s was acknowledged and never came to router", id)
+		}
+	}
+	if direct == 0 || spooled == 0 || full.Load() == 0 {
+		t.Errorf("%d direct, %d spooled, %d refused: want some of each", direct, spooled, full.Load())
+	}
+	t.Logf("%d acknowledged, %d answered 503; %d committed at once, %d from the spool", len(acked), full.Load(), direct, spooled)
 }
 
 // running runs a whole service on a port of its own.
@@ -383,7 +462,7 @@ func TestRollingRestart(t *testing.T) {
 				if resp.StatusCode != 200 {
 					t.Errorf("answered %d", resp.StatusCode)
 				}
-				_, _ = bufio.NewReader(resp.Body).WriteTo(&strings.Builder{})
+				_, _ = io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
 				acked.Add(1)
 			}

@@ -55,7 +55,7 @@ type input struct {
 	since       time.Time // when it was received, by this process's clock
 	received    *statev1.Received
 	rejected    *statev1.Rejected // set: nothing is to be decided, only recorded
-	unreadable  error              // set: nothing can be decided, only recorded
+	unreadable  error             // set: nothing can be decided, only recorded
 	ameyo       ameyo.Input
 	entry       *statev1.Entry // set: it came from `rules`
 }
