@@ -63,11 +63,18 @@ func newHandler(s *Service) (http.Handler, error) {
 		_, _ = w.Write(gen.OpenAPI)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.underWay.Add(1)
-		defer s.underWay.Add(-1)
+		if s.stopping.Load() {
+			w.Header().Set("Connection", "close")
+		}
 		ours, allowed := s.door(r)
 		switch {
 		case ours && allowed:
+			if !s.load.enter() {
+				e := tooMany()
+				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
+				return
+			}
+			defer s.load.leave()
 			callbacks.ServeHTTP(w, r)
 		case ours:
 			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")

@@ -169,39 +169,40 @@ func (s *Spool) load() error {
 	}
 	defer unmap()
 	found := scan(memory)
-	kept, last, problem := readTree(s.path())
+	numbers, last, problem := readTree(s.path())
 	for number := range found {
 		if problem == nil && number > last {
 			problem = errors.New("the last transaction is missing")
 		}
 	}
-	if problem == nil {
-		var db *bolt.DB
-		err := safely(func() (err error) { db, err = bolt.Open(s.path(), 0o600, &options); return err })
-		if err != nil {
+	if problem != nil {
+		// Every frame that is intact, wherever it lies. Among them can be items that were removed already: who gets them again
+		// knows their request ids. The file is begun anew whenever it is empty, so none is older than this spooling.
+		numbers = slices.Sorted(maps.Keys(found))
+		s.log.Error("the spool is damaged; what is readable is kept", "error", problem, "kept", len(numbers), "dir", s.dir)
+		s.damaged++
+		if err := s.setAside(); err != nil {
 			return err
 		}
-		s.db.Store(db)
-		s.index(kept, last)
-		return nil
 	}
-	s.log.Error("the spool is damaged; what is readable is kept", "error", problem, "kept", len(found), "dir", s.dir)
-	return s.rescue(memory, found)
+	return s.rewrite(memory, found, numbers)
 }
 
-// rescue begins a new file with every frame that is intact, wherever it lies. Among them can be items that were removed
-// already: who gets them again knows their request ids. The file is begun anew whenever it is empty, so none is older than
-// this spooling.
-func (s *Spool) rescue(memory []byte, found map[uint64]int) error {
+// rewrite begins a new file with the items of the one before, so that bbolt never writes to pages that it has not made itself:
+// on damaged ones it can crash.
+func (s *Spool) rewrite(memory []byte, found map[uint64]int, numbers []uint64) error {
 	db, err := s.create()
 	if err != nil {
 		return err
 	}
 	var kept []frame
-	for batch := range slices.Chunk(slices.Sorted(maps.Keys(found)), maxBatch) {
+	for batch := range slices.Chunk(numbers, maxBatch) {
 		var adds []*pending
 		for _, number := range batch {
-			f, _ := readFrame(memory[found[number]:])
+			f, err := parseFrame(memory[found[number]:], number)
+			if err != nil {
+				return errors.Join(err, db.Close())
+			}
 			kept = append(kept, f)
 			adds = append(adds, &pending{entry: &entry{number: number}, frame: newFrame(number, f.at, f.call, f.data)})
 		}
@@ -209,23 +210,18 @@ func (s *Spool) rescue(memory []byte, found map[uint64]int) error {
 			return errors.Join(err, db.Close())
 		}
 	}
-	if err := errors.Join(s.setAside(), s.begin()); err != nil {
+	if err := s.begin(); err != nil {
 		return errors.Join(err, db.Close())
 	}
-	s.damaged++
 	s.db.Store(db)
-	last := uint64(0)
-	if len(kept) > 0 {
-		last = kept[len(kept)-1].number
-	}
-	s.index(kept, last)
+	s.index(kept)
 	return nil
 }
 
 // index makes the queues of what is in the file.
-func (s *Spool) index(kept []frame, last uint64) {
-	s.last = last
+func (s *Spool) index(kept []frame) {
 	for _, f := range kept {
+		s.last = f.number
 		e := &entry{number: f.number, at: f.at, size: int64(f.size + perItem), durable: true}
 		q := s.queueLocked(f.call)
 		q.items = append(q.items, e)
@@ -244,8 +240,8 @@ func (s *Spool) setAside() error {
 	return os.Link(s.path(), name)
 }
 
-// readTree reads the items in order. The frames' data are left out. Any sign of damage is an error.
-func readTree(path string) (kept []frame, last uint64, err error) {
+// readTree reads which items there are, in order, and the highest number ever given. Any sign of damage is an error.
+func readTree(path string) (numbers []uint64, last uint64, err error) {
 	err = safely(func() error {
 		readOnly := options
 		readOnly.ReadOnly = true
@@ -266,23 +262,21 @@ func readTree(path string) (kept []frame, last uint64, err error) {
 					return errors.New("the numbers are not in order")
 				}
 				before = binary.BigEndian.Uint64(k)
-				f, err := parseFrame(v, before)
-				if err != nil {
+				if _, err := parseFrame(v, before); err != nil {
 					return fmt.Errorf("item %d: %w", before, err)
 				}
-				f.data = nil // not this memory's
-				kept = append(kept, f)
+				numbers = append(numbers, before)
 				return nil
 			}); err != nil {
 				return err
 			}
-			if n := m.Get(total); len(n) != 8 || binary.BigEndian.Uint64(n) != uint64(len(kept)) || before > last {
-				return fmt.Errorf("%d items are there, %x were written", len(kept), n)
+			if n := m.Get(total); len(n) != 8 || binary.BigEndian.Uint64(n) != uint64(len(numbers)) || before > last {
+				return fmt.Errorf("%d items are there, %x were written", len(numbers), n)
 			}
 			return nil
 		})
 	})
-	return kept, last, err
+	return numbers, last, err
 }
 
 // mapFile maps the file, to be read only.

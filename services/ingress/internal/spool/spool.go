@@ -38,7 +38,7 @@ const maxBatch = 1024
 
 // Limits bound what is spooled.
 type Limits struct {
-	Bytes int64 // of the items; the file may become up to twice as large
+	Bytes int64 // of the items; the file may become about three times as large
 	Items int
 }
 
@@ -80,6 +80,7 @@ type Spool struct {
 	calls   map[string]*queue
 	ready   []*queue // calls whose first item can be taken, in the order in which it became so
 	later   []*queue // calls that were put back
+	order   []*entry // all, oldest first, with some that are over
 	bytes   int64
 	last    uint64     // number of the newest item
 	waiting []*pending // to be written
@@ -103,6 +104,7 @@ type entry struct {
 	size    int64
 	at      stamp
 	durable bool
+	over    bool
 }
 
 type pending struct {
@@ -157,9 +159,12 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 // Append keeps data, which was received at that time, behind everything of its call. Without an error it is on disk. After
-// ErrFull and ErrClosed it is not; after any other error it may be.
+// ErrFull and ErrClosed it is not; after the error of ctx, or of the disk, it may be. A megabyte is too large.
 // Part is the share of the limits that such items may fill, 0 < part <= 1.
 func (s *Spool) Append(ctx context.Context, call string, received time.Time, data []byte, part float64) error {
+	if n := frameSize(call, data); n > maxFrame {
+		return fmt.Errorf("an item of %d bytes is too large", n)
+	}
 	at := s.now().minus(time.Since(received))
 	a := &pending{entry: &entry{at: at, size: int64(frameSize(call, data) + perItem)}, done: make(chan struct{})}
 	s.mu.Lock()
@@ -197,9 +202,21 @@ func (s *Spool) queueLocked(call string) *queue {
 	return q
 }
 
+// addLocked counts an entry, or with -1 no longer.
 func (s *Spool) addLocked(e *entry, n int64) {
-	s.count.Add(n)
+	count := s.count.Add(n)
 	s.bytes += n * e.size
+	if e.over = n < 0; !e.over {
+		s.order = append(s.order, e)
+		return
+	}
+	for len(s.order) > 0 && s.order[0].over {
+		s.order[0] = nil
+		s.order = s.order[1:]
+	}
+	if len(s.order) > 2*int(count)+1024 { // one old item, and many that came and went since
+		s.order = slices.DeleteFunc(s.order, func(e *entry) bool { return e.over })
+	}
 }
 
 func signal(c chan struct{}) {
@@ -241,13 +258,19 @@ func (s *Spool) Next() (Item, bool) {
 			s.Back(Item{queue: q})
 			return Item{}, false
 		}
-		s.log.Error("a spooled callback cannot be read and is set aside", "number", e.number, "error", err, "dir", s.dir)
-		s.mu.Lock()
-		s.damaged++
-		s.keep = true
-		s.popLocked(q)
-		s.mu.Unlock()
+		s.SetAside(Item{number: e.number, queue: q}, err)
 	}
+}
+
+// SetAside ends an item that was taken and that nobody can read: the file is kept for people when the rest of it is done.
+func (s *Spool) SetAside(item Item, why error) {
+	s.log.Error("a spooled callback cannot be read and is set aside", "number", item.number, "error", why, "dir", s.dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.damaged++
+	s.keep = true
+	s.popLocked(item.queue)
+	signal(s.work)
 }
 
 func (s *Spool) take() (*queue, *entry) {
@@ -318,9 +341,8 @@ func (s *Spool) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Stats{Items: int(s.count.Load()), Bytes: s.bytes, Damaged: s.damaged}
-	now := s.now()
-	for _, q := range s.calls {
-		st.Oldest = max(st.Oldest, now.since(q.items[0].at))
+	if len(s.order) > 0 {
+		st.Oldest = s.now().since(s.order[0].at)
 	}
 	return st
 }
