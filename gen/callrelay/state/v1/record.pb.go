@@ -463,6 +463,7 @@ type JournalEntry struct {
 	//	*JournalEntry_Phone1
 	//	*JournalEntry_Note
 	//	*JournalEntry_Action
+	//	*JournalEntry_Kommo
 	Fact          isJournalEntry_Fact `protobuf_oneof:"fact"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -600,6 +601,15 @@ func (x *JournalEntry) GetAction() *Action {
 	return nil
 }
 
+func (x *JournalEntry) GetKommo() *KommoOutcome {
+	if x != nil {
+		if x, ok := x.Fact.(*JournalEntry_Kommo); ok {
+			return x.Kommo
+		}
+	}
+	return nil
+}
+
 type isJournalEntry_Fact interface {
 	isJournalEntry_Fact()
 }
@@ -641,6 +651,10 @@ type JournalEntry_Action struct {
 	Action *Action `protobuf:"bytes,11,opt,name=action,proto3,oneof"`
 }
 
+type JournalEntry_Kommo struct {
+	Kommo *KommoOutcome `protobuf:"bytes,20,opt,name=kommo,proto3,oneof"`
+}
+
 func (*JournalEntry_Received) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Decided) isJournalEntry_Fact() {}
@@ -658,6 +672,8 @@ func (*JournalEntry_Phone1) isJournalEntry_Fact() {}
 func (*JournalEntry_Note) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Action) isJournalEntry_Fact() {}
+
+func (*JournalEntry_Kommo) isJournalEntry_Fact() {}
 
 // A callback came in.
 type Received struct {
@@ -1540,7 +1556,7 @@ var File_callrelay_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\"\x88\x02\n" +
+	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\x1a\x1ecallrelay/state/v1/kommo.proto\"\x88\x02\n" +
 	"\x06Record\x12.\n" +
 	"\x05gates\x18\x01 \x03(\v2\x18.callrelay.state.v1.GateR\x05gates\x122\n" +
 	"\x06phone1\x18\x02 \x03(\v2\x1a.callrelay.state.v1.Phone1R\x06phone1\x12#\n" +
@@ -1581,7 +1597,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\"E\n" +
 	"\aJournal\x12:\n" +
-	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xac\x04\n" +
+	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xe6\x04\n" +
 	"\fJournalEntry\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1d\n" +
 	"\n" +
@@ -1595,7 +1611,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x06phone1\x18\t \x01(\v2\x1e.callrelay.state.v1.Phone1FactH\x00R\x06phone1\x12\x14\n" +
 	"\x04note\x18\n" +
 	" \x01(\tH\x00R\x04note\x124\n" +
-	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06actionB\x06\n" +
+	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x128\n" +
+	"\x05kommo\x18\x14 \x01(\v2 .callrelay.state.v1.KommoOutcomeH\x00R\x05kommoB\x06\n" +
 	"\x04fact\"~\n" +
 	"\bReceived\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
@@ -1726,6 +1743,7 @@ var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(*Action)(nil),       // 13: callrelay.state.v1.Action
 	(*Delivery)(nil),     // 14: callrelay.state.v1.Delivery
 	nil,                  // 15: callrelay.state.v1.Record.BlobsEntry
+	(*KommoOutcome)(nil), // 16: callrelay.state.v1.KommoOutcome
 }
 var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.Record.gates:type_name -> callrelay.state.v1.Gate
@@ -1740,13 +1758,14 @@ var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	11, // 9: callrelay.state.v1.JournalEntry.ended:type_name -> callrelay.state.v1.Ended
 	12, // 10: callrelay.state.v1.JournalEntry.phone1:type_name -> callrelay.state.v1.Phone1Fact
 	13, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
-	0,  // 12: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
-	0,  // 13: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 12: callrelay.state.v1.JournalEntry.kommo:type_name -> callrelay.state.v1.KommoOutcome
+	0,  // 13: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
+	0,  // 14: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_record_proto_init() }
@@ -1754,6 +1773,7 @@ func file_callrelay_state_v1_record_proto_init() {
 	if File_callrelay_state_v1_record_proto != nil {
 		return
 	}
+	file_callrelay_state_v1_kommo_proto_init()
 	file_callrelay_state_v1_record_proto_msgTypes[4].OneofWrappers = []any{
 		(*JournalEntry_Received)(nil),
 		(*JournalEntry_Decided)(nil),
@@ -1764,6 +1784,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		(*JournalEntry_Phone1)(nil),
 		(*JournalEntry_Note)(nil),
 		(*JournalEntry_Action)(nil),
+		(*JournalEntry_Kommo)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
