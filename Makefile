@@ -10,7 +10,7 @@ DATA_DIR ?= data
 BINARIES := callrelay/cmd/callrelay \
 	callrelay/services/ingress/cmd/ingress callrelay/services/router/cmd/router \
 	callrelay/services/state/cmd/state callrelay/services/upstream/cmd/upstream \
-	callrelay/sim/cmd/topsii-sim callrelay/bench/cmd/bench
+	callrelay/sim/cmd/topsii-sim callrelay/sim/cmd/kommo-sim callrelay/bench/cmd/bench
 GO_TOOLS := bin/tools/.installed
 BUF := bin/tools/buf
 
@@ -38,7 +38,7 @@ build: ## build all programs into bin/
 
 .PHONY: test
 test: ## install what is missing, run every test of every module with the race detector
-	@scripts/install.sh redis gcc
+	@scripts/install.sh redis sentinel gcc
 	go test -race $$(go list work | grep -v ^callrelay/test)
 	go test -race -count=1 callrelay/test/... # never from the cache: they run programs and read files that Go does not know of
 

@@ -9,13 +9,14 @@ import (
 // phoneParams are the parameters whose values are phone numbers, or a JSON list of them.
 var phoneParams = []string{
 	"phone", "displayPhone", "dialledPhone", "dialedPhone", "dstPhone", "cstmPhone", "phone1", "phone2", "phoneList",
+	"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion",
 }
 
 // Masked returns a copy for logs in which the phone numbers of known parameters keep only their last four digits.
 func (p Params) Masked() Params {
 	masked := slices.Clone(p)
 	for i := range masked {
-		if slices.Contains(phoneParams, masked[i].Name) {
+		if slices.ContainsFunc(phoneParams, func(name string) bool { return strings.EqualFold(name, masked[i].Name) }) {
 			masked[i].Value = MaskPhones(masked[i].Value)
 		}
 	}

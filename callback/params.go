@@ -154,7 +154,7 @@ func safeName(name string) bool {
 	switch name {
 	case "":
 		return false
-	case "unique_id", "cs_unique_id", "crm_push_generated_time":
+	case "unique_id", "cs_unique_id", "crm_push_generated_time", "agent_id", "agent_status":
 		return true
 	}
 	return !strings.ContainsAny(name, "_.[ ")

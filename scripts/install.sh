@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what this machine lacks, with apt, and leaves alone what is there.
 #
-#   scripts/install.sh redis curl gcc npm      any of these; what is already there costs nothing
+#   scripts/install.sh redis sentinel curl gcc npm      any of these; what is already there costs nothing
 set -euo pipefail
 
 wanted=()
@@ -9,6 +9,8 @@ for what in "$@"; do
 	case "$what" in
 	# callrelay starts its own server process; a system service is not needed and not started.
 	redis) command -v redis-server valkey-server >/dev/null || wanted+=(redis-server) ;;
+	# For tests of failover; like redis, it is not started as a service.
+	sentinel) command -v redis-sentinel >/dev/null || wanted+=(redis-sentinel) ;;
 	curl) command -v curl >/dev/null || wanted+=(curl ca-certificates) ;;
 	# The race detector links with it.
 	gcc) command -v gcc >/dev/null || wanted+=(gcc libc6-dev) ;;
@@ -44,10 +46,12 @@ if [ ! -e $policy ]; then
 fi
 "${as_root[@]}" apt-get update -qq
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${wanted[@]}" </dev/null
-case " ${wanted[*]} " in
-*" redis-server "*)
-	if [ -d /run/systemd/system ]; then
-		"${as_root[@]}" systemctl disable --quiet redis-server.service
-	fi
-	;;
-esac
+for service in redis-server redis-sentinel; do
+	case " ${wanted[*]} " in
+	*" $service "*)
+		if [ -d /run/systemd/system ]; then
+			"${as_root[@]}" systemctl disable --quiet "$service.service"
+		fi
+		;;
+	esac
+done

@@ -54,7 +54,7 @@ Exit codes: 0 done, 1 error, 3 no such call or delivery.`,
 			root.AddCommand(c)
 		}
 	}
-	add("run", newUp(), newSend(), newVersion())
+	add("run", newUp(), newSend(), newProve(), newVersion())
 	add("look", newCall(), newDeliveries(), newDestinations())
 	add("act", newRetry(), newDiscard(), newHold(), newRelease())
 	return root

@@ -1,4 +1,4 @@
-// Package redistest runs real Redis servers for tests: one, or a cluster of three. It owns their processes and data, which
+// Package redistest runs real Redis servers for tests: one, one with replicas and sentinels, or a cluster of three. It owns their processes and data, which
 // end with the test. A test fails, and is not skipped, where redis-server is not installed (`make test` installs it).
 package redistest
 
@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,16 @@ type Server struct {
 	cmd  *exec.Cmd
 }
 
+// Client speaks to the server. It is closed with the test.
+func (s *Server) Client(t testing.TB) *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1, Protocol: 2})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// Dir is where its data is.
+func (s *Server) Dir() string { return s.dir }
+
 // URL is its address as REDIS_URL.
 func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
 
@@ -44,21 +55,75 @@ func Start(t testing.TB, args ...string) *Server {
 	return s
 }
 
+// StartReplica runs a replica of the server and returns when it follows.
+func (s *Server) StartReplica(t testing.TB, args ...string) *Server {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(s.Addr)
+	r := Start(t, append([]string{"--replicaof", host + " " + port, "--repl-diskless-sync-delay", "0"}, args...)...)
+	client := r.Client(t)
+	Poll(t, 20*time.Second, "the replica follows", func() bool {
+		return strings.Contains(client.Info(context.Background(), "replication").Val(), "master_link_status:up")
+	})
+	return r
+}
+
+// StartSentinels runs three sentinels that watch the server, notice its death after downAfter, and agree by two. It returns
+// their REDIS_URL when they know each other and so many replicas.
+func (s *Server) StartSentinels(t testing.TB, replicas int, downAfter time.Duration) string {
+	t.Helper()
+	const name, sentinels = "relay", 3
+	host, port, _ := net.SplitHostPort(s.Addr)
+	var addrs []string
+	for range sentinels {
+		dir, own := t.TempDir(), freePort(t)
+		conf := filepath.Join(dir, "sentinel.conf") // the sentinel writes into it
+		text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nlogfile %s/sentinel.log\nsentinel monitor %s %s %s 2\n"+
+			"sentinel down-after-milliseconds %s %d\nsentinel failover-timeout %s 10000\n",
+			own, dir, dir, name, host, port, name, downAfter.Milliseconds(), name)
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("redis-sentinel", conf)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatalf("redis-sentinel does not start: %v (make test installs it)", err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", own))
+	}
+	for _, addr := range addrs {
+		c := redis.NewSentinelClient(&redis.Options{Addr: addr, MaxRetries: -1})
+		defer c.Close()
+		Poll(t, 20*time.Second, "the sentinels know each other and the replicas", func() bool {
+			m := c.Master(context.Background(), name).Val()
+			return m["num-other-sentinels"] == fmt.Sprint(sentinels-1) && m["num-slaves"] == fmt.Sprint(replicas)
+		})
+	}
+	q := url.Values{"addr": addrs[1:], "master_name": {name}}
+	return "redis://" + addrs[0] + "?" + q.Encode()
+}
+
 // Up starts the server again, after Kill, on the same data.
 func (s *Server) Up(t testing.TB) {
 	t.Helper()
+	s.Launch(t)
+	redis.SetLogger(quiet{})
+	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
+	defer client.Close()
+	Poll(t, 10*time.Second, "redis-server answers", func() bool { return client.Ping(context.Background()).Err() == nil })
+}
+
+// Launch is Up that does not wait until the server answers; args are further settings, for this run.
+func (s *Server) Launch(t testing.TB, args ...string) {
+	t.Helper()
 	s.mu.Lock()
-	s.cmd = exec.Command("redis-server", s.args...)
+	s.cmd = exec.Command("redis-server", append(slices.Clone(s.args), args...)...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err := s.cmd.Start()
 	s.mu.Unlock()
 	if err != nil {
 		t.Fatalf("redis-server does not start: %v (make test installs it)", err)
 	}
-	redis.SetLogger(quiet{})
-	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
-	defer client.Close()
-	Poll(t, 10*time.Second, "redis-server answers", func() bool { return client.Ping(context.Background()).Err() == nil })
 }
 
 // Kill ends the server as a crash would (SIGKILL).

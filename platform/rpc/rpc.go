@@ -7,12 +7,15 @@
 package rpc
 
 import (
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 )
 
 const (
@@ -28,10 +31,25 @@ const (
 // Dial returns a connection to addr, which it opens with the first call and keeps open from then on. Calls fail at once while
 // there is no connection; it reconnects by itself after 100 ms to 2 s.
 //
+// Several addresses, separated by commas, are replicas of one service: it stays connected to all, and each new call or
+// stream goes to the next one that is reachable. A stream stays where it is until it breaks.
+//
 // The connection is neither encrypted nor authenticated: it is for loopback and for a network that belongs to the relay alone.
 // HTTP(S)_PROXY is ignored, since it is meant for the way to the CRM.
 func Dial(addr string) (*grpc.ClientConn, error) {
-	return grpc.NewClient(addr, append(clientOptions(), grpc.WithNoProxy())...)
+	options := append(clientOptions(), grpc.WithNoProxy())
+	replicas := strings.Split(addr, ",")
+	if len(replicas) == 1 {
+		return grpc.NewClient(addr, options...)
+	}
+	list := manual.NewBuilderWithScheme("replicas")
+	var state resolver.State
+	for _, replica := range replicas {
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: strings.TrimSpace(replica)})
+	}
+	list.InitialState(state)
+	return grpc.NewClient("replicas:///"+addr, append(options, grpc.WithResolvers(list),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`))...)
 }
 
 func clientOptions() []grpc.DialOption {

@@ -17,7 +17,8 @@ type flatQuery struct {
 	known sync.Map // protoreflect.FullName -> map[string]protoreflect.FieldDescriptor, nil for messages that are not flat
 }
 
-func init() { runtime.SetQueryParameterParser(&flatQuery{}) } // the gateway has one for all its muxes
+// The gateway has one parser for all its muxes, and sets it only while it makes one.
+func init() { runtime.NewServeMux(runtime.SetQueryParameterParser(&flatQuery{})) }
 
 // Parse sets the fields that the query names. Unknown names are ignored; of a repeated one the last counts.
 func (f *flatQuery) Parse(msg proto.Message, values url.Values, filter *utilities.DoubleArray) error {

@@ -13,8 +13,8 @@ import (
 
 // Config is everything that can be set of router.
 type Config struct {
-	GRPCAddr    string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is."`
-	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is."`
+	GRPCAddr    string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is; whoever calls it takes several, separated by commas, one for each replica."`
+	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is; whoever calls it takes several, separated by commas, one for each replica."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9181" desc:"Where metrics are served."`
 
 	Profile       string `env:"AMEYO_PROFILE" envDefault:"seed" desc:"Which part of the decision table holds: seed, or hangup-signal where a callback with systemDisposition is final."`

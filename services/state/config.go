@@ -12,10 +12,12 @@ import (
 
 // Config is everything that can be set of state.
 type Config struct {
-	GRPCAddr    string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is."`
+	GRPCAddr    string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is; whoever calls it takes several, separated by commas, one for each replica."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9182" desc:"Where metrics are served."`
 
-	RedisURL config.Secret `env:"REDIS_URL" desc:"Redis or Valkey: redis://, rediss:// or unix://; ?addr=host:port for each further node of a cluster, ?master_name= for Sentinel. Required, but callrelay up runs a private one where it is empty."`
+	RedisURL         config.Secret `env:"REDIS_URL" desc:"Redis or Valkey: redis://, rediss:// or unix://; ?addr=host:port for each further node of a cluster. With Sentinel: the addresses of the sentinels and ?master_name=NAME; user and password in the URL are then the sentinels', those of Redis &username= and &password=. Required, but callrelay up runs a private one where it is empty."`
+	ReplicasAck      int           `env:"STATE_REPLICAS_ACK" envDefault:"0" desc:"How many Redis replicas must have a write before it is acknowledged (docs/durability.md); 0 means none, and a failover may lose the last moments."`
+	RedisAllowUnsafe config.Switch `env:"REDIS_ALLOW_UNSAFE" envDefault:"false" desc:"Start even with a Redis that loses calls by itself: without its append-only file, or with a maxmemory-policy that evicts."`
 
 	CallRetention time.Duration `env:"CALL_RETENTION" envDefault:"72h" desc:"How long a call is kept after the last open thing in it ended."`
 	LeaseTime     time.Duration `env:"LEASE_TIME" envDefault:"45s" desc:"Work whose consumer is silent for so long is given back; must exceed the CRM's total timeout, and be the same in upstream."`
@@ -32,6 +34,9 @@ func (c *Config) Validate() error {
 	var problems []error
 	if c.RedisURL == "" {
 		problems = append(problems, errors.New("REDIS_URL: is required, e.g. redis://127.0.0.1:6379/0 (callrelay up runs a private Redis)"))
+	}
+	if c.ReplicasAck < 0 || c.ReplicasAck > 16 {
+		problems = append(problems, fmt.Errorf("STATE_REPLICAS_ACK: must be 0 to 16, not %d", c.ReplicasAck))
 	}
 	if c.CallRetention < time.Hour {
 		problems = append(problems, fmt.Errorf("CALL_RETENTION: must be at least 1h, not %v: repeats and late phones are recognised by what is kept", c.CallRetention))

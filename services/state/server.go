@@ -134,6 +134,7 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 		consumer *dispatch.Consumer
 		nameless bool
 		unknown  error
+		results  = make(chan []*statev1.LeaseResult, pipelines)
 		answers  = make(chan []*statev1.LeaseAnswer, 64)
 		sent     sync.WaitGroup
 	)
@@ -148,13 +149,23 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 			}
 			consumer = s.dispatch.Join(req.GetDestination())
 			sent.Go(func() { serve(stream, consumer, answers) })
+			// Credit does not wait behind results.
+			sent.Go(func() {
+				defer close(answers)
+				for r := range results {
+					select {
+					case answers <- s.complete(ctx, consumer.Destination(), r):
+					case <-ctx.Done():
+					}
+				}
+			})
 		}
 		if req.GetCredit() > 0 {
 			consumer.Grant(int(req.GetCredit()))
 		}
 		if len(req.GetResults()) > 0 {
 			select {
-			case answers <- s.complete(ctx, consumer.Destination(), req.GetResults()):
+			case results <- req.GetResults():
 			case <-ctx.Done():
 			}
 		}
@@ -169,7 +180,7 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 	if consumer != nil {
 		consumer.Leave(ctx)
 	}
-	close(answers)
+	close(results)
 	sent.Wait()
 	return nil
 }

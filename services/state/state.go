@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +38,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	s, err := store.Open(store.Config{URL: cfg.RedisURL.Reveal(), Retention: cfg.CallRetention, JournalLimit: cfg.JournalLimit,
-		Wrote: files.Committed})
+		ReplicasAck: cfg.ReplicasAck, Wrote: files.Committed})
 	if err != nil {
 		return nil, err
 	}
@@ -47,9 +48,11 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	return svc, svc.observe()
 }
 
-// Register adds the gRPC service.
+// Register adds the gRPC services.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	statev1.RegisterStateServiceServer(r, &server{Service: s})
+	statev1.RegisterAccountServiceServer(r, &accounts{Service: s})
+	statev1.RegisterLimitServiceServer(r, &limits{Service: s})
 }
 
 // Ready is nil while Redis answers and holds our format.
@@ -74,7 +77,7 @@ func (s *Service) Run(ctx context.Context) error {
 	files, filesDone := startFiles(s.files)
 	defer func() { files(); <-filesDone }()
 	defer close(s.stopping)
-	if err := s.connect(ctx); err != nil || ctx.Err() != nil {
+	if err := s.connect(ctx, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
 	done := make(chan struct{})
@@ -91,7 +94,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if err := s.ping(ctx); err != nil && ctx.Err() == nil {
-				if err := s.connect(ctx); err != nil {
+				if err := s.connect(ctx, err); err != nil {
 					return err
 				}
 			}
@@ -113,26 +116,48 @@ func (s *Service) ping(ctx context.Context) error {
 	return s.store.Ping(ctx)
 }
 
-// connect tries until Redis answers. The log has one line when it is gone and one when it is back.
-func (s *Service) connect(ctx context.Context) error {
-	log := s.tel.Log()
+// connect tries until Redis answers and takes writes; lost is how the connection ended, nil at the start. The log has one line when it is gone and one when it is back. A Redis
+// that would lose calls by itself is refused at the start; later, after a failover to it, it is only complained of: to stop
+// then would make a certain loss of a possible one.
+func (s *Service) connect(ctx context.Context, lost error) error {
+	log, starting, said := s.tel.Log(), lost == nil, false
+	wait := func(err error) {
+		s.setReady(fmt.Sprintf("Redis does not answer, or takes no writes: %v", err))
+		if !said && ctx.Err() == nil {
+			said = true
+			log.Warn("waiting for Redis", "error", err)
+		}
+	}
+	if lost != nil {
+		wait(lost)
+	}
 	for attempt := 0; ; attempt++ {
-		err := s.connectOnce(ctx)
+		durability, err := s.connectOnce(ctx)
 		var format *store.FormatError
 		switch {
 		case err == nil:
+			if starting && len(durability.Unsafe) > 0 && !bool(s.cfg.RedisAllowUnsafe) {
+				err := fmt.Errorf("redis would lose calls: %s (REDIS_ALLOW_UNSAFE=true starts all the same)", strings.Join(durability.Unsafe, "; "))
+				s.setReady(err.Error())
+				return err
+			}
 			s.setReady("")
 			log.Info("redis connected")
-			s.warnDurability(ctx)
+			for _, problem := range durability.Unsafe {
+				log.Error("redis durability: " + problem)
+			}
+			for _, problem := range durability.Weak {
+				log.Warn("redis durability: " + problem)
+			}
+			if off := s.store.ClockOff(); off != 0 {
+				log.Warn("redis' clock differs from ours and is not followed: set the clocks of its machines (NTP)", "ahead_by", off)
+			}
 			return nil
 		case errors.As(err, &format):
 			s.setReady(err.Error())
 			return err
 		}
-		s.setReady(fmt.Sprintf("Redis does not answer: %v", err))
-		if attempt == 0 && ctx.Err() == nil {
-			log.Warn("waiting for Redis", "error", err)
-		}
+		wait(err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -141,18 +166,11 @@ func (s *Service) connect(ctx context.Context) error {
 	}
 }
 
-func (s *Service) connectOnce(ctx context.Context) error {
+func (s *Service) connectOnce(ctx context.Context) (store.Durability, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return s.store.Connect(ctx)
-}
-
-func (s *Service) warnDurability(ctx context.Context) {
-	problems, err := s.store.CheckDurability(ctx)
-	if err != nil {
-		s.tel.Log().Warn("durability could not be checked", "error", err)
+	if err := s.store.Connect(ctx); err != nil {
+		return store.Durability{}, err
 	}
-	for _, p := range problems {
-		s.tel.Log().Warn("redis durability: " + p)
-	}
+	return s.store.CheckDurability(ctx)
 }

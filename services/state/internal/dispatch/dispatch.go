@@ -38,15 +38,23 @@ type Dispatcher struct {
 	mu    sync.Mutex
 	lines map[string]*line
 	start func(*line)
+	// unsent are leases that nobody saw and that could not be given back yet.
+	unsent []store.Lost
 
-	seen map[store.Lost]time.Time // when this process first saw a lease; monotonic
+	seen map[store.Lost]time.Duration // when on the watch this process first saw a lease
+	// watch is the time in which this process looked at the leases; swept is when it last did.
+	watch time.Duration
+	swept time.Time
+	// failing keeps the log to one line while leases cannot be written.
+	failing     atomic.Bool
+	incarnation string // of Redis, at the last sweep
 	// alone is true while no other state process is alive: then nobody needs to be told.
 	alone atomic.Bool
 }
 
 // New returns a dispatcher that works once Run runs.
 func New(s *store.Store, log *slog.Logger, leaseTime time.Duration) *Dispatcher {
-	d := &Dispatcher{store: s, log: log, leaseTime: leaseTime, lines: map[string]*line{}, seen: map[store.Lost]time.Time{}}
+	d := &Dispatcher{store: s, log: log, leaseTime: leaseTime, lines: map[string]*line{}, seen: map[store.Lost]time.Duration{}}
 	d.alone.Store(true)
 	return d
 }
@@ -178,26 +186,30 @@ func (c *Consumer) Leave(ctx context.Context) {
 
 // unsent returns work that no consumer saw.
 func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
+	lost := make([]store.Lost, len(work))
+	for i, w := range work {
+		lost[i] = store.Lost{Ref: store.Ref{Destination: l.name, Member: store.Member(w.GetCall(), w.GetEntry().GetTimer())}, Token: w.GetToken()}
+	}
+	l.d.giveUnsentBack(ctx, lost)
+}
+
+// giveUnsentBack ends leases of which is known that nobody saw them, so that nothing becomes uncertain by them. Where Redis
+// does not answer, the sweep tries again, and in the end LEASE_TIME does it.
+func (d *Dispatcher) giveUnsentBack(ctx context.Context, lost []store.Lost) {
+	if len(lost) == 0 {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	var results []*statev1.LeaseResult
-	for _, w := range work {
-		r := &statev1.LeaseResult{Call: w.GetCall(), Token: w.GetToken(), Delivery: w.GetDelivery().GetNumber(), Destination: l.name,
-			Timer: w.GetEntry().GetTimer(), Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{Uncounted: true}}}
-		if w.GetEntry() != nil {
-			if err := l.d.store.ReturnTimer(ctx, r, 0); err != nil {
-				l.d.log.Debug("giving back a timer failed; LEASE_TIME does it", "error", err)
-			}
-			continue
-		}
-		results = append(results, r)
-	}
-	if len(results) > 0 {
-		if _, errs := l.d.store.Complete(ctx, results); errs[0] != nil {
-			l.d.log.Debug("giving back unsent work failed; LEASE_TIME does it", "error", errs[0]) // that Redis is gone is said once, by the service
+	refs, errs := d.store.Giveback(ctx, lost, false)
+	d.mu.Lock()
+	for i, err := range errs {
+		if err != nil && len(d.unsent) < knownLimit {
+			d.unsent = append(d.unsent, lost[i])
 		}
 	}
-	l.rescan()
+	d.mu.Unlock()
+	d.Due(refs)
 }
 
 // Commit commits through the store. A delivery that can go out at once is leased in the same step for a consumer that has
@@ -441,9 +453,9 @@ func (l *line) round(ctx context.Context) bool {
 	}
 	l.mu.Unlock()
 
-	work, err := l.d.store.Lease(ctx, l.name, members)
-	if err != nil && ctx.Err() == nil {
-		l.d.log.Warn("leasing failed, the sweep will try again", "destination", l.name, "error", err)
+	work, unsent, err := l.d.store.Lease(ctx, l.name, members)
+	if err != nil && ctx.Err() == nil && !l.d.failing.Swap(true) {
+		l.d.log.Warn("leasing fails, the sweep tries again each second", "destination", l.name, "error", err)
 	}
 	now := l.d.store.Now()
 	for _, w := range work {
@@ -461,8 +473,10 @@ func (l *line) round(ctx context.Context) bool {
 	}
 	l.mu.Unlock()
 	if len(work) > 0 {
+		l.d.failing.Store(false)
 		l.hand(ctx, c, work)
 	}
+	l.d.giveUnsentBack(ctx, unsent)
 	return err == nil
 }
 
@@ -563,18 +577,24 @@ func (d *Dispatcher) HoldOf(destination string) store.Hold {
 
 // sweep repairs lost wake-ups and ends lost leases.
 func (d *Dispatcher) sweep(ctx context.Context) {
-	others, err := d.store.Heartbeat(ctx, 3*sweepEvery)
-	if err != nil {
+	if !d.connected(ctx) {
 		clear(d.seen) // time without a connection does not count
+		d.swept = time.Time{}
 		return
 	}
-	d.alone.Store(!others)
-	if d.refreshHolds(ctx) != nil {
-		clear(d.seen)
-		return
-	}
+	// Nor does time in which this process did not run: what consumers told it meanwhile it has not read yet.
 	now := time.Now()
-	present := make(map[store.Lost]time.Time, len(d.seen))
+	if !d.swept.IsZero() {
+		d.watch += min(now.Sub(d.swept), 2*sweepEvery)
+	}
+	d.swept = now
+	d.mu.Lock()
+	unsent := d.unsent
+	d.unsent = nil
+	d.mu.Unlock()
+	d.giveUnsentBack(ctx, unsent)
+
+	present := make(map[store.Lost]time.Duration, len(d.seen))
 	var lost []store.Lost
 	for _, name := range d.store.Destinations() {
 		d.line(name).rescan()
@@ -586,10 +606,10 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 		for _, l := range leases {
 			first, ok := d.seen[l]
 			if !ok {
-				first = now
+				first = d.watch
 			}
 			present[l] = first
-			if now.Sub(first) >= d.leaseTime {
+			if d.watch-first >= d.leaseTime {
 				lost = append(lost, l)
 			}
 		}
@@ -598,14 +618,31 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 	if len(lost) == 0 {
 		return
 	}
-	refs, err := d.store.Giveback(ctx, lost)
-	if err != nil {
-		d.log.Warn("giving back lost leases failed, the next sweep tries again", "error", err)
+	refs, errs := d.store.Giveback(ctx, lost, true)
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 && !d.failing.Swap(true) {
+		d.log.Warn("giving back lost leases fails, the next sweep tries again", "error", errs[i])
 	}
 	if len(refs) > 0 {
 		d.log.Warn("leases ended without a result", "count", len(refs))
 	}
 	d.Due(refs)
+}
+
+// connected asks Redis for everything that a sweep needs first. It is false when Redis does not answer or takes no writes,
+// and once after it was restarted or failed over, even if that passed between two sweeps.
+func (d *Dispatcher) connected(ctx context.Context) bool {
+	others, err := d.store.Heartbeat(ctx, 3*sweepEvery)
+	if err != nil {
+		return false
+	}
+	d.alone.Store(!others)
+	incarnation, err := d.store.Incarnation(ctx)
+	if err != nil || d.refreshHolds(ctx) != nil {
+		return false
+	}
+	same := incarnation == d.incarnation || d.incarnation == ""
+	d.incarnation = incarnation
+	return same
 }
 
 // publish tells other state processes what became due.

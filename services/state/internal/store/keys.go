@@ -45,6 +45,27 @@ func keyLeases(p int, destination string) string { return tags[p] + "l:" + desti
 // keyLetters is a ZSET of a destination in a partition: "call TAB number" of what ended dead, expired or asked.
 func keyLetters(p int, destination string) string { return tags[p] + "x:" + destination }
 
+// keyWritten is a STRING, always empty, in the slot of another key: the write that WAIT counts from, see acked.
+func keyWritten(beside string) string {
+	if end := strings.IndexByte(beside, '}'); end >= 0 {
+		return beside[:end+1] + ":w"
+	}
+	return "{" + beside + "}:w"
+}
+
+// keyAccount is a HASH per connected account: v version, b serialised Account, x end of its access token (ms, absent = none).
+// All accounts share one slot, so that the script that writes one keeps the index too.
+func keyAccount(id string) string { return "cr:{accounts}:a:" + id }
+
+// keyAccounts is a SET of the ids of all accounts.
+const keyAccounts = "cr:{accounts}:ids"
+
+// keyAccountLease is a STRING, the token of the process that renews an account's credentials; it ends by itself.
+func keyAccountLease(id string) string { return "cr:{accounts}:l:" + id }
+
+// keyLimit is a STRING per limit: when its next place is free (us); it ends by itself.
+func keyLimit(name string) string { return "cr:limit:" + name }
+
 var tags = func() (t [Partitions]string) {
 	for p := range t {
 		t[p] = "cr:{" + strconv.Itoa(p) + "}:"
@@ -57,8 +78,8 @@ func tag(call string) string { return tags[Partition(call)] }
 // Partition says where a call lives.
 func Partition(call string) int { return int(crc32.ChecksumIEEE([]byte(call)) % Partitions) }
 
-// Member is an entry of a due list.
-func member(call, timer string) string {
+// Member is an entry of a due list: a call, or a timer of a call.
+func Member(call, timer string) string {
 	if timer == "" {
 		return call
 	}

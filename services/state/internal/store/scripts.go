@@ -74,6 +74,10 @@ func isNoScript(err error) bool {
 // pipeline runs those calls whose previous error `again` accepts.
 func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any, errs []error,
 	queue func(redis.Pipeliner, invocation) *redis.Cmd, again func(error) bool) {
+	if s.cfg.ReplicasAck > 0 {
+		s.acked(ctx, calls, replies, errs, queue, again)
+		return
+	}
 	p := s.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(calls))
 	for i, c := range calls {
@@ -83,18 +87,23 @@ func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any,
 	}
 	_, failed := p.Exec(ctx)
 	for i, cmd := range cmds {
-		if cmd == nil {
-			continue
-		}
-		replies[i], errs[i] = cmd.Result()
-		if errors.Is(errs[i], redis.Nil) {
-			errs[i] = nil
-		}
-		// A connection that broke leaves later commands of the pipeline without an error of their own.
-		if errs[i] == nil && replies[i] == nil && isConnection(failed) {
-			errs[i] = failed
+		if cmd != nil {
+			replies[i], errs[i] = result(cmd, failed)
 		}
 	}
+}
+
+// result of one command of a pipeline that ended with an error or nil.
+func result(cmd *redis.Cmd, failed error) (any, error) {
+	reply, err := cmd.Result()
+	if errors.Is(err, redis.Nil) {
+		err = nil
+	}
+	// A connection that broke leaves later commands of the pipeline without an error of their own.
+	if err == nil && reply == nil && isConnection(failed) {
+		err = failed
+	}
+	return reply, err
 }
 
 func isConnection(err error) bool {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -27,6 +28,8 @@ type Config struct {
 	Retention time.Duration
 	// JournalLimit bounds the journal of one call, in bytes; what does not fit is only counted.
 	JournalLimit int
+	// ReplicasAck is how many replicas must have a write before it is answered; 0 = none.
+	ReplicasAck int
 	// Wrote is told of the facts that the store itself adds (lost leases, what persons do), as a commit of nothing else.
 	Wrote func(*statev1.CommitItem)
 }
@@ -36,7 +39,9 @@ type Store struct {
 	client redis.UniversalClient
 	cfg    Config
 	clock  *Clock
-	self   string // names this process among the state replicas
+	// clockOff is by how much Redis' clock was off at the last connecting, if it was not followed.
+	clockOff atomic.Int64
+	self     string // names this process among the state replicas
 
 	mu           sync.Mutex
 	destinations map[string]bool
@@ -93,8 +98,15 @@ func newClient(raw string) (redis.UniversalClient, error) {
 // Close ends all connections.
 func (s *Store) Close() error { return s.client.Close() }
 
-// Ping asks Redis for a sign of life.
-func (s *Store) Ping(ctx context.Context) error { return s.client.Ping(ctx).Err() }
+// Ping asks Redis whether it takes writes: one that is full, read-only or without its replicas answers a mere PING. It
+// changes nothing.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.client.HSetNX(ctx, keyMeta, "format", format).Err()
+}
+
+// ClockOff is by how much Redis' clock was ahead (or, negative, behind) when it was last connected, where that is so much that
+// it was not followed; else 0.
+func (s *Store) ClockOff() time.Duration { return time.Duration(s.clockOff.Load()) }
 
 // Now is state's clock in Unix milliseconds.
 func (s *Store) Now() int64 { return s.clock.Now() }
@@ -106,12 +118,15 @@ func (s *Store) Connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
-	s.clock.set(now)
+	s.clockOff.Store(int64(s.clock.set(now)))
 	partitions := strconv.Itoa(Partitions)
 	p := s.client.Pipeline()
 	p.HSetNX(ctx, keyMeta, "format", format)
 	p.HSetNX(ctx, keyMeta, "partitions", partitions)
 	meta := p.HGetAll(ctx, keyMeta)
+	for _, d := range s.Destinations() {
+		p.SAdd(ctx, keyDestinations, d) // a failover may have lost it
+	}
 	known := p.SMembers(ctx, keyDestinations)
 	if _, err := p.Exec(ctx); err != nil {
 		return fmt.Errorf("redis: %w", err)
@@ -137,37 +152,6 @@ type FormatError struct{ Found, Partitions string }
 func (e *FormatError) Error() string {
 	return fmt.Sprintf("redis holds format %s with %s partitions; this callrelay needs format %s with %d. "+
 		"Use another Redis database or the callrelay version that wrote it", e.Found, e.Partitions, format, Partitions)
-}
-
-// CheckDurability returns what in Redis' own settings could lose acknowledged callbacks, in words. Managed services that
-// hide CONFIG give a single line that says so.
-func (s *Store) CheckDurability(ctx context.Context) (problems []string, err error) {
-	get := func(name string) string {
-		if err != nil {
-			return ""
-		}
-		var m map[string]string
-		m, err = s.client.ConfigGet(ctx, name).Result()
-		return m[name]
-	}
-	appendonly, fsync, eviction := get("appendonly"), get("appendfsync"), get("maxmemory-policy")
-	if err != nil {
-		var answered redis.Error
-		if errors.As(err, &answered) {
-			return []string{"CONFIG GET is refused, durability is not checked: " + err.Error()}, nil
-		}
-		return nil, err
-	}
-	if appendonly != "yes" {
-		problems = append(problems, "appendonly is "+appendonly+": acknowledged callbacks are lost when Redis stops; set appendonly yes")
-	}
-	if fsync != "always" {
-		problems = append(problems, "appendfsync is "+fsync+": up to two seconds of acknowledged callbacks may be lost; the safe setting is always")
-	}
-	if eviction != "noeviction" {
-		problems = append(problems, "maxmemory-policy is "+eviction+": Redis may drop calls when memory is full; set noeviction")
-	}
-	return problems, nil
 }
 
 // Load reads calls. An answer's error is a Redis error.
@@ -402,8 +386,9 @@ func outcomeText(o *statev1.Outcome) string {
 
 func outcome(text string) *statev1.Outcome { return &statev1.Outcome{Duplicate: text == "d"} }
 
-// Lease takes due work for one destination, at most one per ref. Refs that are not due (any more) give nothing.
-func (s *Store) Lease(ctx context.Context, destination string, members []string) ([]*statev1.LeaseWork, error) {
+// Lease takes due work for one destination, at most one per ref. Refs that are not due (any more) give nothing. After an
+// error it also returns the leases that may stand although nobody gets the work.
+func (s *Store) Lease(ctx context.Context, destination string, members []string) ([]*statev1.LeaseWork, []Lost, error) {
 	now := s.clock.Now()
 	calls := make([]invocation, len(members))
 	work := make([]*statev1.LeaseWork, len(members))
@@ -421,10 +406,12 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 	}
 	replies, errs := s.run(ctx, leaseScript, calls)
 	out := work[:0]
+	var unsent []Lost
 	var failed error
 	for i, w := range work {
 		if errs[i] != nil {
-			failed = errs[i] // the lease may stand: LEASE_TIME gives it back
+			failed = errs[i]
+			unsent = append(unsent, Lost{Ref{destination, members[i]}, w.Token})
 			continue
 		}
 		if replies[i] == nil {
@@ -452,7 +439,7 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		}
 		out = append(out, w)
 	}
-	return out, failed
+	return out, unsent, failed
 }
 
 // Verdict of a result, in the scripts' words.
@@ -553,8 +540,9 @@ type Lost struct {
 	Token string
 }
 
-// Giveback ends leases if they are still the same. A delivery becomes uncertain and is due at once.
-func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
+// Giveback ends leases if they are still the same. A delivery is due at once, and uncertain if its consumer may have sent
+// it. It returns what is due by that, and an error for each lease.
+func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Ref, []error) {
 	now := s.clock.Now()
 	// The number is not in the lease: read it by its token first.
 	calls := make([]invocation, 0, len(lost))
@@ -567,12 +555,15 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
 		if timer == "" {
 			fields, err := s.client.HGetAll(ctx, keyCall(call)).Result()
 			if err != nil {
-				return nil, err
+				return nil, fill(make([]error, len(lost)), err)
 			}
 			deliveries, _ := readDeliveries(fields)
 			for _, d := range deliveries {
-				if n := strconv.Itoa(int(d.GetNumber())); fields[n+"t"] == l.Token {
-					number = n
+				n := strconv.Itoa(int(d.GetNumber()))
+				if fields[n+"t"] != l.Token {
+					continue
+				}
+				if number = n; maybeSent {
 					entry = marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
 						Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: l.Destination,
 							Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
@@ -582,7 +573,7 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
 		}
 		calls = append(calls, invocation{
 			[]string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
-			[]any{l.Member, l.Token, number, now, entry, s.cfg.JournalLimit, timer},
+			[]any{l.Member, l.Token, number, now, entry, s.cfg.JournalLimit, timer, flag(maybeSent)},
 		})
 		refs, entries = append(refs, l.Ref), append(entries, entry)
 	}
@@ -591,10 +582,12 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost) ([]Ref, error) {
 	for i, reply := range replies {
 		if errs[i] == nil && reply == int64(1) {
 			back = append(back, refs[i])
-			s.wrote(&statev1.CommitItem{Call: refs[i].Member, Journal: entries[i]})
+			if entries[i] != nil {
+				s.wrote(&statev1.CommitItem{Call: refs[i].Member, Journal: entries[i]})
+			}
 		}
 	}
-	return back, errors.Join(errs...)
+	return back, errs
 }
 
 func (s *Store) wrote(item *statev1.CommitItem) {
@@ -650,10 +643,10 @@ func (s *Store) Leases(ctx context.Context, destination string) ([]Lost, error) 
 // end the lease by themselves.)
 func (s *Store) ReturnTimer(ctx context.Context, r *statev1.LeaseResult, againInMS int64) error {
 	p := Partition(r.GetCall())
-	m := member(r.GetCall(), r.GetTimer())
+	m := Member(r.GetCall(), r.GetTimer())
 	_, errs := s.run(ctx, givebackScript, []invocation{{
 		[]string{keyCall(r.GetCall()), keyDue(p, Rules), keyLeases(p, Rules)},
-		[]any{m, r.GetToken(), "", s.clock.Now() + againInMS, "", s.cfg.JournalLimit, r.GetTimer()},
+		[]any{m, r.GetToken(), "", s.clock.Now() + againInMS, "", s.cfg.JournalLimit, r.GetTimer(), ""},
 	}})
 	return errs[0]
 }

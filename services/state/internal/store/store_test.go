@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -79,6 +80,9 @@ var suite = []struct {
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
 	{"Format", testFormat},
+	{"Accounts", testAccounts},
+	{"AccountLease", testAccountLease},
+	{"Limits", testLimits},
 }
 
 func flush(t *testing.T, s *Store) {
@@ -147,7 +151,7 @@ func want(t *testing.T, what string, got, want any) {
 
 func lease(t *testing.T, s *Store, members ...string) []*statev1.LeaseWork {
 	t.Helper()
-	work, err := s.Lease(ctx, dest, members)
+	work, _, err := s.Lease(ctx, dest, members)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,9 +299,7 @@ func numbers(work []*statev1.LeaseWork) (out []string) {
 func testTokens(t *testing.T, s *Store) {
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
 	first := lease(t, s, "ameyo/1")[0]
-	if _, err := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, first.GetToken()}}); err != nil {
-		t.Fatal(err)
-	}
+	giveback(t, s, first.GetToken(), true)
 	second := lease(t, s, "ameyo/1")[0]
 	want(t, "a new token for each grant", first.GetToken() != second.GetToken(), true)
 	want(t, "retry of the old lease", complete(t, s, first, again(0)).Superseded, true)
@@ -313,9 +315,7 @@ func testTokens(t *testing.T, s *Store) {
 func testDoneWhileQueued(t *testing.T, s *Store) {
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
 	w := lease(t, s, "ameyo/1")[0]
-	if _, err := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, w.GetToken()}}); err != nil {
-		t.Fatal(err)
-	}
+	giveback(t, s, w.GetToken(), true)
 	want(t, "done", complete(t, s, w, done).Superseded, false)
 	due, _, err := s.Due(ctx, dest, 10)
 	want(t, "nothing is due", fmt.Sprint(due, err), "[] <nil>")
@@ -337,20 +337,35 @@ func testPausedTime(t *testing.T, s *Store) {
 	want(t, "uncounted", w.GetDelivery().GetAttempts(), 0)
 }
 
+func giveback(t *testing.T, s *Store, token string, maybeSent bool) int {
+	t.Helper()
+	refs, errs := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, token}}, maybeSent)
+	if errs[0] != nil {
+		t.Fatal(errs[0])
+	}
+	return len(refs)
+}
+
 // Rules 7 and 8: a lease that ended without a result makes the delivery uncertain, and the mark travels; a lease that is
 // not the current one any more is left alone.
 func testGiveback(t *testing.T, s *Store) {
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
 	w := lease(t, s, "ameyo/1")[0]
-	refs, err := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, "another token"}})
-	want(t, "another lease", fmt.Sprint(refs, err), "[] <nil>")
-	refs, err = s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/1"}, w.GetToken()}})
-	want(t, "given back", fmt.Sprint(len(refs), err), "1 <nil>")
+	want(t, "another lease", giveback(t, s, "another token", true), 0)
+	want(t, "given back", giveback(t, s, w.GetToken(), true), 1)
 	w = lease(t, s, "ameyo/1")[0]
 	want(t, "uncertain", w.GetDelivery().GetUncertain(), true)
 	want(t, "counted", w.GetDelivery().GetAttempts(), 1)
 	complete(t, s, w, again(0))
 	want(t, "still uncertain", lease(t, s, "ameyo/1")[0].GetDelivery().GetUncertain(), true)
+
+	commit(t, s, item("ameyo/9", "i1", "", "c1", 1))
+	unseen := lease(t, s, "ameyo/9")[0]
+	if refs, errs := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/9"}, unseen.GetToken()}}, false); errs[0] != nil || len(refs) != 1 {
+		t.Fatal(refs, errs)
+	}
+	unseen = lease(t, s, "ameyo/9")[0]
+	want(t, "one that nobody saw", fmt.Sprint(unseen.GetDelivery().GetUncertain(), unseen.GetDelivery().GetAttempts()), "false 0")
 }
 
 // Rule 11: setting a timer replaces, cancelling removes, an outdated entry is STALE, and the commit of an entry's input
@@ -362,7 +377,7 @@ func testTimers(t *testing.T, s *Store) {
 		return it
 	}
 	take := func() []*statev1.LeaseWork {
-		work, err := s.Lease(ctx, Rules, []string{"ameyo/1\tphone1:7"})
+		work, _, err := s.Lease(ctx, Rules, []string{"ameyo/1\tphone1:7"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -489,15 +504,41 @@ func testLateDoneAfterAsked(t *testing.T, s *Store) {
 	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
 }
 
-// Rule 14: one clock that never goes back.
+// Rule 14: one clock that never goes back and never stands still.
 func TestClockNeverGoesBack(t *testing.T) {
-	c := newClock()
-	c.set(time.UnixMilli(1_000_000))
-	first := c.Now()
-	c.set(time.UnixMilli(1_000))
-	if c.Now() < first {
-		t.Errorf("went back from %d to %d", first, c.Now())
-	}
+	synctest.Test(t, func(t *testing.T) {
+		wall := time.Now()
+		c := newClock()
+		c.wall = func() time.Time { return wall }
+		base := time.Now().Add(5 * time.Second) // Redis' clock is a little ahead of this machine's
+		at := func() time.Duration { return time.UnixMilli(c.Now()).Sub(base) }
+		c.set(base)
+		for _, step := range []struct {
+			what  string
+			redis time.Duration // Redis TIME at connecting again, from base
+			wall  time.Duration // how far this machine's wall clock is off by then
+			want  time.Duration // our clock then
+			off   time.Duration
+		}{
+			{"Redis is right", 0, 0, 0, 0},
+			{"Redis is behind by hours", -3 * time.Hour, 0, 0, -3 * time.Hour},
+			{"both went back by hours", -3 * time.Hour, -3 * time.Hour, 0, -3 * time.Hour},
+			{"Redis is ahead by hours, this machine is not", 3 * time.Hour, 0, 0, 3 * time.Hour},
+			{"this machine is ahead by hours, Redis is not", 0, 3 * time.Hour, 0, 0},
+			{"Redis is ahead by a moment", 30 * time.Second, 0, 30 * time.Second, 0},
+			{"and back again", 0, 0, 30 * time.Second, 0},
+			{"we were asleep", 3 * time.Hour, 3 * time.Hour, 3 * time.Hour, 0},
+			{"and go on from there", 0, 0, 3 * time.Hour, -3 * time.Hour},
+		} {
+			wall = base.Add(step.wall)
+			off := c.set(base.Add(step.redis))
+			want(t, step.what, at(), step.want)
+			want(t, step.what+": off", off, step.off)
+			<-time.After(time.Second) // in synctest's time
+			base = base.Add(time.Second)
+			want(t, step.what+": a second later", at(), step.want)
+		}
+	})
 }
 
 // Rule 15: a hold counts its time, a result from before the last release does not hold again, and a person's hold is not

@@ -134,9 +134,6 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	if len(c.credits) > 0 && now.Sub(c.credits[0]) >= fresh {
 		return true, again
 	}
-	if busy {
-		return false, again
-	}
 	limit, change := c.breaker.room(c.cfg.Workers)
 	if change > 0 {
 		again = min(again, change)

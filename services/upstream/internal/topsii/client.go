@@ -92,7 +92,7 @@ func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) deli
 		GetConn: func(string) { left.Store(false) },
 		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
 	})
-	form := url.Values{"jsonData": {string(payload)}}.Encode()
+	form := "jsonData=" + url.QueryEscape(string(payload))
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.URL(endpoint), strings.NewReader(form))
 	if err != nil {
 		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + masked(err)}

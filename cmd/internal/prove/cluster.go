@@ -1,0 +1,295 @@
+package prove
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"callrelay/cmd/internal/privateredis"
+	"callrelay/cmd/internal/supervise"
+	"callrelay/sim/topsii"
+)
+
+// Times of the private relay. They are those of the specification made short, in the same relation, so that a minute is
+// enough to see what follows from a lease that ran out.
+const (
+	topsiiTimeout = 2 * time.Second
+	leaseTime     = 9 * time.Second
+	concurrency   = 32 // requests to TopS.II at once, of each upstream process
+	apiKey        = "prove-prove-prove-prove-prove-00"
+)
+
+var settings = map[string]string{
+	"INDEX_ENV": "TEST", "TEST_API_KEY": apiKey, "ENABLE_REAL_SEND": "true", "TOPSII_CONCURRENCY": fmt.Sprint(concurrency),
+	"TOPSII_CONNECT_TIMEOUT": "1s", "TOPSII_TIMEOUT": topsiiTimeout.String(), "LEASE_TIME": leaseTime.String(),
+	"RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
+	// A brown-out must not be the end of a delivery here: everything has to arrive.
+	"DELIVERY_MAX_ATTEMPTS": "100000", "APP_ERROR_MAX_ATTEMPTS": "100000",
+	"REQUEST_DEDUPE_TTL_SECONDS": "3600", "PHONE1_STATE_TTL_SECONDS": "3600",
+	"JOURNAL_LIMIT": "1048576", "METRICS_ADDR": "127.0.0.1:0",
+}
+
+// process is one service process, started again whenever it ends.
+type process struct {
+	name     string
+	keeper   *supervise.Keeper
+	launches atomic.Int64
+	hits     atomic.Int64 // how often a fault ended it
+	logPath  string
+}
+
+// cluster is the private instance: Redis, the services as processes, TopS.II in this process.
+type cluster struct {
+	dir       string
+	log       *slog.Logger
+	logFile   *os.File
+	redis     *privateredis.Server
+	topsii    *topsii.Server
+	http      *http.Server
+	processes map[target][]*process
+	states    string   // addresses, as rpc.Dial takes them
+	ingresses []string // http://host:port
+}
+
+// startCluster starts everything and returns when callbacks are taken.
+func startCluster(ctx context.Context, o Options, dir string, onEffect func(endpoint string, call int64, at time.Time)) (*cluster, error) {
+	c := &cluster{dir: dir, processes: map[target][]*process{}}
+	err := os.MkdirAll(filepath.Join(dir, "logs"), 0o700)
+	if err == nil {
+		c.logFile, err = os.Create(filepath.Join(dir, "logs", "prove.log"))
+	}
+	if err != nil {
+		return c, err
+	}
+	c.log = slog.New(slog.NewJSONHandler(c.logFile, nil))
+	if c.redis, err = privateredis.Start(ctx, privateredis.Options{DataDir: filepath.Join(dir, "data"), Log: c.log}); err != nil {
+		return c, err
+	}
+	sim, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return c, err
+	}
+	c.topsii = topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true, MaxHeld: 10_000_000, OnEffect: onEffect})
+	if err := c.topsii.SetFault(latency); err != nil {
+		return c, err
+	}
+	// What is cut on purpose is not worth a line each time.
+	c.http = &http.Server{Handler: c.topsii, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	go func() { _ = c.http.Serve(sim) }() // ends with Close
+	return c, c.startServices(ctx, o, sim.Addr().String())
+}
+
+func (c *cluster) startServices(ctx context.Context, o Options, sim string) error {
+	free, err := freeAddrs((len(services) + 1) * o.Replicas)
+	if err != nil {
+		return err
+	}
+	doors, free := free[:o.Replicas], free[o.Replicas:]
+	addr, lists := map[target][]string{}, map[target]string{}
+	for _, s := range services {
+		addr[s], free = free[:o.Replicas], free[o.Replicas:]
+		lists[s] = strings.Join(addr[s], ",")
+	}
+	c.states = lists[stateTarget]
+	for _, s := range services {
+		for i := range o.Replicas {
+			name := fmt.Sprintf("%s-%d", s, i+1)
+			env := map[string]string{
+				"REDIS_URL": c.redis.URL(), "TEST_BASE_URL": "http://" + sim, "DATA_DIR": filepath.Join(c.dir, name),
+				"STATE_GRPC_ADDR": lists[stateTarget], "ROUTER_GRPC_ADDR": lists[routerTarget], "INGRESS_HTTP_ADDR": doors[i],
+			}
+			env[strings.ToUpper(string(s))+"_GRPC_ADDR"] = addr[s][i]
+			if err := os.MkdirAll(env["DATA_DIR"], 0o700); err != nil {
+				return err
+			}
+			p, err := c.start(o, name, string(s), env)
+			if err != nil {
+				return err
+			}
+			c.processes[s] = append(c.processes[s], p)
+		}
+	}
+	for _, door := range doors {
+		c.ingresses = append(c.ingresses, "http://"+door)
+	}
+	return c.ready(ctx)
+}
+
+func (c *cluster) start(o Options, name, program string, own map[string]string) (*process, error) {
+	p := &process{name: name, logPath: filepath.Join(c.dir, "logs", name+".log")}
+	env := os.Environ()
+	env = keepOnly(env, "PATH", "HOME", "TMPDIR", "GORACE", "GOMAXPROCS") // no setting of the relay that runs here
+	for _, set := range []map[string]string{settings, own} {
+		for k, v := range set {
+			env = append(env, k+"="+v)
+		}
+	}
+	launch := func() (*supervise.Process, error) {
+		out, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		defer out.Close()
+		cmd := exec.Command(filepath.Join(o.BinDir, program))
+		cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // see up/split.go
+		process, err := supervise.Start(cmd)
+		if err == nil {
+			p.launches.Add(1)
+		}
+		return process, err
+	}
+	first, err := launch()
+	if err != nil {
+		return nil, fmt.Errorf("%s (make build makes it): %w", program, err)
+	}
+	p.keeper = supervise.Keep(name, c.log, first, launch)
+	return p, nil
+}
+
+func keepOnly(env []string, names ...string) (kept []string) {
+	for _, e := range env {
+		for _, name := range names {
+			if strings.HasPrefix(e, name+"=") {
+				kept = append(kept, e)
+			}
+		}
+	}
+	return kept
+}
+
+// startLimit bounds the start of everything; on a busy machine it takes seconds.
+const startLimit = 30 * time.Second
+
+// ready waits until every ingress is.
+func (c *cluster) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	client := &http.Client{Timeout: time.Second}
+	for _, door := range c.ingresses {
+		for {
+			resp, err := client.Get(door + "/readyz")
+			if err == nil {
+				_ = resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					break
+				}
+			}
+			if !pause(ctx, 20*time.Millisecond) {
+				return fmt.Errorf("the private relay did not become ready within %v", startLimit)
+			}
+		}
+	}
+	return nil
+}
+
+// stop ends everything, what is frozen too.
+func (c *cluster) stop() error {
+	var errs []error
+	for i := len(services) - 1; i >= 0; i-- {
+		for _, p := range c.processes[services[i]] {
+			_ = syscall.Kill(p.keeper.PID(), syscall.SIGCONT)
+			errs = append(errs, p.keeper.Stop(5*time.Second))
+		}
+	}
+	if c.http != nil {
+		_ = c.http.Close()
+	}
+	if c.redis != nil {
+		_ = syscall.Kill(c.redis.PID(), syscall.SIGCONT)
+		errs = append(errs, c.redis.Stop(5*time.Second))
+	}
+	if c.logFile != nil {
+		errs = append(errs, c.logFile.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// begin makes a fault happen; end ends it. Both wait for nothing.
+func (c *cluster) begin(f fault) error {
+	if f.target == topsiiTarget {
+		c.topsii.ClearFaults()
+		var errs []error
+		for _, b := range f.brownOut() {
+			errs = append(errs, c.topsii.SetFault(b))
+		}
+		return errors.Join(errs...)
+	}
+	pid := 0
+	if f.target == redisTarget {
+		pid = c.redis.PID()
+	} else {
+		p := c.processes[f.target][f.replica]
+		pid = p.keeper.PID()
+		if f.what != freeze {
+			p.hits.Add(1)
+		}
+	}
+	signal := map[string]syscall.Signal{kill: syscall.SIGKILL, freeze: syscall.SIGSTOP, restart: syscall.SIGTERM}[f.what]
+	return syscall.Kill(pid, signal)
+}
+
+func (c *cluster) end(f fault) {
+	switch {
+	case f.target == topsiiTarget:
+		c.topsii.ClearFaults()
+		_ = c.topsii.SetFault(latency) // it is valid
+	case f.what != freeze:
+	case f.target == redisTarget:
+		_ = syscall.Kill(c.redis.PID(), syscall.SIGCONT)
+	default:
+		_ = syscall.Kill(c.processes[f.target][f.replica].keeper.PID(), syscall.SIGCONT)
+	}
+}
+
+// strays are processes that ended although no fault ended them.
+func (c *cluster) strays() (problems []string) {
+	for _, s := range services {
+		for _, p := range c.processes[s] {
+			if n := p.launches.Load() - 1 - p.hits.Load(); n > 0 {
+				problems = append(problems, fmt.Sprintf("%s ended by itself %d times; its log: %s", p.name, n, p.logPath))
+			}
+		}
+	}
+	return problems
+}
+
+// freeAddrs finds loopback addresses below the range from which the system takes ports for connections: a service that is
+// started again must find its port free.
+func freeAddrs(n int) (out []string, err error) {
+	for range 10_000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 23_000+rand.IntN(9_000))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		defer l.Close() // only when all are found, or the same would be found twice
+		if out = append(out, addr); len(out) == n {
+			return out, nil
+		}
+	}
+	return nil, errors.New("no free ports from 23000 to 32000 on 127.0.0.1")
+}
+
+// pause is false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

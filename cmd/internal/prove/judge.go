@@ -1,0 +1,239 @@
+package prove
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/sim/topsii"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// delivered is something that TopS.II had to get.
+type delivered struct {
+	sending *sending  // the callback that it is for
+	at      time.Time // when TopS.II got it first; zero: never
+	// uncertain and doubled count how often it got it again: with and without the relay having marked an attempt as one
+	// that may have arrived.
+	uncertain, doubled int
+}
+
+// verdict is what became of one call.
+type verdict struct {
+	deliveries []delivered
+	// unrecorded are acknowledged callbacks that the relay knows nothing of.
+	unrecorded []*sending
+	// problems in words: lost, doubled, wrong order, and what else must not be.
+	problems []string
+	// open: the relay is not done with the call; judged again later.
+	open bool
+	// unanswered counts callbacks that were never acknowledged.
+	unanswered int
+}
+
+// judge compares what the dialer was promised with what the relay wrote down and what TopS.II has.
+func judge(c *call, stored *statev1.GetCallResponse, held []topsii.Held) verdict {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var v verdict
+	v.answers(c.order, stored)
+	position := map[*sending]int{} // of a callback's first entry in the journal
+	requests := map[string]*sending{}
+	var m model
+	type wanted struct {
+		identity string
+		sending  *sending
+	}
+	var want []wanted
+	for i, request := range receivedOf(stored) {
+		s := c.sendings[string(request.query)]
+		if s == nil {
+			v.say("the journal has a callback that was never sent: %s", request.query)
+			continue
+		}
+		if requests[request.id] != nil {
+			v.say("request %s was taken twice", request.id)
+		}
+		requests[request.id] = s
+		if _, known := position[s]; !known {
+			position[s] = i
+		}
+		if due := m.take(string(request.query)); due != nothing {
+			want = append(want, wanted{due, s})
+		}
+	}
+	for _, s := range c.order {
+		for _, a := range s.acks {
+			if requests[a.requestID] != s {
+				v.unrecorded, v.open = append(v.unrecorded, s), true
+				v.say("LOST: %s was acknowledged as request %s, which the relay does not know", s.callback.Kind, a.requestID)
+				break
+			}
+		}
+	}
+	v.orderOfAcks(c.order, position)
+
+	marks := map[string]int{} // uncertain attempts
+	for _, d := range stored.GetDeliveries() {
+		identity := identify(d.GetEndpoint(), d.GetPayload())
+		for _, e := range stored.GetJournal().GetEntries() {
+			if a := e.GetAttempt(); a.GetDelivery() == d.GetNumber() && a.GetUncertain() {
+				marks[identity]++
+			}
+		}
+		if d.GetState() != statev1.DeliveryState_DELIVERY_STATE_DELIVERED {
+			v.open = true
+			v.say("delivery %d is not delivered but %s %s", d.GetNumber(), d.GetState(), d.GetReason())
+		}
+	}
+	got := map[string][]time.Time{}
+	for _, h := range held {
+		identity := identify(h.Endpoint, h.Payload)
+		got[identity] = append(got[identity], h.At)
+	}
+	last := time.Time{}
+	for _, w := range want {
+		times := got[w.identity]
+		delete(got, w.identity)
+		d := delivered{sending: w.sending}
+		if len(times) == 0 {
+			v.open = true
+			v.say("LOST: TopS.II never got %s", w.identity)
+			v.deliveries = append(v.deliveries, d)
+			continue
+		}
+		d.at = times[0]
+		again := len(times) - 1
+		d.uncertain = min(again, marks[w.identity])
+		if d.doubled = again - d.uncertain; d.doubled > 0 {
+			v.say("DOUBLED: TopS.II got %s %d times, and only %d attempts are marked as ones that may have arrived", w.identity, len(times), marks[w.identity])
+		}
+		if d.at.Before(last) {
+			v.say("WRONG ORDER: TopS.II got %s before what was accepted earlier", w.identity)
+		}
+		last = d.at
+		v.deliveries = append(v.deliveries, d)
+	}
+	for identity, times := range got {
+		v.say("DOUBLED: TopS.II got %s %d times, which no callback asked for", identity, len(times))
+		v.deliveries = append(v.deliveries, delivered{sending: c.order[0], at: times[0], doubled: len(times)})
+	}
+	return v
+}
+
+func (v *verdict) say(format string, args ...any) {
+	v.problems = append(v.problems, fmt.Sprintf(format, args...))
+}
+
+func (v *verdict) answers(order []*sending, stored *statev1.GetCallResponse) {
+	for _, s := range order {
+		if s.refused != "" {
+			v.say("a well-formed callback was refused: %s", s.refused)
+		}
+		if len(s.acks) == 0 {
+			v.unanswered++
+		}
+	}
+	if stored.GetJournalDropped() > 0 {
+		v.say("the journal is not complete")
+	}
+}
+
+// orderOfAcks: what was acknowledged before another callback of its call was sent was also accepted before it. Promised for
+// callbacks that go through one ingress (spec: a balancer pins a source to a replica).
+func (v *verdict) orderOfAcks(order []*sending, position map[*sending]int) {
+	for _, early := range order {
+		for _, late := range order {
+			if len(early.acks) == 0 || len(late.acks) == 0 || !early.acks[0].at.Before(late.first) {
+				continue
+			}
+			if len(late.doors) != 1 || !late.doors[early.acks[0].door] {
+				continue
+			}
+			before, known := position[early]
+			after, both := position[late]
+			if known && both && after < before {
+				v.say("WRONG ORDER: %s was acknowledged before %s was sent, and was accepted after it", early.callback.Kind, late.callback.Kind)
+			}
+		}
+	}
+}
+
+type receivedRequest struct {
+	id    string
+	query []byte
+}
+
+func receivedOf(stored *statev1.GetCallResponse) (all []receivedRequest) {
+	for _, e := range stored.GetJournal().GetEntries() {
+		if r := e.GetReceived(); r != nil {
+			all = append(all, receivedRequest{e.GetRequestId(), r.GetQuery()})
+		}
+	}
+	return all
+}
+
+// judgeAll judges calls until each is done or ctx ends, and returns the last verdicts, with what is stored of each call that
+// has a problem. said is told how many are still open.
+func judgeAll(ctx context.Context, state statev1.StateServiceClient, sim *topsii.Server, calls []*call, said func(open int)) ([]verdict, map[*call]*statev1.GetCallResponse) {
+	verdicts := make([]verdict, len(calls))
+	bad := map[*call]*statev1.GetCallResponse{}
+	open := make([]int, len(calls))
+	for i := range calls {
+		open[i] = i
+	}
+	for {
+		var mu sync.Mutex
+		var still []int
+		var wg sync.WaitGroup
+		next := make(chan int)
+		for range 8 {
+			wg.Go(func() {
+				for i := range next {
+					c := calls[i]
+					stored, err := ask(state, c.id)
+					v := judge(c, stored, sim.ByCall(c.id))
+					if err != nil {
+						v.open = true
+						v.say("the relay cannot be asked: %v", err)
+					}
+					mu.Lock()
+					verdicts[i] = v
+					delete(bad, c)
+					if len(v.problems) > 0 {
+						bad[c] = stored
+					}
+					if v.open || len(v.problems) > 0 { // what looks wrong may be half done
+						still = append(still, i)
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		for _, i := range open {
+			next <- i
+		}
+		close(next)
+		wg.Wait()
+		said(len(still))
+		slices.Sort(still)
+		if open = still; len(open) == 0 || !pause(ctx, 500*time.Millisecond) {
+			return verdicts, bad
+		}
+	}
+}
+
+func ask(state statev1.StateServiceClient, id int64) (*statev1.GetCallResponse, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	stored, err := state.GetCall(ctx, &statev1.GetCallRequest{Call: callKey(id)})
+	if status.Code(err) == codes.NotFound {
+		return nil, nil
+	}
+	return stored, err
+}
