@@ -3,6 +3,8 @@ package router
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"google.golang.org/protobuf/proto"
 
@@ -48,11 +50,18 @@ func writeKommo(call *kommo.Call, number *kommo.Number, before *statev1.CallStat
 	if err := proto.Unmarshal(before.GetRecord(), record); err != nil {
 		return nil, err
 	}
+	earlier := &statev1.KommoRecord{}
+	if err := proto.Unmarshal(record.GetBlobs()[kommoBlob], earlier); err != nil {
+		return nil, err
+	}
 	if number != nil {
 		record.NextDelivery = number.NextDelivery
+		live := number.Phase == kommo.Creating || number.Phase == kommo.Refused
+		supersede(record, live, number.Post, earlier.GetNumber().GetPost())
 		stored.Record = &statev1.KommoRecord_Number{Number: numberToProto(number)}
 	} else {
 		record.NextDelivery = call.NextDelivery
+		supersede(record, call.Phase == kommo.Adding || call.Phase == kommo.Failed, call.Post, earlier.GetCall().GetPost())
 		stored.Record = &statev1.KommoRecord_Call{Call: callToProto(call)}
 	}
 	blob, err := proto.Marshal(stored)
@@ -65,6 +74,22 @@ func writeKommo(call *kommo.Call, number *kommo.Number, before *statev1.CallStat
 	record.Blobs[kommoBlob] = blob
 	return proto.Marshal(record)
 }
+
+// supersede sees to it that nobody retries a request that writes a call once the rules have taken that into their own
+// hands: they look for what is uncertain and send it again themselves. Such a request's gate has another owner then, which
+// is what makes state refuse the retry.
+func supersede(record *statev1.Record, live bool, now, before uint32) {
+	for _, post := range []uint32{before, now} {
+		key := kommoGate(post)
+		if post == 0 || live && post == now || slices.ContainsFunc(record.GetGates(), func(g *statev1.Gate) bool { return g.GetKey() == key }) {
+			continue
+		}
+		record.Gates = append(record.Gates, &statev1.Gate{Key: key, Owner: "(the rules of Kommo)"})
+	}
+}
+
+// kommoGate is the gate of a delivery.
+func kommoGate(delivery uint32) string { return "delivery/" + strconv.FormatUint(uint64(delivery), 10) }
 
 func callFromProto(c *statev1.KommoCall) *kommo.Call {
 	call := &kommo.Call{Phase: kommo.Phase(c.GetPhase()), VoipMS: c.GetVoipMs(),
@@ -253,7 +278,7 @@ func kommoDeliveries(deliveries []kommo.NewDelivery) []*statev1.Delivery {
 	out := make([]*statev1.Delivery, len(deliveries))
 	for i, d := range deliveries {
 		out[i] = &statev1.Delivery{Number: d.Number, Destination: d.Destination, Endpoint: d.Endpoint, Payload: d.Payload,
-			RequestId: d.RequestID, Traceparent: d.Traceparent, MaxAgeMs: d.MaxAgeMS}
+			Gate: kommoGate(d.Number), RequestId: d.RequestID, Traceparent: d.Traceparent, MaxAgeMs: d.MaxAgeMS}
 	}
 	return out
 }

@@ -154,3 +154,46 @@ func TestKommoResults(t *testing.T) {
 		}
 	}
 }
+
+// TestKommoSupersededPosts: a person may retry the request that writes a call only while the rules wait for that.
+func TestKommoSupersededPosts(t *testing.T) {
+	state := &statev1.CallState{}
+	for i, test := range []struct {
+		call kommo.Call
+		want string
+	}{
+		{kommo.Call{Phase: kommo.Adding, Post: 1}, ""},
+		{kommo.Call{Phase: kommo.Failed, Post: 1}, ""},
+		{kommo.Call{Phase: kommo.Checking, Post: 1}, "delivery/1"},
+		{kommo.Call{Phase: kommo.Adding, Post: 3}, "delivery/1"},
+		{kommo.Call{Phase: kommo.Written, Post: 3}, "delivery/1 delivery/3"},
+	} {
+		record, err := writeKommo(&test.call, nil, state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		state.Record = record
+		stored, gates := &statev1.Record{}, []string{}
+		if err := proto.Unmarshal(record, stored); err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range stored.GetGates() {
+			gates = append(gates, g.GetKey())
+		}
+		if got := strings.Join(gates, " "); got != test.want {
+			t.Errorf("%d: %q, want %q", i, got, test.want)
+		}
+	}
+	state = &statev1.CallState{}
+	for _, number := range []kommo.Number{{Phase: kommo.Creating, Post: 1}, {Phase: kommo.Seeking, Post: 1}, {Phase: kommo.Creating, Post: 3}, {Phase: kommo.Refused, Post: 3}, {}} {
+		record, err := writeKommo(nil, &number, state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		state.Record = record
+	}
+	stored := &statev1.Record{}
+	if err := proto.Unmarshal(state.Record, stored); err != nil || len(stored.GetGates()) != 2 {
+		t.Errorf("%v: %v", err, stored.GetGates())
+	}
+}

@@ -284,6 +284,19 @@ func TestRules(t *testing.T) {
 		}, "Call event sent, Call event sent, No entity found by number, No entity found by number, Incoming lead sent, " +
 			"Create call event error, Create call event error, Create call event error, Incoming lead created, Incoming lead created, " +
 			"Joins the incoming lead, Call event sent, Call event created", "lead", "calls notes.create unsorted.sip"},
+		{"a refused lead does not hold outgoing calls", func(w *world) {
+			w.input("b", voip(Inbound, ""))
+			w.fire(1 << 62)
+			w.deliver(w.record(CallKey(account, "b")), arrives)
+			w.take(0)
+			w.deliver(w.record(NumberKey(account, digits)), refused)
+			w.seen()
+			clear(w.crm.requests)
+			w.input("a", voip(Outbound, ""))
+			w.pass(minute)
+			w.appear(digits, false)
+			w.pass(10 * minute)
+		}, "Create call event error, Call event sent, No entity found by number, Waits for a contact, Call event sent, Call event created", "contact", "calls"},
 		{"a withheld number", func(w *world) {
 			in := voip(Inbound, "rec")
 			in.Voip.Phone = "anonymous"
