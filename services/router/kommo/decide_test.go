@@ -463,3 +463,38 @@ func TestKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestStaleAnswers: what answers an earlier question, or none, changes nothing; else a call that a lead is being made for
+// could be written on its own as well.
+func TestStaleAnswers(t *testing.T) {
+	for _, kind := range []AnswerKind{AnswerLead, AnswerPark, AnswerStuck, AnswerDiscarded, AnswerContact} {
+		for _, call := range []Call{
+			{ID: "a", Phase: Asking, Asked: true, Ask: 2},
+			{ID: "a", Phase: Parked, Ask: 1},
+			{ID: "a", Phase: Written, Ask: 1, Rev: 1, WrittenRev: 1},
+		} {
+			if _, e := Decide(testConfig(), call, Input{Answer: &Answer{Kind: kind, Ask: 1, Entity: chosen, UID: "u"}}, epoch); e.Changed {
+				t.Errorf("%s to %+v: %+v", kind, call, e)
+			}
+		}
+	}
+}
+
+// TestWaitingEnds: whose time is over is forgotten, without touching the list that was given.
+func TestWaitingEnds(t *testing.T) {
+	given := []Unknown{{Call: "a", Waits: true, UntilMS: epoch}, {Call: "b", Waits: true, UntilMS: epoch + 1}, {Call: "c", UntilMS: epoch}}
+	before := slices.Clone(given)
+	next, _ := DecideNumber(testConfig(), Number{Digits: digits, Waiting: given}, Input{Unknown: &Unknown{Call: "d", Waits: true, UntilMS: epoch + 2}}, epoch)
+	var calls []string
+	for _, u := range next.Waiting {
+		calls = append(calls, u.Call)
+	}
+	if got := strings.Join(calls, " "); got != "b c d" {
+		t.Errorf("%s wait", got)
+	}
+	for i := range given {
+		if given[i].Call != before[i].Call {
+			t.Errorf("the list that was given is %+v now", given)
+		}
+	}
+}

@@ -255,6 +255,9 @@ func (w *world) commit(key, id string, in Input) {
 		}
 		r.timers[timer.Name] = w.now + timer.InMS
 	}
+	if in.Timer != "" && slices.Contains(e.CancelTimers, in.Timer) {
+		w.t.Errorf("timer %s is cancelled by itself", in.Timer)
+	}
 	for _, d := range e.Deliveries {
 		if d.Destination != "kommo/9001" || !json.Valid(d.Payload) {
 			w.t.Errorf("delivery %+v", d)
