@@ -1405,7 +1405,9 @@ type Delivery struct {
 	// A second trace that this delivery belongs to: the phone-1 callback's.
 	Link string `protobuf:"bytes,15,opt,name=link,proto3" json:"link,omitempty"`
 	// Expires when older than this, paused time included (milliseconds), unless something of its pair waits behind it; 0 = never.
-	MaxAgeMs      int64 `protobuf:"varint,16,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
+	MaxAgeMs int64 `protobuf:"varint,16,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
+	// Each time it becomes final, that is an input of its call.
+	ResultWanted  bool `protobuf:"varint,17,opt,name=result_wanted,json=resultWanted,proto3" json:"result_wanted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1552,6 +1554,13 @@ func (x *Delivery) GetMaxAgeMs() int64 {
 	return 0
 }
 
+func (x *Delivery) GetResultWanted() bool {
+	if x != nil {
+		return x.ResultWanted
+	}
+	return false
+}
+
 var File_callrelay_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_record_proto_rawDesc = "" +
@@ -1679,7 +1688,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
 	"\bdelivery\x18\x03 \x01(\rR\bdelivery\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xe3\x03\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x88\x04\n" +
 	"\bDelivery\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1a\n" +
@@ -1700,7 +1709,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x04gate\x18\x0e \x01(\tR\x04gate\x12\x12\n" +
 	"\x04link\x18\x0f \x01(\tR\x04link\x12\x1c\n" +
 	"\n" +
-	"max_age_ms\x18\x10 \x01(\x03R\bmaxAgeMs*\x92\x02\n" +
+	"max_age_ms\x18\x10 \x01(\x03R\bmaxAgeMs\x12#\n" +
+	"\rresult_wanted\x18\x11 \x01(\bR\fresultWanted*\x92\x02\n" +
 	"\rDeliveryState\x12\x1e\n" +
 	"\x1aDELIVERY_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DELIVERY_STATE_QUEUED\x10\x01\x12\x19\n" +

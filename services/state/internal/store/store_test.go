@@ -71,6 +71,9 @@ var suite = []struct {
 	{"PausedTime", testPausedTime},
 	{"Giveback", testGiveback},
 	{"Timers", testTimers},
+	{"TimerSetAgain", testTimerSetAgain},
+	{"Messages", testMessages},
+	{"Results", testResults},
 	{"Settle", testSettle},
 	{"Hold", testHold},
 	{"OneBadItem", testOneBadItem},
@@ -79,10 +82,10 @@ var suite = []struct {
 	{"TimeToLive", testTimeToLive},
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
-	{"Format", testFormat},
 	{"Accounts", testAccounts},
 	{"AccountLease", testAccountLease},
 	{"Limits", testLimits},
+	{"Format", testFormat}, // the last: nothing else works in a store of another format
 }
 
 func flush(t *testing.T, s *Store) {
