@@ -31,7 +31,7 @@ type Config struct {
 	// SendAgain takes the place of Send when an earlier attempt may have arrived: it finds that out first. nil: Send.
 	SendAgain func(ctx context.Context, endpoint string, payload []byte) Answer
 	Policy    Policy
-	Breaker  BreakerSettings
+	Breaker   BreakerSettings
 }
 
 const (
