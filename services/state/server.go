@@ -82,6 +82,9 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 			if answers[i].GetStatus() == statev1.CommitStatus_COMMIT_STATUS_OK {
 				s.files.Committed(item)
 			}
+			if len(item.GetMessages()) > 0 {
+				s.dispatch.Later(store.Rules, now)
+			}
 			for _, t := range item.GetSetTimers() {
 				s.dispatch.Later(store.Rules, now+t.GetInMs())
 			}
@@ -239,6 +242,9 @@ func (s *server) complete(ctx context.Context, destination string, results []*st
 		}
 		s.files.Completed(r, now)
 		s.dispatch.Taken(ctx, r)
+		if v.Result {
+			s.dispatch.Later(store.Rules, now)
+		}
 		if v.Head && v.DueMS <= now {
 			due = append(due, store.Ref{Destination: destination, Member: r.GetCall()})
 		} else if v.Head {

@@ -284,6 +284,19 @@ func TestRules(t *testing.T) {
 		}, "Call event sent, Call event sent, No entity found by number, No entity found by number, Incoming lead sent, " +
 			"Create call event error, Create call event error, Create call event error, Incoming lead created, Incoming lead created, " +
 			"Joins the incoming lead, Call event sent, Call event created", "lead", "calls notes.create unsorted.sip"},
+		{"a refused lead does not hold outgoing calls", func(w *world) {
+			w.input("b", voip(Inbound, ""))
+			w.fire(1 << 62)
+			w.deliver(w.record(CallKey(account, "b")), arrives)
+			w.take(0)
+			w.deliver(w.record(NumberKey(account, digits)), refused)
+			w.seen()
+			clear(w.crm.requests)
+			w.input("a", voip(Outbound, ""))
+			w.pass(minute)
+			w.appear(digits, false)
+			w.pass(10 * minute)
+		}, "Create call event error, Call event sent, No entity found by number, Waits for a contact, Call event sent, Call event created", "contact", "calls"},
 		{"a withheld number", func(w *world) {
 			in := voip(Inbound, "rec")
 			in.Voip.Phone = "anonymous"
@@ -447,6 +460,41 @@ func TestKeys(t *testing.T) {
 	for phone, want := range map[string]string{"+1 (305) 555-0142": "3055550142", "03-5550-142": "035550142", "anonymous": "", "": "", "１２": ""} {
 		if got := Digits(phone); got != want {
 			t.Errorf("%q: %q, want %q", phone, got, want)
+		}
+	}
+}
+
+// TestStaleAnswers: what answers an earlier question, or none, changes nothing; else a call that a lead is being made for
+// could be written on its own as well.
+func TestStaleAnswers(t *testing.T) {
+	for _, kind := range []AnswerKind{AnswerLead, AnswerPark, AnswerStuck, AnswerDiscarded, AnswerContact} {
+		for _, call := range []Call{
+			{ID: "a", Phase: Asking, Asked: true, Ask: 2},
+			{ID: "a", Phase: Parked, Ask: 1},
+			{ID: "a", Phase: Written, Ask: 1, Rev: 1, WrittenRev: 1},
+		} {
+			if _, e := Decide(testConfig(), call, Input{Answer: &Answer{Kind: kind, Ask: 1, Entity: chosen, UID: "u"}}, epoch); e.Changed {
+				t.Errorf("%s to %+v: %+v", kind, call, e)
+			}
+		}
+	}
+}
+
+// TestWaitingEnds: whose time is over is forgotten, without touching the list that was given.
+func TestWaitingEnds(t *testing.T) {
+	given := []Unknown{{Call: "a", Waits: true, UntilMS: epoch}, {Call: "b", Waits: true, UntilMS: epoch + 1}, {Call: "c", UntilMS: epoch}}
+	before := slices.Clone(given)
+	next, _ := DecideNumber(testConfig(), Number{Digits: digits, Waiting: given}, Input{Unknown: &Unknown{Call: "d", Waits: true, UntilMS: epoch + 2}}, epoch)
+	var calls []string
+	for _, u := range next.Waiting {
+		calls = append(calls, u.Call)
+	}
+	if got := strings.Join(calls, " "); got != "b c d" {
+		t.Errorf("%s wait", got)
+	}
+	for i := range given {
+		if given[i].Call != before[i].Call {
+			t.Errorf("the list that was given is %+v now", given)
 		}
 	}
 }

@@ -236,7 +236,8 @@ func TestEveryOrder(t *testing.T) {
 		faults, repeats, times, people int
 	}{
 		{"three sources, known", []source{report, saved, recording}, true, false, 1, 0, 1, 0},
-		{"three sources, unknown", []source{report, saved, recording}, false, false, 1, 0, 0, 0},
+		{"three sources, unknown", []source{report, saved, recording}, false, false, 0, 0, 1, 0},
+		{"a claim, unknown", []source{report, saved}, false, false, 1, 0, 1, 0},
 		{"result, unknown", []source{report, result}, false, false, 1, 0, 1, 0},
 		{"a missing entity", []source{report, nowhere}, false, false, 1, 0, 1, 0},
 		{"opened and cancelled", []source{report, opened, cancelled}, true, false, 1, 0, 1, 0},

@@ -463,6 +463,7 @@ type JournalEntry struct {
 	//	*JournalEntry_Phone1
 	//	*JournalEntry_Note
 	//	*JournalEntry_Action
+	//	*JournalEntry_Kommo
 	//	*JournalEntry_Undecided
 	Fact          isJournalEntry_Fact `protobuf_oneof:"fact"`
 	unknownFields protoimpl.UnknownFields
@@ -601,6 +602,15 @@ func (x *JournalEntry) GetAction() *Action {
 	return nil
 }
 
+func (x *JournalEntry) GetKommo() *KommoOutcome {
+	if x != nil {
+		if x, ok := x.Fact.(*JournalEntry_Kommo); ok {
+			return x.Kommo
+		}
+	}
+	return nil
+}
+
 func (x *JournalEntry) GetUndecided() *Undecided {
 	if x != nil {
 		if x, ok := x.Fact.(*JournalEntry_Undecided); ok {
@@ -651,6 +661,10 @@ type JournalEntry_Action struct {
 	Action *Action `protobuf:"bytes,11,opt,name=action,proto3,oneof"`
 }
 
+type JournalEntry_Kommo struct {
+	Kommo *KommoOutcome `protobuf:"bytes,21,opt,name=kommo,proto3,oneof"`
+}
+
 type JournalEntry_Undecided struct {
 	Undecided *Undecided `protobuf:"bytes,20,opt,name=undecided,proto3,oneof"`
 }
@@ -672,6 +686,8 @@ func (*JournalEntry_Phone1) isJournalEntry_Fact() {}
 func (*JournalEntry_Note) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Action) isJournalEntry_Fact() {}
+
+func (*JournalEntry_Kommo) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Undecided) isJournalEntry_Fact() {}
 
@@ -1477,7 +1493,9 @@ type Delivery struct {
 	// A second trace that this delivery belongs to: the phone-1 callback's.
 	Link string `protobuf:"bytes,15,opt,name=link,proto3" json:"link,omitempty"`
 	// Expires when older than this, paused time included (milliseconds), unless something of its pair waits behind it; 0 = never.
-	MaxAgeMs      int64 `protobuf:"varint,16,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
+	MaxAgeMs int64 `protobuf:"varint,16,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
+	// Each time it becomes final, that is an input of its call.
+	ResultWanted  bool `protobuf:"varint,17,opt,name=result_wanted,json=resultWanted,proto3" json:"result_wanted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1624,11 +1642,18 @@ func (x *Delivery) GetMaxAgeMs() int64 {
 	return 0
 }
 
+func (x *Delivery) GetResultWanted() bool {
+	if x != nil {
+		return x.ResultWanted
+	}
+	return false
+}
+
 var File_callrelay_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\"\x88\x02\n" +
+	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\x1a\x1ecallrelay/state/v1/kommo.proto\"\x88\x02\n" +
 	"\x06Record\x12.\n" +
 	"\x05gates\x18\x01 \x03(\v2\x18.callrelay.state.v1.GateR\x05gates\x122\n" +
 	"\x06phone1\x18\x02 \x03(\v2\x1a.callrelay.state.v1.Phone1R\x06phone1\x12#\n" +
@@ -1669,7 +1694,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\"E\n" +
 	"\aJournal\x12:\n" +
-	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xeb\x04\n" +
+	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xa5\x05\n" +
 	"\fJournalEntry\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1d\n" +
 	"\n" +
@@ -1683,7 +1708,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x06phone1\x18\t \x01(\v2\x1e.callrelay.state.v1.Phone1FactH\x00R\x06phone1\x12\x14\n" +
 	"\x04note\x18\n" +
 	" \x01(\tH\x00R\x04note\x124\n" +
-	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x12=\n" +
+	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x128\n" +
+	"\x05kommo\x18\x15 \x01(\v2 .callrelay.state.v1.KommoOutcomeH\x00R\x05kommo\x12=\n" +
 	"\tundecided\x18\x14 \x01(\v2\x1d.callrelay.state.v1.UndecidedH\x00R\tundecidedB\x06\n" +
 	"\x04fact\"\x98\x01\n" +
 	"\bReceived\x12\x16\n" +
@@ -1756,7 +1782,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
 	"\bdelivery\x18\x03 \x01(\rR\bdelivery\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xe3\x03\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x88\x04\n" +
 	"\bDelivery\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1a\n" +
@@ -1777,7 +1803,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x04gate\x18\x0e \x01(\tR\x04gate\x12\x12\n" +
 	"\x04link\x18\x0f \x01(\tR\x04link\x12\x1c\n" +
 	"\n" +
-	"max_age_ms\x18\x10 \x01(\x03R\bmaxAgeMs*\x92\x02\n" +
+	"max_age_ms\x18\x10 \x01(\x03R\bmaxAgeMs\x12#\n" +
+	"\rresult_wanted\x18\x11 \x01(\bR\fresultWanted*\x92\x02\n" +
 	"\rDeliveryState\x12\x1e\n" +
 	"\x1aDELIVERY_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DELIVERY_STATE_QUEUED\x10\x01\x12\x19\n" +
@@ -1821,6 +1848,7 @@ var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(*Action)(nil),       // 14: callrelay.state.v1.Action
 	(*Delivery)(nil),     // 15: callrelay.state.v1.Delivery
 	nil,                  // 16: callrelay.state.v1.Record.BlobsEntry
+	(*KommoOutcome)(nil), // 17: callrelay.state.v1.KommoOutcome
 }
 var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.Record.gates:type_name -> callrelay.state.v1.Gate
@@ -1835,14 +1863,15 @@ var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	12, // 9: callrelay.state.v1.JournalEntry.ended:type_name -> callrelay.state.v1.Ended
 	13, // 10: callrelay.state.v1.JournalEntry.phone1:type_name -> callrelay.state.v1.Phone1Fact
 	14, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
-	9,  // 12: callrelay.state.v1.JournalEntry.undecided:type_name -> callrelay.state.v1.Undecided
-	0,  // 13: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
-	0,  // 14: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	17, // 12: callrelay.state.v1.JournalEntry.kommo:type_name -> callrelay.state.v1.KommoOutcome
+	9,  // 13: callrelay.state.v1.JournalEntry.undecided:type_name -> callrelay.state.v1.Undecided
+	0,  // 14: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
+	0,  // 15: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_record_proto_init() }
@@ -1850,6 +1879,7 @@ func file_callrelay_state_v1_record_proto_init() {
 	if File_callrelay_state_v1_record_proto != nil {
 		return
 	}
+	file_callrelay_state_v1_kommo_proto_init()
 	file_callrelay_state_v1_record_proto_msgTypes[4].OneofWrappers = []any{
 		(*JournalEntry_Received)(nil),
 		(*JournalEntry_Decided)(nil),
@@ -1860,6 +1890,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		(*JournalEntry_Phone1)(nil),
 		(*JournalEntry_Note)(nil),
 		(*JournalEntry_Action)(nil),
+		(*JournalEntry_Kommo)(nil),
 		(*JournalEntry_Undecided)(nil),
 	}
 	type x struct{}

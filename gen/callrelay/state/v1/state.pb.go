@@ -426,7 +426,9 @@ type CommitItem struct {
 	// Milliseconds left until nobody waits; not committed past it. 0 = no limit.
 	BudgetMs int64 `protobuf:"varint,13,opt,name=budget_ms,json=budgetMs,proto3" json:"budget_ms,omitempty"`
 	// Trace context of router.decide; empty when not traced.
-	Traceparent   string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Traceparent string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// They wait in `rules` until router has committed them at their calls.
+	Messages      []*Message `protobuf:"bytes,15,rep,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,6 +561,76 @@ func (x *CommitItem) GetTraceparent() string {
 	return ""
 }
 
+func (x *CommitItem) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+// Message is an input for another call. It lies with its sender.
+type Message struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique for ever; the input id at the call that it is for.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The call that it is for.
+	To            string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Body          []byte `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Message) Reset() {
+	*x = Message{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Message) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Message) ProtoMessage() {}
+
+func (x *Message) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Message.ProtoReflect.Descriptor instead.
+func (*Message) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Message) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Message) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Message) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
 type Outcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Duplicate     bool                   `protobuf:"varint,1,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
@@ -568,7 +640,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +652,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +665,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Outcome) GetDuplicate() bool {
@@ -614,7 +686,7 @@ type Timer struct {
 
 func (x *Timer) Reset() {
 	*x = Timer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +698,7 @@ func (x *Timer) String() string {
 func (*Timer) ProtoMessage() {}
 
 func (x *Timer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +711,7 @@ func (x *Timer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timer.ProtoReflect.Descriptor instead.
 func (*Timer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Timer) GetName() string {
@@ -656,22 +728,25 @@ func (x *Timer) GetInMs() int64 {
 	return 0
 }
 
-// Entry is an input that waits in `rules`: a timer that came due.
+// Entry is an input that waits in `rules`: a timer that came due, a message to another call, or how a delivery ended.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Timer string                 `protobuf:"bytes,1,opt,name=timer,proto3" json:"timer,omitempty"`
-	// Id of the commit that set it.
+	// Its name within the call.
+	Timer string `protobuf:"bytes,1,opt,name=timer,proto3" json:"timer,omitempty"`
+	// Id of the commit that set it, or of the result.
 	TimerId string `protobuf:"bytes,2,opt,name=timer_id,json=timerId,proto3" json:"timer_id,omitempty"`
 	Token   string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
 	// When it was due, by state's clock.
-	DueMs         int64 `protobuf:"varint,4,opt,name=due_ms,json=dueMs,proto3" json:"due_ms,omitempty"`
+	DueMs         int64           `protobuf:"varint,4,opt,name=due_ms,json=dueMs,proto3" json:"due_ms,omitempty"`
+	Message       *Message        `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Result        *DeliveryResult `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +758,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +771,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Entry) GetTimer() string {
@@ -727,6 +802,74 @@ func (x *Entry) GetDueMs() int64 {
 	return 0
 }
 
+func (x *Entry) GetMessage() *Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *Entry) GetResult() *DeliveryResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+// DeliveryResult says that a delivery of the call became final; its state is the call's to say.
+type DeliveryResult struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Delivery uint32                 `protobuf:"varint,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	// Done.reply; empty where it was not delivered.
+	Reply         []byte `protobuf:"bytes,2,opt,name=reply,proto3" json:"reply,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeliveryResult) Reset() {
+	*x = DeliveryResult{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeliveryResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeliveryResult) ProtoMessage() {}
+
+func (x *DeliveryResult) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeliveryResult.ProtoReflect.Descriptor instead.
+func (*DeliveryResult) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DeliveryResult) GetDelivery() uint32 {
+	if x != nil {
+		return x.Delivery
+	}
+	return 0
+}
+
+func (x *DeliveryResult) GetReply() []byte {
+	if x != nil {
+		return x.Reply
+	}
+	return nil
+}
+
 type CommitResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NowMs         int64                  `protobuf:"varint,1,opt,name=now_ms,json=nowMs,proto3" json:"now_ms,omitempty"`
@@ -737,7 +880,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +892,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +905,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitResponse) GetNowMs() int64 {
@@ -793,7 +936,7 @@ type CommitAnswer struct {
 
 func (x *CommitAnswer) Reset() {
 	*x = CommitAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +948,7 @@ func (x *CommitAnswer) String() string {
 func (*CommitAnswer) ProtoMessage() {}
 
 func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +961,7 @@ func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAnswer.ProtoReflect.Descriptor instead.
 func (*CommitAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CommitAnswer) GetId() uint64 {
@@ -869,7 +1012,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1024,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1037,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LeaseRequest) GetDestination() string {
@@ -928,7 +1071,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1083,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1096,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaseResponse) GetWork() []*LeaseWork {
@@ -993,7 +1136,7 @@ type LeaseWork struct {
 
 func (x *LeaseWork) Reset() {
 	*x = LeaseWork{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1148,7 @@ func (x *LeaseWork) String() string {
 func (*LeaseWork) ProtoMessage() {}
 
 func (x *LeaseWork) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1161,7 @@ func (x *LeaseWork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseWork.ProtoReflect.Descriptor instead.
 func (*LeaseWork) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseWork) GetCall() string {
@@ -1104,7 +1247,7 @@ type LeaseResult struct {
 
 func (x *LeaseResult) Reset() {
 	*x = LeaseResult{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1259,7 @@ func (x *LeaseResult) String() string {
 func (*LeaseResult) ProtoMessage() {}
 
 func (x *LeaseResult) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1272,7 @@ func (x *LeaseResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResult.ProtoReflect.Descriptor instead.
 func (*LeaseResult) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseResult) GetId() uint64 {
@@ -1280,7 +1423,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1435,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1448,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Done) GetReply() []byte {
@@ -1328,7 +1471,7 @@ type RetryLater struct {
 
 func (x *RetryLater) Reset() {
 	*x = RetryLater{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1483,7 @@ func (x *RetryLater) String() string {
 func (*RetryLater) ProtoMessage() {}
 
 func (x *RetryLater) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1496,7 @@ func (x *RetryLater) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryLater.ProtoReflect.Descriptor instead.
 func (*RetryLater) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RetryLater) GetInMs() int64 {
@@ -1387,7 +1530,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1542,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1555,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *End) GetState() DeliveryState {
@@ -1441,7 +1584,7 @@ type HoldDestination struct {
 
 func (x *HoldDestination) Reset() {
 	*x = HoldDestination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1596,7 @@ func (x *HoldDestination) String() string {
 func (*HoldDestination) ProtoMessage() {}
 
 func (x *HoldDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1609,7 @@ func (x *HoldDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDestination.ProtoReflect.Descriptor instead.
 func (*HoldDestination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HoldDestination) GetReason() string {
@@ -1502,7 +1645,7 @@ type LeaseAnswer struct {
 
 func (x *LeaseAnswer) Reset() {
 	*x = LeaseAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1657,7 @@ func (x *LeaseAnswer) String() string {
 func (*LeaseAnswer) ProtoMessage() {}
 
 func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1670,7 @@ func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAnswer.ProtoReflect.Descriptor instead.
 func (*LeaseAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaseAnswer) GetId() uint64 {
@@ -1560,7 +1703,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1715,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1728,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetCallRequest) GetCall() string {
@@ -1610,7 +1753,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1765,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1778,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetCallResponse) GetCall() string {
@@ -1692,7 +1835,7 @@ type ListDeliveriesRequest struct {
 
 func (x *ListDeliveriesRequest) Reset() {
 	*x = ListDeliveriesRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1847,7 @@ func (x *ListDeliveriesRequest) String() string {
 func (*ListDeliveriesRequest) ProtoMessage() {}
 
 func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1860,7 @@ func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListDeliveriesRequest) GetDestination() string {
@@ -1750,7 +1893,7 @@ type ListDeliveriesResponse struct {
 
 func (x *ListDeliveriesResponse) Reset() {
 	*x = ListDeliveriesResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1905,7 @@ func (x *ListDeliveriesResponse) String() string {
 func (*ListDeliveriesResponse) ProtoMessage() {}
 
 func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1918,7 @@ func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListDeliveriesResponse) GetDeliveries() []*CallDelivery {
@@ -1795,7 +1938,7 @@ type CallDelivery struct {
 
 func (x *CallDelivery) Reset() {
 	*x = CallDelivery{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1950,7 @@ func (x *CallDelivery) String() string {
 func (*CallDelivery) ProtoMessage() {}
 
 func (x *CallDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1963,7 @@ func (x *CallDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallDelivery.ProtoReflect.Descriptor instead.
 func (*CallDelivery) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CallDelivery) GetCall() string {
@@ -1848,7 +1991,7 @@ type RetryRequest struct {
 
 func (x *RetryRequest) Reset() {
 	*x = RetryRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2003,7 @@ func (x *RetryRequest) String() string {
 func (*RetryRequest) ProtoMessage() {}
 
 func (x *RetryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2016,7 @@ func (x *RetryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryRequest.ProtoReflect.Descriptor instead.
 func (*RetryRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetryRequest) GetCall() string {
@@ -1905,7 +2048,7 @@ type RetryResponse struct {
 
 func (x *RetryResponse) Reset() {
 	*x = RetryResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2060,7 @@ func (x *RetryResponse) String() string {
 func (*RetryResponse) ProtoMessage() {}
 
 func (x *RetryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2073,7 @@ func (x *RetryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryResponse.ProtoReflect.Descriptor instead.
 func (*RetryResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{29}
 }
 
 type DiscardRequest struct {
@@ -1946,7 +2089,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2101,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2114,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DiscardRequest) GetCall() string {
@@ -2010,7 +2153,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2165,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2178,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{29}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{31}
 }
 
 type HoldRequest struct {
@@ -2050,7 +2193,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2205,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2218,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{30}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *HoldRequest) GetDestination() string {
@@ -2107,7 +2250,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2262,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2275,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{31}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{33}
 }
 
 type ReleaseRequest struct {
@@ -2145,7 +2288,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2300,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2313,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{32}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReleaseRequest) GetDestination() string {
@@ -2195,7 +2338,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2350,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2363,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{33}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{35}
 }
 
 type ListDestinationsRequest struct {
@@ -2231,7 +2374,7 @@ type ListDestinationsRequest struct {
 
 func (x *ListDestinationsRequest) Reset() {
 	*x = ListDestinationsRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2386,7 @@ func (x *ListDestinationsRequest) String() string {
 func (*ListDestinationsRequest) ProtoMessage() {}
 
 func (x *ListDestinationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2399,7 @@ func (x *ListDestinationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDestinationsRequest.ProtoReflect.Descriptor instead.
 func (*ListDestinationsRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{34}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{36}
 }
 
 type ListDestinationsResponse struct {
@@ -2268,7 +2411,7 @@ type ListDestinationsResponse struct {
 
 func (x *ListDestinationsResponse) Reset() {
 	*x = ListDestinationsResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2423,7 @@ func (x *ListDestinationsResponse) String() string {
 func (*ListDestinationsResponse) ProtoMessage() {}
 
 func (x *ListDestinationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2436,7 @@ func (x *ListDestinationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDestinationsResponse.ProtoReflect.Descriptor instead.
 func (*ListDestinationsResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{35}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListDestinationsResponse) GetDestinations() []*Destination {
@@ -2320,7 +2463,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2475,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2488,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{36}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Destination) GetName() string {
@@ -2429,7 +2572,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\x89\x04\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xc2\x04\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -2449,17 +2592,27 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aoutcome\x18\v \x01(\v2\x1b.callrelay.state.v1.OutcomeR\aoutcome\x12/\n" +
 	"\x05entry\x18\f \x01(\v2\x19.callrelay.state.v1.EntryR\x05entry\x12\x1b\n" +
 	"\tbudget_ms\x18\r \x01(\x03R\bbudgetMs\x12 \n" +
-	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\"'\n" +
+	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\x127\n" +
+	"\bmessages\x18\x0f \x03(\v2\x1b.callrelay.state.v1.MessageR\bmessages\"=\n" +
+	"\aMessage\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"'\n" +
 	"\aOutcome\x12\x1c\n" +
 	"\tduplicate\x18\x01 \x01(\bR\tduplicate\"0\n" +
 	"\x05Timer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x13\n" +
-	"\x05in_ms\x18\x02 \x01(\x03R\x04inMs\"e\n" +
+	"\x05in_ms\x18\x02 \x01(\x03R\x04inMs\"\xd8\x01\n" +
 	"\x05Entry\x12\x14\n" +
 	"\x05timer\x18\x01 \x01(\tR\x05timer\x12\x19\n" +
 	"\btimer_id\x18\x02 \x01(\tR\atimerId\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\tR\x05token\x12\x15\n" +
-	"\x06due_ms\x18\x04 \x01(\x03R\x05dueMs\"c\n" +
+	"\x06due_ms\x18\x04 \x01(\x03R\x05dueMs\x125\n" +
+	"\amessage\x18\x05 \x01(\v2\x1b.callrelay.state.v1.MessageR\amessage\x12:\n" +
+	"\x06result\x18\x06 \x01(\v2\".callrelay.state.v1.DeliveryResultR\x06result\"B\n" +
+	"\x0eDeliveryResult\x12\x1a\n" +
+	"\bdelivery\x18\x01 \x01(\rR\bdelivery\x12\x14\n" +
+	"\x05reply\x18\x02 \x01(\fR\x05reply\"c\n" +
 	"\x0eCommitResponse\x12\x15\n" +
 	"\x06now_ms\x18\x01 \x01(\x03R\x05nowMs\x12:\n" +
 	"\aanswers\x18\x02 \x03(\v2 .callrelay.state.v1.CommitAnswerR\aanswers\"\xfa\x01\n" +
@@ -2609,7 +2762,7 @@ func file_callrelay_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(CommitStatus)(0),                // 0: callrelay.state.v1.CommitStatus
 	(*LoadRequest)(nil),              // 1: callrelay.state.v1.LoadRequest
@@ -2619,103 +2772,108 @@ var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(*CallState)(nil),                // 5: callrelay.state.v1.CallState
 	(*CommitRequest)(nil),            // 6: callrelay.state.v1.CommitRequest
 	(*CommitItem)(nil),               // 7: callrelay.state.v1.CommitItem
-	(*Outcome)(nil),                  // 8: callrelay.state.v1.Outcome
-	(*Timer)(nil),                    // 9: callrelay.state.v1.Timer
-	(*Entry)(nil),                    // 10: callrelay.state.v1.Entry
-	(*CommitResponse)(nil),           // 11: callrelay.state.v1.CommitResponse
-	(*CommitAnswer)(nil),             // 12: callrelay.state.v1.CommitAnswer
-	(*LeaseRequest)(nil),             // 13: callrelay.state.v1.LeaseRequest
-	(*LeaseResponse)(nil),            // 14: callrelay.state.v1.LeaseResponse
-	(*LeaseWork)(nil),                // 15: callrelay.state.v1.LeaseWork
-	(*LeaseResult)(nil),              // 16: callrelay.state.v1.LeaseResult
-	(*Done)(nil),                     // 17: callrelay.state.v1.Done
-	(*RetryLater)(nil),               // 18: callrelay.state.v1.RetryLater
-	(*End)(nil),                      // 19: callrelay.state.v1.End
-	(*HoldDestination)(nil),          // 20: callrelay.state.v1.HoldDestination
-	(*LeaseAnswer)(nil),              // 21: callrelay.state.v1.LeaseAnswer
-	(*GetCallRequest)(nil),           // 22: callrelay.state.v1.GetCallRequest
-	(*GetCallResponse)(nil),          // 23: callrelay.state.v1.GetCallResponse
-	(*ListDeliveriesRequest)(nil),    // 24: callrelay.state.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil),   // 25: callrelay.state.v1.ListDeliveriesResponse
-	(*CallDelivery)(nil),             // 26: callrelay.state.v1.CallDelivery
-	(*RetryRequest)(nil),             // 27: callrelay.state.v1.RetryRequest
-	(*RetryResponse)(nil),            // 28: callrelay.state.v1.RetryResponse
-	(*DiscardRequest)(nil),           // 29: callrelay.state.v1.DiscardRequest
-	(*DiscardResponse)(nil),          // 30: callrelay.state.v1.DiscardResponse
-	(*HoldRequest)(nil),              // 31: callrelay.state.v1.HoldRequest
-	(*HoldResponse)(nil),             // 32: callrelay.state.v1.HoldResponse
-	(*ReleaseRequest)(nil),           // 33: callrelay.state.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),          // 34: callrelay.state.v1.ReleaseResponse
-	(*ListDestinationsRequest)(nil),  // 35: callrelay.state.v1.ListDestinationsRequest
-	(*ListDestinationsResponse)(nil), // 36: callrelay.state.v1.ListDestinationsResponse
-	(*Destination)(nil),              // 37: callrelay.state.v1.Destination
-	(*v1.Error)(nil),                 // 38: callrelay.errors.v1.Error
-	(*Delivery)(nil),                 // 39: callrelay.state.v1.Delivery
-	(*Attempt)(nil),                  // 40: callrelay.state.v1.Attempt
-	(DeliveryState)(0),               // 41: callrelay.state.v1.DeliveryState
-	(*Record)(nil),                   // 42: callrelay.state.v1.Record
-	(*Journal)(nil),                  // 43: callrelay.state.v1.Journal
+	(*Message)(nil),                  // 8: callrelay.state.v1.Message
+	(*Outcome)(nil),                  // 9: callrelay.state.v1.Outcome
+	(*Timer)(nil),                    // 10: callrelay.state.v1.Timer
+	(*Entry)(nil),                    // 11: callrelay.state.v1.Entry
+	(*DeliveryResult)(nil),           // 12: callrelay.state.v1.DeliveryResult
+	(*CommitResponse)(nil),           // 13: callrelay.state.v1.CommitResponse
+	(*CommitAnswer)(nil),             // 14: callrelay.state.v1.CommitAnswer
+	(*LeaseRequest)(nil),             // 15: callrelay.state.v1.LeaseRequest
+	(*LeaseResponse)(nil),            // 16: callrelay.state.v1.LeaseResponse
+	(*LeaseWork)(nil),                // 17: callrelay.state.v1.LeaseWork
+	(*LeaseResult)(nil),              // 18: callrelay.state.v1.LeaseResult
+	(*Done)(nil),                     // 19: callrelay.state.v1.Done
+	(*RetryLater)(nil),               // 20: callrelay.state.v1.RetryLater
+	(*End)(nil),                      // 21: callrelay.state.v1.End
+	(*HoldDestination)(nil),          // 22: callrelay.state.v1.HoldDestination
+	(*LeaseAnswer)(nil),              // 23: callrelay.state.v1.LeaseAnswer
+	(*GetCallRequest)(nil),           // 24: callrelay.state.v1.GetCallRequest
+	(*GetCallResponse)(nil),          // 25: callrelay.state.v1.GetCallResponse
+	(*ListDeliveriesRequest)(nil),    // 26: callrelay.state.v1.ListDeliveriesRequest
+	(*ListDeliveriesResponse)(nil),   // 27: callrelay.state.v1.ListDeliveriesResponse
+	(*CallDelivery)(nil),             // 28: callrelay.state.v1.CallDelivery
+	(*RetryRequest)(nil),             // 29: callrelay.state.v1.RetryRequest
+	(*RetryResponse)(nil),            // 30: callrelay.state.v1.RetryResponse
+	(*DiscardRequest)(nil),           // 31: callrelay.state.v1.DiscardRequest
+	(*DiscardResponse)(nil),          // 32: callrelay.state.v1.DiscardResponse
+	(*HoldRequest)(nil),              // 33: callrelay.state.v1.HoldRequest
+	(*HoldResponse)(nil),             // 34: callrelay.state.v1.HoldResponse
+	(*ReleaseRequest)(nil),           // 35: callrelay.state.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),          // 36: callrelay.state.v1.ReleaseResponse
+	(*ListDestinationsRequest)(nil),  // 37: callrelay.state.v1.ListDestinationsRequest
+	(*ListDestinationsResponse)(nil), // 38: callrelay.state.v1.ListDestinationsResponse
+	(*Destination)(nil),              // 39: callrelay.state.v1.Destination
+	(*v1.Error)(nil),                 // 40: callrelay.errors.v1.Error
+	(*Delivery)(nil),                 // 41: callrelay.state.v1.Delivery
+	(*Attempt)(nil),                  // 42: callrelay.state.v1.Attempt
+	(DeliveryState)(0),               // 43: callrelay.state.v1.DeliveryState
+	(*Record)(nil),                   // 44: callrelay.state.v1.Record
+	(*Journal)(nil),                  // 45: callrelay.state.v1.Journal
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
 	4,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
-	38, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
+	40, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
 	5,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
-	39, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
+	41, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
 	7,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
-	39, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
-	9,  // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
-	8,  // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
-	10, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
-	12, // 10: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	38, // 11: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
-	0,  // 12: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
-	8,  // 13: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
-	5,  // 14: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
-	16, // 15: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
-	15, // 16: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
-	21, // 17: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	39, // 18: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
-	10, // 19: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	40, // 20: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
-	17, // 21: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
-	18, // 22: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
-	19, // 23: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
-	20, // 24: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	41, // 25: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	38, // 26: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
-	42, // 27: callrelay.state.v1.GetCallResponse.record:type_name -> callrelay.state.v1.Record
-	39, // 28: callrelay.state.v1.GetCallResponse.deliveries:type_name -> callrelay.state.v1.Delivery
-	43, // 29: callrelay.state.v1.GetCallResponse.journal:type_name -> callrelay.state.v1.Journal
-	41, // 30: callrelay.state.v1.ListDeliveriesRequest.states:type_name -> callrelay.state.v1.DeliveryState
-	26, // 31: callrelay.state.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.state.v1.CallDelivery
-	39, // 32: callrelay.state.v1.CallDelivery.delivery:type_name -> callrelay.state.v1.Delivery
-	37, // 33: callrelay.state.v1.ListDestinationsResponse.destinations:type_name -> callrelay.state.v1.Destination
-	1,  // 34: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
-	6,  // 35: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
-	13, // 36: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	22, // 37: callrelay.state.v1.StateService.GetCall:input_type -> callrelay.state.v1.GetCallRequest
-	24, // 38: callrelay.state.v1.StateService.ListDeliveries:input_type -> callrelay.state.v1.ListDeliveriesRequest
-	27, // 39: callrelay.state.v1.StateService.Retry:input_type -> callrelay.state.v1.RetryRequest
-	29, // 40: callrelay.state.v1.StateService.Discard:input_type -> callrelay.state.v1.DiscardRequest
-	31, // 41: callrelay.state.v1.StateService.Hold:input_type -> callrelay.state.v1.HoldRequest
-	33, // 42: callrelay.state.v1.StateService.Release:input_type -> callrelay.state.v1.ReleaseRequest
-	35, // 43: callrelay.state.v1.StateService.ListDestinations:input_type -> callrelay.state.v1.ListDestinationsRequest
-	3,  // 44: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	11, // 45: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	14, // 46: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	23, // 47: callrelay.state.v1.StateService.GetCall:output_type -> callrelay.state.v1.GetCallResponse
-	25, // 48: callrelay.state.v1.StateService.ListDeliveries:output_type -> callrelay.state.v1.ListDeliveriesResponse
-	28, // 49: callrelay.state.v1.StateService.Retry:output_type -> callrelay.state.v1.RetryResponse
-	30, // 50: callrelay.state.v1.StateService.Discard:output_type -> callrelay.state.v1.DiscardResponse
-	32, // 51: callrelay.state.v1.StateService.Hold:output_type -> callrelay.state.v1.HoldResponse
-	34, // 52: callrelay.state.v1.StateService.Release:output_type -> callrelay.state.v1.ReleaseResponse
-	36, // 53: callrelay.state.v1.StateService.ListDestinations:output_type -> callrelay.state.v1.ListDestinationsResponse
-	44, // [44:54] is the sub-list for method output_type
-	34, // [34:44] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	41, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
+	10, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
+	9,  // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
+	11, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
+	8,  // 10: callrelay.state.v1.CommitItem.messages:type_name -> callrelay.state.v1.Message
+	8,  // 11: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
+	12, // 12: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
+	14, // 13: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
+	40, // 14: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	0,  // 15: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
+	9,  // 16: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
+	5,  // 17: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
+	18, // 18: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
+	17, // 19: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
+	23, // 20: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
+	41, // 21: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	11, // 22: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
+	42, // 23: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	19, // 24: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
+	20, // 25: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
+	21, // 26: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
+	22, // 27: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
+	43, // 28: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	40, // 29: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	44, // 30: callrelay.state.v1.GetCallResponse.record:type_name -> callrelay.state.v1.Record
+	41, // 31: callrelay.state.v1.GetCallResponse.deliveries:type_name -> callrelay.state.v1.Delivery
+	45, // 32: callrelay.state.v1.GetCallResponse.journal:type_name -> callrelay.state.v1.Journal
+	43, // 33: callrelay.state.v1.ListDeliveriesRequest.states:type_name -> callrelay.state.v1.DeliveryState
+	28, // 34: callrelay.state.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.state.v1.CallDelivery
+	41, // 35: callrelay.state.v1.CallDelivery.delivery:type_name -> callrelay.state.v1.Delivery
+	39, // 36: callrelay.state.v1.ListDestinationsResponse.destinations:type_name -> callrelay.state.v1.Destination
+	1,  // 37: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
+	6,  // 38: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
+	15, // 39: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
+	24, // 40: callrelay.state.v1.StateService.GetCall:input_type -> callrelay.state.v1.GetCallRequest
+	26, // 41: callrelay.state.v1.StateService.ListDeliveries:input_type -> callrelay.state.v1.ListDeliveriesRequest
+	29, // 42: callrelay.state.v1.StateService.Retry:input_type -> callrelay.state.v1.RetryRequest
+	31, // 43: callrelay.state.v1.StateService.Discard:input_type -> callrelay.state.v1.DiscardRequest
+	33, // 44: callrelay.state.v1.StateService.Hold:input_type -> callrelay.state.v1.HoldRequest
+	35, // 45: callrelay.state.v1.StateService.Release:input_type -> callrelay.state.v1.ReleaseRequest
+	37, // 46: callrelay.state.v1.StateService.ListDestinations:input_type -> callrelay.state.v1.ListDestinationsRequest
+	3,  // 47: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	13, // 48: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	16, // 49: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	25, // 50: callrelay.state.v1.StateService.GetCall:output_type -> callrelay.state.v1.GetCallResponse
+	27, // 51: callrelay.state.v1.StateService.ListDeliveries:output_type -> callrelay.state.v1.ListDeliveriesResponse
+	30, // 52: callrelay.state.v1.StateService.Retry:output_type -> callrelay.state.v1.RetryResponse
+	32, // 53: callrelay.state.v1.StateService.Discard:output_type -> callrelay.state.v1.DiscardResponse
+	34, // 54: callrelay.state.v1.StateService.Hold:output_type -> callrelay.state.v1.HoldResponse
+	36, // 55: callrelay.state.v1.StateService.Release:output_type -> callrelay.state.v1.ReleaseResponse
+	38, // 56: callrelay.state.v1.StateService.ListDestinations:output_type -> callrelay.state.v1.ListDestinationsResponse
+	47, // [47:57] is the sub-list for method output_type
+	37, // [37:47] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_state_proto_init() }
@@ -2724,7 +2882,7 @@ func file_callrelay_state_v1_state_proto_init() {
 		return
 	}
 	file_callrelay_state_v1_record_proto_init()
-	file_callrelay_state_v1_state_proto_msgTypes[15].OneofWrappers = []any{
+	file_callrelay_state_v1_state_proto_msgTypes[17].OneofWrappers = []any{
 		(*LeaseResult_Done)(nil),
 		(*LeaseResult_Retry)(nil),
 		(*LeaseResult_End)(nil),
@@ -2736,7 +2894,7 @@ func file_callrelay_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_state_proto_rawDesc), len(file_callrelay_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,8 @@ func keyHold(destination string) string { return "cr:h:" + destination }
 //	v          id of the commit that wrote it         r   serialised Record
 //	j1, j2...  pieces of journal (serialised Journal) jn  how many, jb how many bytes, jx bytes that did not fit
 //	i:<input>  outcome of each input ever committed   o   open deliveries and timers; 0 starts the time to live
+//	m:<name>   what an entry brings: a message to another call (name ">" and its id), or a reply (name "=" and the delivery)
+//	<n>w       its result is an input of the call
 //	t:<name>   id of the commit that set the timer    q:<dest>  numbers of the deliveries that still have to go out, in order
 //	<n>        serialised Delivery, never changed     <n>s  state letter      <n>a  attempts    <n>u  uncertain; 0 = a person looked since
 //	<n>t       token of its last lease                <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason

@@ -328,11 +328,11 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 	call, p := item.GetCall(), Partition(item.GetCall())
 	keys := make([]string, 3, 3+2*len(item.GetDeliveries()))
 	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
-	args := make([]any, 0, 15+4*len(item.GetDeliveries())+2*len(item.GetSetTimers())+len(item.GetCancelTimers()))
+	args := make([]any, 0, 15+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers()))
 	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
 		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
-		len(item.GetDeliveries()), len(item.GetSetTimers()), len(item.GetCancelTimers()))
+		len(item.GetDeliveries()), len(item.GetSetTimers())+len(item.GetMessages()), len(item.GetCancelTimers()))
 	for i, d := range item.GetDeliveries() {
 		if err := s.Know(ctx, d.GetDestination()); err != nil {
 			return invocation{}, err
@@ -350,10 +350,17 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 			token = tokens[i]
 		}
 		keys = append(keys, keyDue(p, d.GetDestination()), keyLeases(p, d.GetDestination()))
-		args = append(args, d.GetNumber(), d.GetDestination(), body, token)
+		args = append(args, d.GetNumber(), d.GetDestination(), body, token, flag(d.GetResultWanted()))
 	}
 	for _, t := range item.GetSetTimers() {
-		args = append(args, t.GetName(), now+t.GetInMs())
+		args = append(args, t.GetName(), now+t.GetInMs(), "")
+	}
+	for _, m := range item.GetMessages() {
+		body, err := proto.Marshal(m)
+		if err != nil {
+			return invocation{}, err
+		}
+		args = append(args, messageName+m.GetId(), now, body)
 	}
 	for _, name := range item.GetCancelTimers() {
 		args = append(args, name)
@@ -363,6 +370,25 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 
 // Rules is the destination whose work are inputs for the router.
 const Rules = "rules"
+
+// An entry of `rules` has a name: a timer's own, or one of these and the id of a message to another call or the number of a
+// delivery that ended.
+const (
+	messageName = ">"
+	resultName  = "="
+)
+
+// readEntry fills in what an entry brings beside its name.
+func readEntry(e *statev1.Entry, body []byte) error {
+	switch {
+	case strings.HasPrefix(e.GetTimer(), messageName):
+		e.Message = &statev1.Message{}
+		return proto.Unmarshal(body, e.Message)
+	case strings.HasPrefix(e.GetTimer(), resultName):
+		e.Result = &statev1.DeliveryResult{Delivery: uint32(atoi(e.GetTimer()[len(resultName):])), Reply: body}
+	}
+	return nil
+}
 
 // Know records a destination the first time this process sees it, before anything is queued for it: what is not in the
 // set would not be swept.
@@ -434,8 +460,12 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		}
 		r, err := strs(replies[i])
 		switch {
-		case err == nil && w.Entry != nil && len(r) == 2:
+		case err == nil && w.Entry != nil && len(r) == 3:
 			w.Entry.TimerId, w.Entry.DueMs = r[0], atoi(r[1])
+			if err := readEntry(w.Entry, []byte(r[2])); err != nil {
+				failed = fmt.Errorf("entry %s of %s is unreadable: %w", w.Entry.Timer, w.Call, err)
+				continue
+			}
 		case err == nil && w.Entry == nil && len(r) == 7:
 			d := &statev1.Delivery{}
 			if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
@@ -463,6 +493,8 @@ type Verdict struct {
 	// The pair has a head that is due now, or at DueMS if that is later.
 	Head  bool
 	DueMS int64
+	// Result: the rules asked for it, and it waits in `rules`.
+	Result bool
 }
 
 // Complete takes results of deliveries (not of timers) and returns a verdict or an error for each.
@@ -492,10 +524,11 @@ func (s *Store) Complete(ctx context.Context, results []*statev1.LeaseResult) ([
 		verdicts[i].DueMS = due
 		p := Partition(r.GetCall())
 		calls[i] = invocation{
-			[]string{keyCall(r.GetCall()), keyDue(p, r.GetDestination()), keyLeases(p, r.GetDestination()), keyLetters(p, r.GetDestination())},
+			[]string{keyCall(r.GetCall()), keyDue(p, r.GetDestination()), keyLeases(p, r.GetDestination()), keyLetters(p, r.GetDestination()),
+				keyDue(p, Rules), keyLeases(p, Rules)},
 			[]any{r.GetCall(), r.GetDestination(), r.GetDelivery(), r.GetToken(), verb, final, due, now,
 				s.cfg.Retention.Milliseconds(), counts, flag(r.GetAttempt().GetUncertain()), paused, reason,
-				resultJournal(r, now), s.cfg.JournalLimit},
+				resultJournal(r, now), s.cfg.JournalLimit, r.GetDone().GetReply(), rand.Text()},
 		}
 	}
 	replies, errs := s.run(ctx, completeScript, calls)
@@ -504,11 +537,12 @@ func (s *Store) Complete(ctx context.Context, results []*statev1.LeaseResult) ([
 			continue
 		}
 		r, err := strs(replies[i])
-		if err != nil || len(r) != 2 {
+		if err != nil || len(r) < 2 {
 			errs[i] = fmt.Errorf("complete: unexpected reply %v", replies[i])
 			continue
 		}
 		verdicts[i].Superseded = r[0] == "superseded"
+		verdicts[i].Result = len(r) > 2 && r[2] == "1"
 		verdicts[i].Head = r[0] == "ok" && (r[1] == "1" || verdicts[i].DueMS > now)
 		if r[1] == "1" {
 			verdicts[i].DueMS = now
@@ -697,10 +731,10 @@ func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *state
 	now, p := s.clock.Now(), Partition(c.GetCall())
 	entry := marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Action{Action: a}})
 	replies, errs := s.run(ctx, settleScript, []invocation{{
-		[]string{keyCall(c.GetCall()), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination())},
+		[]string{keyCall(c.GetCall()), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination()), keyDue(p, Rules), keyLeases(p, Rules)},
 		[]any{c.GetCall(), d.GetDestination(), d.GetNumber(), c.GetVersion(), rand.Text(), letter(d.GetState()), a.GetWhat(), now,
 			s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason(),
-			now - d.GetCreatedMs() + d.GetPausedMs() - pausedMS},
+			now - d.GetCreatedMs() + d.GetPausedMs() - pausedMS, rand.Text()},
 	}})
 	if errs[0] != nil {
 		return false, errs[0]

@@ -71,6 +71,9 @@ var suite = []struct {
 	{"PausedTime", testPausedTime},
 	{"Giveback", testGiveback},
 	{"Timers", testTimers},
+	{"TimerSetAgain", testTimerSetAgain},
+	{"Messages", testMessages},
+	{"Results", testResults},
 	{"Settle", testSettle},
 	{"Hold", testHold},
 	{"OneBadItem", testOneBadItem},
@@ -80,10 +83,10 @@ var suite = []struct {
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
 	{"ClockJumps", testClockJumps},
-	{"Format", testFormat},
 	{"Accounts", testAccounts},
 	{"AccountLease", testAccountLease},
 	{"Limits", testLimits},
+	{"Format", testFormat}, // the last: nothing else works in a store of another format
 }
 
 func flush(t *testing.T, s *Store) {

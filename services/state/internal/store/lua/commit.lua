@@ -3,8 +3,8 @@
 -- ARGV 1 input id, 2 expected version, 3 commit id ('' = journal only), 4 record, 5 journal, 6 outcome, 7 now (ms),
 --      8 retention (ms), 9 journal limit (bytes), 10 call key, 11 entry timer ('' = none), 12 entry timer id,
 --      13 number of deliveries, of timers set, of timers cancelled (three arguments),
---      then number, destination, body, lease token ('' = none) of each delivery; name, due (ms) of each timer set;
---      name of each cancelled
+--      then number, destination, body, lease token ('' = none), '1' if its result is an input of each delivery; name,
+--      due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled
 -- A delivery with a lease token that becomes the head of its line is leased at once.
 -- returns {'earlier', outcome} | {'conflict', field, value, ...} | {'stale'} | {'ok', for each delivery: 'due' = the new
 --      head of its line, 'leased', or '' = it waits behind another}
@@ -14,8 +14,8 @@ local deliveries, timers, cancelled = tonumber(ARGV[13]), tonumber(ARGV[14]), to
 -- What has to be known: fixed fields, the line of each delivery, each timer.
 local fields = {'HMGET', call, 'i:' .. ARGV[1], 'v', 'o', 'jn', 'jb', 't:' .. ARGV[11]}
 local at = 16
-for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 4 end
-for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 2 end
+for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 5 end
+for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 3 end
 for _ = 1, cancelled do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 1 end
 local known = redis.call(unpack(fields))
 
@@ -41,6 +41,7 @@ local function drop_timer(name, id)
   if id then
     open = open - 1
     gone[#gone + 1] = 't:' .. name
+    gone[#gone + 1] = 'm:' .. name
   end
   redis.call('ZREM', KEYS[2], key .. '\t' .. name)
   redis.call('HDEL', KEYS[3], key .. '\t' .. name)
@@ -66,6 +67,7 @@ for i = 1, deliveries do
   end
   lines[destination] = line
   put(number, ARGV[at + 2])
+  if ARGV[at + 4] == '1' then put(number .. 'w', '1') end
   if place == 'leased' then
     put(number .. 's', 'l')
     put(number .. 't', token)
@@ -77,24 +79,28 @@ for i = 1, deliveries do
   reply[#reply + 1] = place
   open = open + 1
   next_known = next_known + 1
-  at = at + 4
+  at = at + 5
 end
 for destination, line in pairs(lines) do put('q:' .. destination, line) end
 
 for _ = 1, timers do
   local name = ARGV[at]
-  if known[next_known] then
+  if name == ARGV[11] then
+    gone = {} -- the entry's own timer, set again
+    open = open + 1
+  elseif known[next_known] then
     redis.call('HDEL', KEYS[3], key .. '\t' .. name) -- whoever has the old one is outdated
   else
     open = open + 1
   end
   put('t:' .. name, commit)
+  if ARGV[at + 2] ~= '' then put('m:' .. name, ARGV[at + 2]) end
   redis.call('ZADD', KEYS[2], ARGV[at + 1], key .. '\t' .. name)
   next_known = next_known + 1
-  at = at + 2
+  at = at + 3
 end
 for _ = 1, cancelled do
-  drop_timer(ARGV[at], known[next_known])
+  if ARGV[at] ~= ARGV[11] then drop_timer(ARGV[at], known[next_known]) end
   next_known = next_known + 1
   at = at + 1
 end

@@ -1,12 +1,12 @@
 -- complete: takes the result of a leased delivery. `done` is a fact and counts from any token while the delivery is not
 -- final (or waits for a person); everything else only from the current token.
--- KEYS 1 call HASH, 2 due ZSET, 3 leases HASH, 4 letters ZSET of the destination
+-- KEYS 1 call HASH, 2 due ZSET, 3 leases HASH, 4 letters ZSET of the destination, 5 due ZSET, 6 leases HASH of `rules`
 -- ARGV 1 call key, 2 destination, 3 number, 4 token, 5 verb: done | end | again, 6 state letter to end in, 7 due (ms),
 --      8 now (ms), 9 retention (ms), 10 '1' if the attempt counts, 11 '1' if uncertain, 12 paused (ms) to add,
---      13 reason, 14 journal, 15 journal limit (bytes)
--- returns {'ok', '1' if the pair has a head that is due now} | {'superseded', state letter}
+--      13 reason, 14 journal, 15 journal limit (bytes), 16 reply, 17 id of this result
+-- returns {'ok', '1' if the pair has a head that is due now, '1' if `rules` got the result} | {'superseded', state letter}
 local call, key, destination, number = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local d = redis.call('HMGET', call, number .. 's', number .. 't', number .. 'a', number .. 'z', 'q:' .. destination, 'o', 'jn', 'jb')
+local d = redis.call('HMGET', call, number .. 's', number .. 't', number .. 'a', number .. 'z', 'q:' .. destination, 'o', 'jn', 'jb', number .. 'w')
 local state = d[1] or ''
 -- A token counts only in state l: what it once was is not removed.
 if ARGV[5] == 'done' then
@@ -31,7 +31,7 @@ if ARGV[5] == 'again' then
   put(number .. 's', 'q')
   redis.call(unpack(set))
   redis.call('ZADD', KEYS[2], ARGV[7], key)
-  return {'ok', tonumber(ARGV[7]) <= tonumber(ARGV[8]) and '1' or ''}
+  return {'ok', tonumber(ARGV[7]) <= tonumber(ARGV[8]) and '1' or '', ''}
 end
 
 put(number .. 's', ARGV[6])
@@ -59,10 +59,14 @@ end
 
 -- What a person still has to decide about keeps the call.
 local open = tonumber(d[6] or '0')
-if ARGV[6] ~= 'x' and ARGV[6] ~= 'a' then
-  open = open - 1
-  put('o', tostring(open))
+local told = ''
+local before = open
+if ARGV[6] ~= 'x' and ARGV[6] ~= 'a' then open = open - 1 end
+if d[9] then
+  open = open + add_result(call, key, KEYS[5], KEYS[6], number, ARGV[17], ARGV[16], ARGV[8])
+  told = '1'
 end
+if open ~= before then put('o', tostring(open)) end
 redis.call(unpack(set))
 if open <= 0 then redis.call('PEXPIRE', call, ARGV[9]) end
-return {'ok', due}
+return {'ok', due, told}

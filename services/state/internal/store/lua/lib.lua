@@ -26,3 +26,14 @@ local function without(line, number)
   end
   return table.concat(rest, ' '), head
 end
+
+-- Puts the result of a delivery into `rules`, where the rules asked for it (field <n>w). The latest result counts: an
+-- earlier one that was not looked at yet is replaced. Returns how many entries there are more.
+local function add_result(call, key, due, leases, number, id, reply, now)
+  if redis.call('HEXISTS', call, number .. 'w') == 0 then return 0 end
+  local name = '=' .. number
+  local more = redis.call('HSET', call, 't:' .. name, id, 'm:' .. name, reply) > 0 and 1 or 0
+  redis.call('HDEL', leases, key .. '\t' .. name) -- whoever has the old one is outdated
+  redis.call('ZADD', due, now, key .. '\t' .. name)
+  return more
+end

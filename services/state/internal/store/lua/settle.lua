@@ -1,9 +1,9 @@
 -- settle: a person retries or discards a delivery. Changes the version, so that rules which looked at the call before
 -- decide again.
--- KEYS 1 call HASH, 2 due ZSET, 3 letters ZSET of the destination
+-- KEYS 1 call HASH, 2 due ZSET, 3 letters ZSET of the destination, 4 due ZSET, 5 leases HASH of `rules`
 -- ARGV 1 call key, 2 destination, 3 number, 4 expected version, 5 new version, 6 state letter it must be in,
 --      7 verb: retry | discard, 8 now (ms), 9 retention (ms), 10 journal, 11 journal limit (bytes), 12 reason,
---      13 paused (ms) with which its age begins anew
+--      13 paused (ms) with which its age begins anew, 14 id of this result
 -- returns {'ok', '1' if the pair has a head that is due now} | {'conflict'}
 local call, key, number = KEYS[1], ARGV[1], ARGV[3]
 local line = 'q:' .. ARGV[2]
@@ -52,6 +52,8 @@ else
     end
   end
   if counted then open = open - 1 end
+  open = open + add_result(call, key, KEYS[4], KEYS[5], number, ARGV[14], '', ARGV[8])
+  if open > 0 then redis.call('PERSIST', call) end
 end
 put('o', tostring(open))
 redis.call(unpack(set))
