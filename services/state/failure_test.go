@@ -57,12 +57,12 @@ func TestRedisFails(t *testing.T) {
 		{name: "read-only", lasts: 3 * time.Second, writes: true,
 			harm: func(t *testing.T, _ *redistest.Server, c *redis.Client) {
 				// A replica of something that is not there keeps its data.
-				if err := c.SlaveOf(ctx, "127.0.0.1", "1").Err(); err != nil {
+				if err := c.ReplicaOf(ctx, "127.0.0.1", "1").Err(); err != nil {
 					t.Fatal(err)
 				}
 				set(t, c, "replica-serve-stale-data", "yes")
 			},
-			mend: func(t *testing.T, _ *redistest.Server, c *redis.Client) { c.SlaveOf(ctx, "NO", "ONE") }},
+			mend: func(t *testing.T, _ *redistest.Server, c *redis.Client) { c.ReplicaOf(ctx, "NO", "ONE") }},
 		{name: "disk error", args: []string{"--save", "3600 1000000"}, lasts: 3 * time.Second, writes: true,
 			harm: func(t *testing.T, r *redistest.Server, c *redis.Client) {
 				if err := os.Mkdir(filepath.Join(r.Dir(), "dump.rdb"), 0o700); err != nil { // the snapshot cannot be put in place

@@ -94,7 +94,7 @@ func TestNothingHalfWritten(t *testing.T) {
 	faults := map[string][2]func(){
 		"OOM":        {func() { set("maxmemory", "1") }, func() { set("maxmemory", "0") }},
 		"NOREPLICAS": {func() { set("min-replicas-to-write", "1") }, func() { set("min-replicas-to-write", "0") }},
-		"READONLY":   {func() { c.SlaveOf(ctx, "127.0.0.1", "1") }, func() { c.SlaveOf(ctx, "NO", "ONE") }},
+		"READONLY":   {func() { c.ReplicaOf(ctx, "127.0.0.1", "1") }, func() { c.ReplicaOf(ctx, "NO", "ONE") }},
 	}
 	// Each prepares a call and returns the operation that is then tried.
 	type prepared func() error

@@ -594,18 +594,26 @@ type Lost struct {
 func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Ref, []error) {
 	now := s.clock.Now()
 	// The number is not in the lease: read it by its token first.
-	calls := make([]invocation, 0, len(lost))
-	refs := make([]Ref, 0, len(lost))
-	entries := make([][]byte, 0, len(lost))
-	for _, l := range lost {
+	read := s.client.Pipeline()
+	stored := make([]*redis.MapStringStringCmd, len(lost))
+	for i, l := range lost {
+		call, _ := splitMember(l.Member)
+		stored[i] = read.HGetAll(ctx, keyCall(call))
+	}
+	_, _ = read.Exec(ctx) // each command has its own error
+	errs := make([]error, len(lost))
+	entries := make([][]byte, len(lost))
+	var calls []invocation
+	var at []int // in lost
+	for i, l := range lost {
 		call, timer := splitMember(l.Member)
-		p := Partition(call)
-		number, entry := "", []byte(nil)
+		fields, err := stored[i].Result()
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		number := ""
 		if timer == "" {
-			fields, err := s.client.HGetAll(ctx, keyCall(call)).Result()
-			if err != nil {
-				return nil, fill(make([]error, len(lost)), err)
-			}
 			deliveries, _ := readDeliveries(fields)
 			for _, d := range deliveries {
 				n := strconv.Itoa(int(d.GetNumber()))
@@ -613,27 +621,29 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 					continue
 				}
 				if number = n; maybeSent {
-					entry = marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
+					entries[i] = marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
 						Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: l.Destination,
 							Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
 							Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
 				}
 			}
 		}
+		p := Partition(call)
+		at = append(at, i)
 		calls = append(calls, invocation{
 			[]string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
-			[]any{l.Member, l.Token, number, now, entry, s.cfg.JournalLimit, timer, flag(maybeSent)},
+			[]any{l.Member, l.Token, number, now, entries[i], s.cfg.JournalLimit, timer, flag(maybeSent)},
 		})
-		refs, entries = append(refs, l.Ref), append(entries, entry)
 	}
-	replies, errs := s.run(ctx, givebackScript, calls)
+	replies, failed := s.run(ctx, givebackScript, calls)
 	var back []Ref
-	for i, reply := range replies {
-		if errs[i] == nil && reply == int64(1) {
-			back = append(back, refs[i])
-			if entries[i] != nil {
-				s.wrote(&statev1.CommitItem{Call: refs[i].Member, Journal: entries[i]})
-			}
+	for c, i := range at {
+		if errs[i] = failed[c]; errs[i] != nil || replies[c] != int64(1) {
+			continue
+		}
+		back = append(back, lost[i].Ref)
+		if entries[i] != nil {
+			s.wrote(&statev1.CommitItem{Call: lost[i].Member, Journal: entries[i]})
 		}
 	}
 	return back, errs

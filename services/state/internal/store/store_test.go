@@ -632,6 +632,10 @@ func testOneBadItem(t *testing.T, s *Store) {
 	want(t, "places", places, "[[due] [] [due]]")
 	_, errs = s.Load(ctx, []string{"ameyo/1", "ameyo/bad", "ameyo/3"})
 	want(t, "load", fmt.Sprint(errs[0] == nil, errs[1] == nil, errs[2] == nil), "true false true")
+
+	w := lease(t, s, "ameyo/1")[0]
+	refs, errs := s.Giveback(ctx, []Lost{{Ref{dest, "ameyo/bad"}, "token"}, {Ref{dest, "ameyo/1"}, w.GetToken()}}, true)
+	want(t, "giveback", fmt.Sprint(refs, errs[0] == nil, errs[1] == nil), "[{topsii ameyo/1}] false true")
 }
 
 func testLostScripts(t *testing.T, s *Store) {
