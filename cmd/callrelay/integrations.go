@@ -20,7 +20,7 @@ import (
 )
 
 // errChecked: a check found something that has to be done.
-var errChecked = errors.New("something has to be done before calls can be delivered, see the lines with !")
+var errChecked = errors.New("something has to be done before calls can be delivered, see the marked lines")
 
 func newIntegrations() *cobra.Command {
 	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them"}

@@ -105,15 +105,18 @@ func testAccountLease(t *testing.T, s *Store) {
 	if holders.Load() != 1 {
 		t.Fatalf("%d holders", holders.Load())
 	}
+	life := time.Minute
 	acquire := func(id, token string) time.Duration {
-		wait, err := s.Acquire(ctx, id, token, 50*time.Millisecond)
+		wait, err := s.Acquire(ctx, id, token, life)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return wait
 	}
-	if acquire("kommo/2", "a") != 0 || acquire("kommo/2", "a") != 0 {
-		t.Error("the holder cannot prolong")
+	for range 2 {
+		if acquire("kommo/2", "a") != 0 {
+			t.Error("the holder cannot prolong")
+		}
 	}
 	if acquire("kommo/2", "b") <= 0 {
 		t.Error("two holders")
@@ -124,6 +127,8 @@ func testAccountLease(t *testing.T, s *Store) {
 	if err := s.ReleaseLease(ctx, "kommo/2", "a"); err != nil || acquire("kommo/2", "b") != 0 {
 		t.Error("it was let go, and is not free")
 	}
+	life = 50 * time.Millisecond
+	acquire("kommo/2", "b")
 	redistest.Poll(t, 5*time.Second, "a lease ends by itself", func() bool { return acquire("kommo/2", "c") == 0 })
 }
 

@@ -95,7 +95,7 @@ type operation struct {
 func parse(endpoint string, payload []byte) (operation, error) {
 	op := operation{endpoint: endpoint}
 	if !slices.Contains(endpoints, endpoint) {
-		return op, fmt.Errorf("Kommo has no endpoint %q; expected one of %v", clip(endpoint), endpoints)
+		return op, fmt.Errorf("no endpoint %q; expected one of %v", clip(endpoint), endpoints)
 	}
 	if len(payload) > maxPayload {
 		return op, fmt.Errorf("the payload has %d bytes; at most %d", len(payload), maxPayload)
