@@ -81,8 +81,11 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 		return nil, err
 	}
 	defer func() {
-		if result.Holds() || result == nil {
+		switch {
+		case result.Holds() || ctx.Err() != nil:
 			err = errors.Join(err, os.RemoveAll(dir))
+		case result == nil:
+			err = fmt.Errorf("%w; the logs are in %s", err, filepath.Join(dir, "logs"))
 		}
 	}()
 	effects := &times{}
