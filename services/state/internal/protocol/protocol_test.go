@@ -66,15 +66,15 @@ func scenarios() []scenario {
 	start := &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: &callbackv1.AmeyoCallStart{
 		CsUniqueId: "1", UserId: "u", Phone: "0900000001"}}}
 	return []scenario{
-		{name: "a callback and its repeat",,
+		{name: "a callback and its repeat",
 			callbacks: []*routerv1.RouteItem{end("0", "a", "CONNECTED"), end("0", "a", "CONNECTED")}, want: []string{"createCallEnd"}},
-		{name: "phone 1 and phone 2",,
+		{name: "phone 1 and phone 2",
 			callbacks: []*routerv1.RouteItem{end("0", "a", "BUSY"), end("1", "b", "NO_ANSWER")},
 			want:      []string{"createNotAnswer BUSY NO_ANSWER", "createNotAnswer UNKNOWN NO_ANSWER"}},
-		{name: "both phones with one attempt id",,
+		{name: "both phones with one attempt id",
 			callbacks: []*routerv1.RouteItem{end("0", "a", "BUSY"), end("1", "a", "NO_ANSWER")},
 			want:      []string{"createNotAnswer BUSY NO_ANSWER", "createNotAnswer UNKNOWN NO_ANSWER"}},
-		{name: "two deliveries in their order",,
+		{name: "two deliveries in their order",
 			callbacks: []*routerv1.RouteItem{start, end("0", "a", "CONNECTED")},
 			want:      []string{"createCallStart,createCallEnd", "createCallEnd,createCallStart"}},
 		{name: "phone 2 after phone 1 expired", late: []int{1},
@@ -216,8 +216,8 @@ type explorer struct {
 	keys    []string
 
 	hash maphash.Seed
-	seen map[uint64]bool
-	at   *image // what Redis holds now
+	seen map[uint64]float64 // in how many ways it goes on from a state
+	at   *image             // what Redis holds now
 	// committed is the input that the last step committed, now or earlier; fixed: it must not have changed the version.
 	committed string
 	fixed     bool
