@@ -16,9 +16,11 @@ func TestProve(t *testing.T) {
 			t.Parallel()
 			cmd := exec.Command(filepath.Join(bin, "callrelay"), "prove", "--for", "20s", "--seed", "7", "--rate", "40", "--replicas", replicas, "--json")
 			cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "TMPDIR="+t.TempDir())
+			said := &buffer{}
+			cmd.Stderr = said
 			out, err := cmd.Output()
 			if err != nil {
-				t.Fatalf("%v\n%s", err, out)
+				t.Fatalf("%v\n%s\n%s", err, said.tail(4000), out)
 			}
 			var result struct {
 				Passed bool
