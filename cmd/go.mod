@@ -23,7 +23,7 @@ require (
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0
 	callrelay/services/ingress v0.0.0-00010101000000-000000000000
-	callrelay/services/router v0.0.0
+	callrelay/services/router v0.0.0-00010101000000-000000000000
 	callrelay/services/state v0.0.0-00010101000000-000000000000
 	callrelay/services/upstream v0.0.0-00010101000000-000000000000
 	callrelay/sim v0.0.0-00010101000000-000000000000

@@ -47,6 +47,9 @@ func (x *explorer) structure(before, after *image) {
 			x.fail("G: delivery %d was rewritten", n)
 		}
 	}
+	if state := call[fmt.Sprint(x.reported, "s")]; x.reported != 0 && !strings.Contains(ended, state) {
+		x.fail("H: delivery %d was reported as delivered, and is %q", x.reported, state)
+	}
 	line := strings.Fields(call["q:"+destination])
 	if len(line) != open {
 		x.fail("G: %d deliveries are not done, and the line is %q", open, line)
@@ -126,7 +129,7 @@ func (x *explorer) end(n *node, im *image) {
 			x.fail("B: delivery %d is %q", number, state)
 		}
 	}
-	if len(im.due)+len(im.leases)+len(im.timers)+len(im.letters) > 0 {
+	if len(im.due)+len(im.leases)+len(im.rules)+len(im.timers)+len(im.letters) > 0 || !im.ttl {
 		x.fail("B: something is left: %+v", im)
 	}
 	if got := strings.Join(n.arrived, ","); !slices.Contains(x.sc.want, got) {

@@ -18,6 +18,7 @@
 //	F  A duplicate, and an input that was committed before, never change the version (2).
 //	G  After every step the stored parts fit together: the head of the line is either due or leased, and nothing else is; open
 //	   counts the deliveries and timers that are not done; a delivery that ended never changes again (10).
+//	H  That TopS.II has a delivery is believed from whoever says it, however old the lease (6).
 package protocol
 
 import (
@@ -221,10 +222,12 @@ type explorer struct {
 	// committed is the input that the last step committed, now or earlier; fixed: it must not have changed the version.
 	committed string
 	fixed     bool
-	path      []string
-	steps     int
-	ends      int
-	deepest   int
+	// reported is the delivery that the last step reported as delivered.
+	reported uint32
+	path     []string
+	steps    int
+	ends     int
+	deepest  int
 }
 
 func newExplorer(t *testing.T, url string, decider *router.Decider, sc scenario) *explorer {
@@ -336,7 +339,7 @@ func (x *explorer) explore(n *node, im *image) (ways float64) {
 		case writes:
 			x.restore(im)
 			x.at = nil
-			x.committed = ""
+			x.committed, x.reported = "", 0
 			s.do(next)
 			nextImage = x.read()
 			x.structure(im, nextImage)

@@ -326,6 +326,7 @@ func (x *explorer) complete(w work, it item) {
 	r.Result = &statev1.LeaseResult_Retry{Retry: again}
 	switch it.result {
 	case delivered:
+		x.reported = w.number
 		r.Attempt, r.Result = attempt, &statev1.LeaseResult_Done{Done: &statev1.Done{}}
 	case maybe:
 		attempt.Uncertain, r.Attempt = true, attempt
