@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ Exit code 1 when anything was lost, doubled or out of order; then the data is ke
 		Args:    cobra.NoArgs,
 	}
 	var o prove.Options
-	c.Flags().DurationVar(&o.For, "for", time.Minute, "how long load and faults last; from 60s on every fault has 3s")
+	c.Flags().DurationVar(&o.For, "for", time.Minute, "how long load and faults last; from a minute on what is frozen stays so for longer than others wait")
 	c.Flags().Uint64Var(&o.Seed, "seed", 0, "makes the same callbacks and the same faults again; 0: others each time")
 	c.Flags().Float64Var(&o.Rate, "rate", 100, "callbacks per second; retries and repeats come on top")
 	c.Flags().IntVar(&o.Replicas, "replicas", 1, "how many processes of each service run at once")
@@ -50,9 +51,9 @@ Exit code 1 when anything was lost, doubled or out of order; then the data is ke
 			return err
 		}
 		if *asJSON {
-			err = result.JSON(c.OutOrStdout())
+			err = errors.Join(err, result.JSON(c.OutOrStdout()))
 		} else {
-			err = result.Table(c.OutOrStdout(), os.Args[0])
+			err = errors.Join(err, result.Table(c.OutOrStdout(), os.Args[0]))
 		}
 		if err == nil && !result.Holds() {
 			return &run.ExitError{Code: 1}

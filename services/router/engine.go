@@ -307,16 +307,18 @@ func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.Lease
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	name := w.GetEntry().GetTimer()
-	_, err := e.process(ctx, &input{
-		id: w.GetEntry().GetTimerId() + ":" + name, call: w.GetCall(), since: time.Now(), entry: w.GetEntry(),
-		ameyo: ameyo.Input{Timer: name},
-	})
+	_, err := e.process(ctx, timerInput(w.GetCall(), w.GetEntry()))
 	next := &statev1.LeaseRequest{Credit: 1}
 	if err != nil && errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE {
 		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: name,
 			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: 1000}}}}
 	}
 	return next
+}
+
+func timerInput(call string, entry *statev1.Entry) *input {
+	return &input{id: entry.GetTimerId() + ":" + entry.GetTimer(), call: call, since: time.Now(), entry: entry,
+		ameyo: ameyo.Input{Timer: entry.GetTimer()}}
 }
 
 // traceID is the trace id of a W3C traceparent, or empty.

@@ -8,10 +8,13 @@ replace callrelay/platform => ../../platform
 
 replace callrelay/callback => ../../callback
 
+replace callrelay/services/router => ../router
+
 require (
 	callrelay/callback v0.0.0-00010101000000-000000000000
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0-00010101000000-000000000000
+	callrelay/services/router v0.0.0-00010101000000-000000000000
 	github.com/redis/go-redis/v9 v9.23.0
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/metric v1.47.0

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +27,7 @@ import (
 const (
 	topsiiTimeout = 2 * time.Second
 	leaseTime     = 9 * time.Second
+	ackBudget     = 2 * time.Second
 	concurrency   = 32 // requests to TopS.II at once, of each upstream process
 	apiKey        = "prove-prove-prove-prove-prove-00"
 )
@@ -33,7 +35,7 @@ const (
 var settings = map[string]string{
 	"INDEX_ENV": "TEST", "TEST_API_KEY": apiKey, "ENABLE_REAL_SEND": "true", "TOPSII_CONCURRENCY": fmt.Sprint(concurrency),
 	"TOPSII_CONNECT_TIMEOUT": "1s", "TOPSII_TIMEOUT": topsiiTimeout.String(), "LEASE_TIME": leaseTime.String(),
-	"RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
+	"ACK_BUDGET": ackBudget.String(), "RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
 	// A brown-out must not be the end of a delivery here: everything has to arrive.
 	"DELIVERY_MAX_ATTEMPTS": "100000", "APP_ERROR_MAX_ATTEMPTS": "100000",
 	"REQUEST_DEDUPE_TTL_SECONDS": "3600", "PHONE1_STATE_TTL_SECONDS": "3600",
@@ -170,7 +172,7 @@ func keepOnly(env []string, names ...string) (kept []string) {
 }
 
 // startLimit bounds the start of everything; on a busy machine it takes seconds.
-const startLimit = 30 * time.Second
+const startLimit = time.Minute
 
 // ready waits until every ingress is.
 func (c *cluster) ready(ctx context.Context) error {
@@ -194,30 +196,32 @@ func (c *cluster) ready(ctx context.Context) error {
 	return nil
 }
 
-// stop ends everything, what is frozen too.
-func (c *cluster) stop() error {
-	var errs []error
-	for i := len(services) - 1; i >= 0; i-- {
-		for _, p := range c.processes[services[i]] {
-			_ = syscall.Kill(p.keeper.PID(), syscall.SIGCONT)
-			errs = append(errs, p.keeper.Stop(5*time.Second))
+// stop ends everything, what is frozen too. The verdict is out by then: what does not end in time is killed and logged.
+func (c *cluster) stop() {
+	end := func(name string, pid int, stop func(time.Duration) error) {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+		if err := stop(5 * time.Second); err != nil {
+			c.log.Warn("stopping "+name, "error", err)
+		}
+	}
+	for _, s := range slices.Backward(services) {
+		for _, p := range c.processes[s] {
+			end(p.name, p.keeper.PID(), p.keeper.Stop)
 		}
 	}
 	if c.http != nil {
 		_ = c.http.Close()
 	}
 	if c.redis != nil {
-		_ = syscall.Kill(c.redis.PID(), syscall.SIGCONT)
-		errs = append(errs, c.redis.Stop(5*time.Second))
+		end("redis", c.redis.PID(), c.redis.Stop)
 	}
 	if c.logFile != nil {
-		errs = append(errs, c.logFile.Close())
+		_ = c.logFile.Close()
 	}
-	return errors.Join(errs...)
 }
 
-// begin makes a fault happen; end ends it. Both wait for nothing.
-func (c *cluster) begin(f fault) error {
+// begin makes a fault happen; end ends it. A process that an earlier fault ended is waited for, until ctx ends.
+func (c *cluster) begin(ctx context.Context, f fault) error {
 	if f.target == topsiiTarget {
 		c.topsii.ClearFaults()
 		var errs []error
@@ -226,18 +230,24 @@ func (c *cluster) begin(f fault) error {
 		}
 		return errors.Join(errs...)
 	}
-	pid := 0
-	if f.target == redisTarget {
-		pid = c.redis.PID()
-	} else {
-		p := c.processes[f.target][f.replica]
-		pid = p.keeper.PID()
-		if f.what != freeze {
-			p.hits.Add(1)
+	signal := map[string]syscall.Signal{kill: syscall.SIGKILL, freeze: syscall.SIGSTOP, restart: syscall.SIGTERM}[f.what]
+	for {
+		err := syscall.Kill(c.pid(f), signal)
+		if err == nil && f.what != freeze && f.target != redisTarget {
+			c.processes[f.target][f.replica].hits.Add(1)
+		}
+		if !errors.Is(err, syscall.ESRCH) || !pause(ctx, 10*time.Millisecond) {
+			return err
 		}
 	}
-	signal := map[string]syscall.Signal{kill: syscall.SIGKILL, freeze: syscall.SIGSTOP, restart: syscall.SIGTERM}[f.what]
-	return syscall.Kill(pid, signal)
+}
+
+// pid of the process that a fault hits.
+func (c *cluster) pid(f fault) int {
+	if f.target == redisTarget {
+		return c.redis.PID()
+	}
+	return c.processes[f.target][f.replica].keeper.PID()
 }
 
 func (c *cluster) end(f fault) {
@@ -245,11 +255,8 @@ func (c *cluster) end(f fault) {
 	case f.target == topsiiTarget:
 		c.topsii.ClearFaults()
 		_ = c.topsii.SetFault(latency) // it is valid
-	case f.what != freeze:
-	case f.target == redisTarget:
-		_ = syscall.Kill(c.redis.PID(), syscall.SIGCONT)
-	default:
-		_ = syscall.Kill(c.processes[f.target][f.replica].keeper.PID(), syscall.SIGCONT)
+	case f.what == freeze:
+		_ = syscall.Kill(c.pid(f), syscall.SIGCONT)
 	}
 }
 

@@ -81,13 +81,16 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 		return nil, err
 	}
 	defer func() {
-		if result.Holds() || result == nil {
+		switch {
+		case result.Holds() || ctx.Err() != nil:
 			err = errors.Join(err, os.RemoveAll(dir))
+		case result == nil:
+			err = fmt.Errorf("%w; the logs are in %s", err, filepath.Join(dir, "logs"))
 		}
 	}()
 	effects := &times{}
 	c, err := startCluster(ctx, o, dir, func(_ string, _ int64, at time.Time) { effects.add(at) })
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer c.stop()
 	if err != nil {
 		return nil, err
 	}
@@ -149,11 +152,11 @@ func storm(ctx context.Context, o Options, c *cluster, l *load, effects *times) 
 		if !wait(begin.Add(f.at)) {
 			break
 		}
-		w := window{fault: f, begin: time.Now()}
 		l.repeat(patience, rng, repeatsPerFault) // the answers meet the fault
-		if err := c.begin(f); err != nil {
+		if err := c.begin(loadCtx, f); err != nil && loadCtx.Err() == nil {
 			return nil, fmt.Errorf("%v: %w", f, err)
 		}
+		w := window{fault: f, begin: time.Now()}
 		now = f.String()
 		l.repeat(patience, rng, repeatsPerFault)
 		wait(w.begin.Add(f.length))

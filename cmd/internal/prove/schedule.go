@@ -70,44 +70,65 @@ func kinds() []fault {
 	return all
 }
 
-// faultEvery is how often something happens, where the time is enough for every kind once; else every kind comes once, closer together.
+// faultEvery is how often something happens, where the time is enough for every kind once; else every kind comes once, closer
+// together.
 const faultEvery = 3 * time.Second
 
 // schedule shares the time out: first all kinds in an order drawn from the seed, then all again in another order, and so on.
-// A slot's fault begins within its first fifth and is over by its middle, so that recovery can be seen; now and then, where
-// there is time, upstream is frozen for longer than a lease lasts.
+// A slot's fault begins within its first fifth and is over by its middle, so that recovery can be seen. From a minute on what
+// is frozen stays so for longer than others wait for it.
 func schedule(seed uint64, total time.Duration, replicas int) []fault {
 	rng := rand.New(rand.NewPCG(seed, 0x70726f7665))
-	slots := max(len(kinds()), int(total/faultEvery))
-	slot := total / time.Duration(slots)
+	slots, longer := max(len(kinds()), int(total/faultEvery)), func(fault) time.Duration { return 0 }
+	if total >= time.Minute {
+		longer = patience
+	}
+	perRound := time.Duration(0)
+	for _, f := range kinds() {
+		perRound += longer(f)
+	}
+	rounds := (slots + len(kinds()) - 1) / len(kinds())
+	slot := (total - time.Duration(rounds)*perRound) / time.Duration(slots)
 	var out, round []fault
-	for i := range slots {
+	begin := time.Duration(0)
+	for range slots {
 		if len(round) == 0 {
 			round = kinds()
 			rng.Shuffle(len(round), func(a, b int) { round[a], round[b] = round[b], round[a] })
 		}
 		f := round[0]
 		round = round[1:]
-		f.at = time.Duration(i)*slot + time.Duration(rng.Int64N(int64(slot/5)))
-		f.replica, f.effect = rng.IntN(replicas), rng.IntN(2) == 0
-		if long := rng.Int64N(int64(slot / 10)); f.what != kill && f.what != restart {
-			f.length = slot/5 + time.Duration(long)
-			if f.target == upstreamTarget && slot >= faultEvery {
-				f.length = leaseTime + time.Second
-			}
+		f.at = begin + time.Duration(rng.Int64N(int64(slot/5)))
+		begin += slot
+		length := slot/5 + time.Duration(rng.Int64N(int64(slot/10)))
+		replica, effect := rng.IntN(replicas), rng.IntN(2) == 0
+		switch f.target {
+		case topsiiTarget:
+			f.effect = effect
+		case redisTarget:
+		default:
+			f.replica = replica
 		}
-		if f.target == redisTarget {
-			f.replica = 0
+		if f.what != kill && f.what != restart {
+			f.length = length
 		}
+		f.length += longer(f)
+		begin += longer(f)
 		out = append(out, f)
 	}
-	// A long one moves everything after it.
-	for i := 1; i < len(out); i++ {
-		if end := out[i-1].at + out[i-1].length + slot/5; out[i].at < end {
-			out[i].at = end
-		}
-	}
 	return out
+}
+
+// patience is how long others wait for what is frozen: upstream's leases end, callbacks get no answer in time.
+func patience(f fault) time.Duration {
+	switch {
+	case f.what != freeze:
+		return 0
+	case f.target == upstreamTarget:
+		return leaseTime
+	default:
+		return ackBudget
+	}
 }
 
 // latency is that of TopS.II on a good day: without any, nothing would ever be under way when something is killed.
