@@ -145,7 +145,7 @@ func TestOnlyTheCallGoesBehindTheSpool(t *testing.T) {
 	f := newSwitched()
 	inner := f.answer
 	f.answer = func(item *routerv1.RouteItem) *routerv1.RouteAnswer {
-		if item.GetAmeyoCallEnd().GetUniqueId() == "1" && stuck.Load() {
+		if end := item.GetAmeyoCallEnd(); end.GetUniqueId() == "1" && end.GetCustomerId() == "0" && stuck.Load() {
 			return &routerv1.RouteAnswer{Error: errkind.Unavailable(nil, "one node is gone").Proto()}
 		}
 		return inner(item)
