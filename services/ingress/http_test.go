@@ -36,8 +36,9 @@ func (f *fakeRouter) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest
 		for _, item := range req.GetItems() {
 			f.mu.Lock()
 			f.items = append(f.items, item)
+			answer := f.answer
 			f.mu.Unlock()
-			if a := f.answer(item); a != nil {
+			if a := answer(item); a != nil {
 				a.Id = item.GetId()
 				resp.Answers = append(resp.Answers, a)
 			}
@@ -133,7 +134,7 @@ const good = "unique_id=00193416&customerId=5501&customerCRTId=d336&systemDispos
 // Answers byte for byte (spec/ameyo-topsii.md, HTTP in).
 func TestAnswers(t *testing.T) {
 	f := &fakeRouter{answer: accept}
-	front := serve(t, f, map[string]string{})
+	front, s := serveService(t, f, map[string]string{})
 	long := strings.Repeat("x", 16<<10)
 	for _, c := range []struct {
 		name, method, target string
@@ -196,6 +197,7 @@ func TestAnswers(t *testing.T) {
 			if got != c.recorded || item.GetRequestId() != id {
 				t.Errorf("router was told %q as %s, want %q as %s", got, item.GetRequestId(), c.recorded, id)
 			}
+			poll(t, 10*time.Second, "nothing is left for the next case", s.spool.spool.Empty)
 		})
 	}
 }

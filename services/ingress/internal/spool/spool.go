@@ -22,6 +22,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // ErrFull says that an item would exceed the limits. Nothing was kept.
@@ -254,7 +255,7 @@ func (s *Spool) Next() (Item, bool) {
 		if err == nil {
 			return Item{Call: q.call, Data: data, Age: s.now().since(e.at), number: e.number, queue: q}, true
 		}
-		if errors.Is(err, bolt.ErrDatabaseNotOpen) { // it is being closed
+		if errors.Is(err, berrors.ErrDatabaseNotOpen) { // it is being closed
 			s.Back(Item{queue: q})
 			return Item{}, false
 		}
@@ -489,7 +490,7 @@ func (s *Spool) reset(keep bool) {
 func (s *Spool) read(number uint64) (data []byte, err error) {
 	db := s.db.Load()
 	if db == nil {
-		return nil, bolt.ErrDatabaseNotOpen
+		return nil, berrors.ErrDatabaseNotOpen
 	}
 	err = safely(func() error {
 		return db.View(func(tx *bolt.Tx) error {
