@@ -463,6 +463,7 @@ type JournalEntry struct {
 	//	*JournalEntry_Phone1
 	//	*JournalEntry_Note
 	//	*JournalEntry_Action
+	//	*JournalEntry_Undecided
 	Fact          isJournalEntry_Fact `protobuf_oneof:"fact"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -600,6 +601,15 @@ func (x *JournalEntry) GetAction() *Action {
 	return nil
 }
 
+func (x *JournalEntry) GetUndecided() *Undecided {
+	if x != nil {
+		if x, ok := x.Fact.(*JournalEntry_Undecided); ok {
+			return x.Undecided
+		}
+	}
+	return nil
+}
+
 type isJournalEntry_Fact interface {
 	isJournalEntry_Fact()
 }
@@ -641,6 +651,10 @@ type JournalEntry_Action struct {
 	Action *Action `protobuf:"bytes,11,opt,name=action,proto3,oneof"`
 }
 
+type JournalEntry_Undecided struct {
+	Undecided *Undecided `protobuf:"bytes,12,opt,name=undecided,proto3,oneof"`
+}
+
 func (*JournalEntry_Received) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Decided) isJournalEntry_Fact() {}
@@ -658,6 +672,8 @@ func (*JournalEntry_Phone1) isJournalEntry_Fact() {}
 func (*JournalEntry_Note) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Action) isJournalEntry_Fact() {}
+
+func (*JournalEntry_Undecided) isJournalEntry_Fact() {}
 
 // A callback came in.
 type Received struct {
@@ -1226,10 +1242,12 @@ func (x *Ended) GetReason() string {
 type Phone1Fact struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "stored", "replaced", "taken", "expired", "absorbed" (a late phone 1).
-	What          string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
-	CustomerId    string `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
-	Status        string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
-	CallTime      string `protobuf:"bytes,4,opt,name=call_time,json=callTime,proto3" json:"call_time,omitempty"`
+	What       string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	CustomerId string `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
+	Status     string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	CallTime   string `protobuf:"bytes,4,opt,name=call_time,json=callTime,proto3" json:"call_time,omitempty"`
+	// The request that left the record.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,6 +1310,59 @@ func (x *Phone1Fact) GetCallTime() string {
 	return ""
 }
 
+func (x *Phone1Fact) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// The rules could not process the callback.
+type Undecided struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, in words.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Undecided) Reset() {
+	*x = Undecided{}
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Undecided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Undecided) ProtoMessage() {}
+
+func (x *Undecided) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Undecided.ProtoReflect.Descriptor instead.
+func (*Undecided) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Undecided) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // A person did something.
 type Action struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1306,7 +1377,7 @@ type Action struct {
 
 func (x *Action) Reset() {
 	*x = Action{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1389,7 @@ func (x *Action) String() string {
 func (*Action) ProtoMessage() {}
 
 func (x *Action) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1402,7 @@ func (x *Action) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Action.ProtoReflect.Descriptor instead.
 func (*Action) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{12}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Action) GetActor() string {
@@ -1396,7 +1467,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1479,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1492,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{13}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Delivery) GetNumber() uint32 {
@@ -1581,7 +1652,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\"E\n" +
 	"\aJournal\x12:\n" +
-	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xac\x04\n" +
+	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xeb\x04\n" +
 	"\fJournalEntry\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1d\n" +
 	"\n" +
@@ -1595,7 +1666,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x06phone1\x18\t \x01(\v2\x1e.callrelay.state.v1.Phone1FactH\x00R\x06phone1\x12\x14\n" +
 	"\x04note\x18\n" +
 	" \x01(\tH\x00R\x04note\x124\n" +
-	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06actionB\x06\n" +
+	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x12=\n" +
+	"\tundecided\x18\f \x01(\v2\x1d.callrelay.state.v1.UndecidedH\x00R\tundecidedB\x06\n" +
 	"\x04fact\"~\n" +
 	"\bReceived\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
@@ -1650,14 +1722,18 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x05Ended\x12\x1a\n" +
 	"\bdelivery\x18\x01 \x01(\rR\bdelivery\x127\n" +
 	"\x05state\x18\x02 \x01(\x0e2!.callrelay.state.v1.DeliveryStateR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"v\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x95\x01\n" +
 	"\n" +
 	"Phone1Fact\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +
 	"customerId\x12\x16\n" +
 	"\x06status\x18\x03 \x01(\tR\x06status\x12\x1b\n" +
-	"\tcall_time\x18\x04 \x01(\tR\bcallTime\"f\n" +
+	"\tcall_time\x18\x04 \x01(\tR\bcallTime\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\"#\n" +
+	"\tUndecided\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"f\n" +
 	"\x06Action\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
@@ -1708,7 +1784,7 @@ func file_callrelay_state_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_callrelay_state_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_callrelay_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_callrelay_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(DeliveryState)(0),   // 0: callrelay.state.v1.DeliveryState
 	(*Record)(nil),       // 1: callrelay.state.v1.Record
@@ -1723,14 +1799,15 @@ var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(*Attempt)(nil),      // 10: callrelay.state.v1.Attempt
 	(*Ended)(nil),        // 11: callrelay.state.v1.Ended
 	(*Phone1Fact)(nil),   // 12: callrelay.state.v1.Phone1Fact
-	(*Action)(nil),       // 13: callrelay.state.v1.Action
-	(*Delivery)(nil),     // 14: callrelay.state.v1.Delivery
-	nil,                  // 15: callrelay.state.v1.Record.BlobsEntry
+	(*Undecided)(nil),    // 13: callrelay.state.v1.Undecided
+	(*Action)(nil),       // 14: callrelay.state.v1.Action
+	(*Delivery)(nil),     // 15: callrelay.state.v1.Delivery
+	nil,                  // 16: callrelay.state.v1.Record.BlobsEntry
 }
 var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.Record.gates:type_name -> callrelay.state.v1.Gate
 	3,  // 1: callrelay.state.v1.Record.phone1:type_name -> callrelay.state.v1.Phone1
-	15, // 2: callrelay.state.v1.Record.blobs:type_name -> callrelay.state.v1.Record.BlobsEntry
+	16, // 2: callrelay.state.v1.Record.blobs:type_name -> callrelay.state.v1.Record.BlobsEntry
 	5,  // 3: callrelay.state.v1.Journal.entries:type_name -> callrelay.state.v1.JournalEntry
 	6,  // 4: callrelay.state.v1.JournalEntry.received:type_name -> callrelay.state.v1.Received
 	7,  // 5: callrelay.state.v1.JournalEntry.decided:type_name -> callrelay.state.v1.Decided
@@ -1739,14 +1816,15 @@ var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	10, // 8: callrelay.state.v1.JournalEntry.attempt:type_name -> callrelay.state.v1.Attempt
 	11, // 9: callrelay.state.v1.JournalEntry.ended:type_name -> callrelay.state.v1.Ended
 	12, // 10: callrelay.state.v1.JournalEntry.phone1:type_name -> callrelay.state.v1.Phone1Fact
-	13, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
-	0,  // 12: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
-	0,  // 13: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	14, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
+	13, // 12: callrelay.state.v1.JournalEntry.undecided:type_name -> callrelay.state.v1.Undecided
+	0,  // 13: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
+	0,  // 14: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_record_proto_init() }
@@ -1764,6 +1842,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		(*JournalEntry_Phone1)(nil),
 		(*JournalEntry_Note)(nil),
 		(*JournalEntry_Action)(nil),
+		(*JournalEntry_Undecided)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1771,7 +1850,7 @@ func file_callrelay_state_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_record_proto_rawDesc), len(file_callrelay_state_v1_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

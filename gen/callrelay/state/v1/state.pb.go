@@ -25,6 +25,70 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Bucket int32
+
+const (
+	Bucket_BUCKET_UNSPECIFIED     Bucket = 0
+	Bucket_BUCKET_REFUSED         Bucket = 1
+	Bucket_BUCKET_DUPLICATE       Bucket = 2
+	Bucket_BUCKET_UNDECIDED       Bucket = 3
+	Bucket_BUCKET_NOTHING_TO_SEND Bucket = 4
+	Bucket_BUCKET_WAITING_PHONE2  Bucket = 5
+	Bucket_BUCKET_COMBINED        Bucket = 6
+	Bucket_BUCKET_PHONE1_EXPIRED  Bucket = 7
+)
+
+// Enum value maps for Bucket.
+var (
+	Bucket_name = map[int32]string{
+		0: "BUCKET_UNSPECIFIED",
+		1: "BUCKET_REFUSED",
+		2: "BUCKET_DUPLICATE",
+		3: "BUCKET_UNDECIDED",
+		4: "BUCKET_NOTHING_TO_SEND",
+		5: "BUCKET_WAITING_PHONE2",
+		6: "BUCKET_COMBINED",
+		7: "BUCKET_PHONE1_EXPIRED",
+	}
+	Bucket_value = map[string]int32{
+		"BUCKET_UNSPECIFIED":     0,
+		"BUCKET_REFUSED":         1,
+		"BUCKET_DUPLICATE":       2,
+		"BUCKET_UNDECIDED":       3,
+		"BUCKET_NOTHING_TO_SEND": 4,
+		"BUCKET_WAITING_PHONE2":  5,
+		"BUCKET_COMBINED":        6,
+		"BUCKET_PHONE1_EXPIRED":  7,
+	}
+)
+
+func (x Bucket) Enum() *Bucket {
+	p := new(Bucket)
+	*p = x
+	return p
+}
+
+func (x Bucket) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Bucket) Descriptor() protoreflect.EnumDescriptor {
+	return file_callrelay_state_v1_state_proto_enumTypes[0].Descriptor()
+}
+
+func (Bucket) Type() protoreflect.EnumType {
+	return &file_callrelay_state_v1_state_proto_enumTypes[0]
+}
+
+func (x Bucket) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Bucket.Descriptor instead.
+func (Bucket) EnumDescriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
 type CommitStatus int32
 
 const (
@@ -67,11 +131,11 @@ func (x CommitStatus) String() string {
 }
 
 func (CommitStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_callrelay_state_v1_state_proto_enumTypes[0].Descriptor()
+	return file_callrelay_state_v1_state_proto_enumTypes[1].Descriptor()
 }
 
 func (CommitStatus) Type() protoreflect.EnumType {
-	return &file_callrelay_state_v1_state_proto_enumTypes[0]
+	return &file_callrelay_state_v1_state_proto_enumTypes[1]
 }
 
 func (x CommitStatus) Number() protoreflect.EnumNumber {
@@ -80,7 +144,7 @@ func (x CommitStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CommitStatus.Descriptor instead.
 func (CommitStatus) EnumDescriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 type LoadRequest struct {
@@ -426,7 +490,13 @@ type CommitItem struct {
 	// Milliseconds left until nobody waits; not committed past it. 0 = no limit.
 	BudgetMs int64 `protobuf:"varint,13,opt,name=budget_ms,json=budgetMs,proto3" json:"budget_ms,omitempty"`
 	// Trace context of router.decide; empty when not traced.
-	Traceparent   string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Traceparent string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// Where accounting counts the requests that this input moves, its own first. What gets deliveries needs no mention.
+	Moves []*Move `protobuf:"bytes,15,rep,name=moves,proto3" json:"moves,omitempty"`
+	// What the call can be found by: ids and names as they are.
+	Terms []string `protobuf:"bytes,16,rep,name=terms,proto3" json:"terms,omitempty"`
+	// Phone numbers that the call can be found by, in any format.
+	Phones        []string `protobuf:"bytes,17,rep,name=phones,proto3" json:"phones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,6 +629,80 @@ func (x *CommitItem) GetTraceparent() string {
 	return ""
 }
 
+func (x *CommitItem) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *CommitItem) GetTerms() []string {
+	if x != nil {
+		return x.Terms
+	}
+	return nil
+}
+
+func (x *CommitItem) GetPhones() []string {
+	if x != nil {
+		return x.Phones
+	}
+	return nil
+}
+
+// Move says in which bucket of the accounting a request is from now on.
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	To            Bucket                 `protobuf:"varint,2,opt,name=to,proto3,enum=callrelay.state.v1.Bucket" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Move) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Move) GetTo() Bucket {
+	if x != nil {
+		return x.To
+	}
+	return Bucket_BUCKET_UNSPECIFIED
+}
+
 type Outcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Duplicate     bool                   `protobuf:"varint,1,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
@@ -568,7 +712,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +724,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[7]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +737,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Outcome) GetDuplicate() bool {
@@ -614,7 +758,7 @@ type Timer struct {
 
 func (x *Timer) Reset() {
 	*x = Timer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +770,7 @@ func (x *Timer) String() string {
 func (*Timer) ProtoMessage() {}
 
 func (x *Timer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +783,7 @@ func (x *Timer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timer.ProtoReflect.Descriptor instead.
 func (*Timer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Timer) GetName() string {
@@ -671,7 +815,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +827,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +840,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Entry) GetTimer() string {
@@ -737,7 +881,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +893,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +906,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CommitResponse) GetNowMs() int64 {
@@ -793,7 +937,7 @@ type CommitAnswer struct {
 
 func (x *CommitAnswer) Reset() {
 	*x = CommitAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +949,7 @@ func (x *CommitAnswer) String() string {
 func (*CommitAnswer) ProtoMessage() {}
 
 func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +962,7 @@ func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAnswer.ProtoReflect.Descriptor instead.
 func (*CommitAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitAnswer) GetId() uint64 {
@@ -869,7 +1013,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1025,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1038,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LeaseRequest) GetDestination() string {
@@ -928,7 +1072,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1084,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1097,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LeaseResponse) GetWork() []*LeaseWork {
@@ -993,7 +1137,7 @@ type LeaseWork struct {
 
 func (x *LeaseWork) Reset() {
 	*x = LeaseWork{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1149,7 @@ func (x *LeaseWork) String() string {
 func (*LeaseWork) ProtoMessage() {}
 
 func (x *LeaseWork) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1162,7 @@ func (x *LeaseWork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseWork.ProtoReflect.Descriptor instead.
 func (*LeaseWork) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaseWork) GetCall() string {
@@ -1104,7 +1248,7 @@ type LeaseResult struct {
 
 func (x *LeaseResult) Reset() {
 	*x = LeaseResult{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1260,7 @@ func (x *LeaseResult) String() string {
 func (*LeaseResult) ProtoMessage() {}
 
 func (x *LeaseResult) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1273,7 @@ func (x *LeaseResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResult.ProtoReflect.Descriptor instead.
 func (*LeaseResult) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseResult) GetId() uint64 {
@@ -1278,7 +1422,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1434,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1447,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 type RetryLater struct {
@@ -1319,7 +1463,7 @@ type RetryLater struct {
 
 func (x *RetryLater) Reset() {
 	*x = RetryLater{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1475,7 @@ func (x *RetryLater) String() string {
 func (*RetryLater) ProtoMessage() {}
 
 func (x *RetryLater) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1488,7 @@ func (x *RetryLater) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryLater.ProtoReflect.Descriptor instead.
 func (*RetryLater) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RetryLater) GetInMs() int64 {
@@ -1378,7 +1522,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1534,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1547,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *End) GetState() DeliveryState {
@@ -1432,7 +1576,7 @@ type HoldDestination struct {
 
 func (x *HoldDestination) Reset() {
 	*x = HoldDestination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1588,7 @@ func (x *HoldDestination) String() string {
 func (*HoldDestination) ProtoMessage() {}
 
 func (x *HoldDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1601,7 @@ func (x *HoldDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDestination.ProtoReflect.Descriptor instead.
 func (*HoldDestination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HoldDestination) GetReason() string {
@@ -1493,7 +1637,7 @@ type LeaseAnswer struct {
 
 func (x *LeaseAnswer) Reset() {
 	*x = LeaseAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1649,7 @@ func (x *LeaseAnswer) String() string {
 func (*LeaseAnswer) ProtoMessage() {}
 
 func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1662,7 @@ func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAnswer.ProtoReflect.Descriptor instead.
 func (*LeaseAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LeaseAnswer) GetId() uint64 {
@@ -1542,6 +1686,113 @@ func (x *LeaseAnswer) GetSuperseded() bool {
 	return false
 }
 
+type ReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the ingress process.
+	Instance string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Callbacks that were acknowledged out of the spool and are not committed yet, and how long the oldest has been in it.
+	Spooled  int64 `protobuf:"varint,2,opt,name=spooled,proto3" json:"spooled,omitempty"`
+	OldestMs int64 `protobuf:"varint,3,opt,name=oldest_ms,json=oldestMs,proto3" json:"oldest_ms,omitempty"`
+	// Callbacks that were acknowledged and then refused by the rules, since the process began.
+	RefusedAfterAck int64 `protobuf:"varint,4,opt,name=refused_after_ack,json=refusedAfterAck,proto3" json:"refused_after_ack,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReportRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetSpooled() int64 {
+	if x != nil {
+		return x.Spooled
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetOldestMs() int64 {
+	if x != nil {
+		return x.OldestMs
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetRefusedAfterAck() int64 {
+	if x != nil {
+		return x.RefusedAfterAck
+	}
+	return 0
+}
+
+type ReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
+}
+
 type GetCallRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
@@ -1551,7 +1802,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1814,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1827,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetCallRequest) GetCall() string {
@@ -1601,7 +1852,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1864,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1877,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetCallResponse) GetCall() string {
@@ -1683,7 +1934,7 @@ type ListDeliveriesRequest struct {
 
 func (x *ListDeliveriesRequest) Reset() {
 	*x = ListDeliveriesRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1946,7 @@ func (x *ListDeliveriesRequest) String() string {
 func (*ListDeliveriesRequest) ProtoMessage() {}
 
 func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1959,7 @@ func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListDeliveriesRequest) GetDestination() string {
@@ -1741,7 +1992,7 @@ type ListDeliveriesResponse struct {
 
 func (x *ListDeliveriesResponse) Reset() {
 	*x = ListDeliveriesResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2004,7 @@ func (x *ListDeliveriesResponse) String() string {
 func (*ListDeliveriesResponse) ProtoMessage() {}
 
 func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2017,7 @@ func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListDeliveriesResponse) GetDeliveries() []*CallDelivery {
@@ -1786,7 +2037,7 @@ type CallDelivery struct {
 
 func (x *CallDelivery) Reset() {
 	*x = CallDelivery{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2049,7 @@ func (x *CallDelivery) String() string {
 func (*CallDelivery) ProtoMessage() {}
 
 func (x *CallDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2062,7 @@ func (x *CallDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallDelivery.ProtoReflect.Descriptor instead.
 func (*CallDelivery) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CallDelivery) GetCall() string {
@@ -1839,7 +2090,7 @@ type RetryRequest struct {
 
 func (x *RetryRequest) Reset() {
 	*x = RetryRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2102,7 @@ func (x *RetryRequest) String() string {
 func (*RetryRequest) ProtoMessage() {}
 
 func (x *RetryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2115,7 @@ func (x *RetryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryRequest.ProtoReflect.Descriptor instead.
 func (*RetryRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RetryRequest) GetCall() string {
@@ -1896,7 +2147,7 @@ type RetryResponse struct {
 
 func (x *RetryResponse) Reset() {
 	*x = RetryResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2159,7 @@ func (x *RetryResponse) String() string {
 func (*RetryResponse) ProtoMessage() {}
 
 func (x *RetryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2172,7 @@ func (x *RetryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryResponse.ProtoReflect.Descriptor instead.
 func (*RetryResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{30}
 }
 
 type DiscardRequest struct {
@@ -1937,7 +2188,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2200,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2213,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DiscardRequest) GetCall() string {
@@ -2001,7 +2252,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2264,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2277,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{29}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{32}
 }
 
 type HoldRequest struct {
@@ -2041,7 +2292,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2304,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2317,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{30}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *HoldRequest) GetDestination() string {
@@ -2098,7 +2349,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2361,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2374,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{31}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{34}
 }
 
 type ReleaseRequest struct {
@@ -2136,7 +2387,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2399,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2412,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{32}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReleaseRequest) GetDestination() string {
@@ -2186,7 +2437,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2449,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2462,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{33}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{36}
 }
 
 type ListDestinationsRequest struct {
@@ -2222,7 +2473,7 @@ type ListDestinationsRequest struct {
 
 func (x *ListDestinationsRequest) Reset() {
 	*x = ListDestinationsRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2485,7 @@ func (x *ListDestinationsRequest) String() string {
 func (*ListDestinationsRequest) ProtoMessage() {}
 
 func (x *ListDestinationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2498,7 @@ func (x *ListDestinationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDestinationsRequest.ProtoReflect.Descriptor instead.
 func (*ListDestinationsRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{34}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{37}
 }
 
 type ListDestinationsResponse struct {
@@ -2259,7 +2510,7 @@ type ListDestinationsResponse struct {
 
 func (x *ListDestinationsResponse) Reset() {
 	*x = ListDestinationsResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2522,7 @@ func (x *ListDestinationsResponse) String() string {
 func (*ListDestinationsResponse) ProtoMessage() {}
 
 func (x *ListDestinationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2535,7 @@ func (x *ListDestinationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDestinationsResponse.ProtoReflect.Descriptor instead.
 func (*ListDestinationsResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{35}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListDestinationsResponse) GetDestinations() []*Destination {
@@ -2311,7 +2562,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2574,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2587,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{36}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Destination) GetName() string {
@@ -2420,7 +2671,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\x89\x04\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xe7\x04\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -2440,7 +2691,14 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aoutcome\x18\v \x01(\v2\x1b.callrelay.state.v1.OutcomeR\aoutcome\x12/\n" +
 	"\x05entry\x18\f \x01(\v2\x19.callrelay.state.v1.EntryR\x05entry\x12\x1b\n" +
 	"\tbudget_ms\x18\r \x01(\x03R\bbudgetMs\x12 \n" +
-	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\"'\n" +
+	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\x12.\n" +
+	"\x05moves\x18\x0f \x03(\v2\x18.callrelay.state.v1.MoveR\x05moves\x12\x14\n" +
+	"\x05terms\x18\x10 \x03(\tR\x05terms\x12\x16\n" +
+	"\x06phones\x18\x11 \x03(\tR\x06phones\"Q\n" +
+	"\x04Move\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12*\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x1a.callrelay.state.v1.BucketR\x02to\"'\n" +
 	"\aOutcome\x12\x1c\n" +
 	"\tduplicate\x18\x01 \x01(\bR\tduplicate\"0\n" +
 	"\x05Timer\x12\x12\n" +
@@ -2512,7 +2770,13 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05error\x18\x02 \x01(\v2\x1a.callrelay.errors.v1.ErrorR\x05error\x12\x1e\n" +
 	"\n" +
 	"superseded\x18\x03 \x01(\bR\n" +
-	"superseded\"$\n" +
+	"superseded\"\x8e\x01\n" +
+	"\rReportRequest\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
+	"\aspooled\x18\x02 \x01(\x03R\aspooled\x12\x1b\n" +
+	"\toldest_ms\x18\x03 \x01(\x03R\boldestMs\x12*\n" +
+	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\"\x10\n" +
+	"\x0eReportResponse\"$\n" +
 	"\x0eGetCallRequest\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\tR\x04call\"\x91\x02\n" +
 	"\x0fGetCallResponse\x12\x12\n" +
@@ -2567,13 +2831,22 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x04held\x18\x06 \x01(\bR\x04held\x12\x1f\n" +
 	"\vhold_reason\x18\a \x01(\tR\n" +
 	"holdReason\x12\"\n" +
-	"\rhold_since_ms\x18\b \x01(\x03R\vholdSinceMs*\x93\x01\n" +
+	"\rhold_since_ms\x18\b \x01(\x03R\vholdSinceMs*\xc7\x01\n" +
+	"\x06Bucket\x12\x16\n" +
+	"\x12BUCKET_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eBUCKET_REFUSED\x10\x01\x12\x14\n" +
+	"\x10BUCKET_DUPLICATE\x10\x02\x12\x14\n" +
+	"\x10BUCKET_UNDECIDED\x10\x03\x12\x1a\n" +
+	"\x16BUCKET_NOTHING_TO_SEND\x10\x04\x12\x19\n" +
+	"\x15BUCKET_WAITING_PHONE2\x10\x05\x12\x13\n" +
+	"\x0fBUCKET_COMBINED\x10\x06\x12\x19\n" +
+	"\x15BUCKET_PHONE1_EXPIRED\x10\a*\x93\x01\n" +
 	"\fCommitStatus\x12\x1d\n" +
 	"\x19COMMIT_STATUS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10COMMIT_STATUS_OK\x10\x01\x12\x19\n" +
 	"\x15COMMIT_STATUS_EARLIER\x10\x02\x12\x1a\n" +
 	"\x16COMMIT_STATUS_CONFLICT\x10\x03\x12\x17\n" +
-	"\x13COMMIT_STATUS_STALE\x10\x042\xf1\x06\n" +
+	"\x13COMMIT_STATUS_STALE\x10\x042\xc2\a\n" +
 	"\fStateService\x12M\n" +
 	"\x04Load\x12\x1f.callrelay.state.v1.LoadRequest\x1a .callrelay.state.v1.LoadResponse(\x010\x01\x12S\n" +
 	"\x06Commit\x12!.callrelay.state.v1.CommitRequest\x1a\".callrelay.state.v1.CommitResponse(\x010\x01\x12P\n" +
@@ -2584,7 +2857,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aDiscard\x12\".callrelay.state.v1.DiscardRequest\x1a#.callrelay.state.v1.DiscardResponse\x12I\n" +
 	"\x04Hold\x12\x1f.callrelay.state.v1.HoldRequest\x1a .callrelay.state.v1.HoldResponse\x12R\n" +
 	"\aRelease\x12\".callrelay.state.v1.ReleaseRequest\x1a#.callrelay.state.v1.ReleaseResponse\x12m\n" +
-	"\x10ListDestinations\x12+.callrelay.state.v1.ListDestinationsRequest\x1a,.callrelay.state.v1.ListDestinationsResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
+	"\x10ListDestinations\x12+.callrelay.state.v1.ListDestinationsRequest\x1a,.callrelay.state.v1.ListDestinationsResponse\x12O\n" +
+	"\x06Report\x12!.callrelay.state.v1.ReportRequest\x1a\".callrelay.state.v1.ReportResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
 	file_callrelay_state_v1_state_proto_rawDescOnce sync.Once
@@ -2598,114 +2872,122 @@ func file_callrelay_state_v1_state_proto_rawDescGZIP() []byte {
 	return file_callrelay_state_v1_state_proto_rawDescData
 }
 
-var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_callrelay_state_v1_state_proto_goTypes = []any{
-	(CommitStatus)(0),                // 0: callrelay.state.v1.CommitStatus
-	(*LoadRequest)(nil),              // 1: callrelay.state.v1.LoadRequest
-	(*LoadItem)(nil),                 // 2: callrelay.state.v1.LoadItem
-	(*LoadResponse)(nil),             // 3: callrelay.state.v1.LoadResponse
-	(*LoadAnswer)(nil),               // 4: callrelay.state.v1.LoadAnswer
-	(*CallState)(nil),                // 5: callrelay.state.v1.CallState
-	(*CommitRequest)(nil),            // 6: callrelay.state.v1.CommitRequest
-	(*CommitItem)(nil),               // 7: callrelay.state.v1.CommitItem
-	(*Outcome)(nil),                  // 8: callrelay.state.v1.Outcome
-	(*Timer)(nil),                    // 9: callrelay.state.v1.Timer
-	(*Entry)(nil),                    // 10: callrelay.state.v1.Entry
-	(*CommitResponse)(nil),           // 11: callrelay.state.v1.CommitResponse
-	(*CommitAnswer)(nil),             // 12: callrelay.state.v1.CommitAnswer
-	(*LeaseRequest)(nil),             // 13: callrelay.state.v1.LeaseRequest
-	(*LeaseResponse)(nil),            // 14: callrelay.state.v1.LeaseResponse
-	(*LeaseWork)(nil),                // 15: callrelay.state.v1.LeaseWork
-	(*LeaseResult)(nil),              // 16: callrelay.state.v1.LeaseResult
-	(*Done)(nil),                     // 17: callrelay.state.v1.Done
-	(*RetryLater)(nil),               // 18: callrelay.state.v1.RetryLater
-	(*End)(nil),                      // 19: callrelay.state.v1.End
-	(*HoldDestination)(nil),          // 20: callrelay.state.v1.HoldDestination
-	(*LeaseAnswer)(nil),              // 21: callrelay.state.v1.LeaseAnswer
-	(*GetCallRequest)(nil),           // 22: callrelay.state.v1.GetCallRequest
-	(*GetCallResponse)(nil),          // 23: callrelay.state.v1.GetCallResponse
-	(*ListDeliveriesRequest)(nil),    // 24: callrelay.state.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil),   // 25: callrelay.state.v1.ListDeliveriesResponse
-	(*CallDelivery)(nil),             // 26: callrelay.state.v1.CallDelivery
-	(*RetryRequest)(nil),             // 27: callrelay.state.v1.RetryRequest
-	(*RetryResponse)(nil),            // 28: callrelay.state.v1.RetryResponse
-	(*DiscardRequest)(nil),           // 29: callrelay.state.v1.DiscardRequest
-	(*DiscardResponse)(nil),          // 30: callrelay.state.v1.DiscardResponse
-	(*HoldRequest)(nil),              // 31: callrelay.state.v1.HoldRequest
-	(*HoldResponse)(nil),             // 32: callrelay.state.v1.HoldResponse
-	(*ReleaseRequest)(nil),           // 33: callrelay.state.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),          // 34: callrelay.state.v1.ReleaseResponse
-	(*ListDestinationsRequest)(nil),  // 35: callrelay.state.v1.ListDestinationsRequest
-	(*ListDestinationsResponse)(nil), // 36: callrelay.state.v1.ListDestinationsResponse
-	(*Destination)(nil),              // 37: callrelay.state.v1.Destination
-	(*v1.Error)(nil),                 // 38: callrelay.errors.v1.Error
-	(*Delivery)(nil),                 // 39: callrelay.state.v1.Delivery
-	(*Attempt)(nil),                  // 40: callrelay.state.v1.Attempt
-	(DeliveryState)(0),               // 41: callrelay.state.v1.DeliveryState
-	(*Record)(nil),                   // 42: callrelay.state.v1.Record
-	(*Journal)(nil),                  // 43: callrelay.state.v1.Journal
+	(Bucket)(0),                      // 0: callrelay.state.v1.Bucket
+	(CommitStatus)(0),                // 1: callrelay.state.v1.CommitStatus
+	(*LoadRequest)(nil),              // 2: callrelay.state.v1.LoadRequest
+	(*LoadItem)(nil),                 // 3: callrelay.state.v1.LoadItem
+	(*LoadResponse)(nil),             // 4: callrelay.state.v1.LoadResponse
+	(*LoadAnswer)(nil),               // 5: callrelay.state.v1.LoadAnswer
+	(*CallState)(nil),                // 6: callrelay.state.v1.CallState
+	(*CommitRequest)(nil),            // 7: callrelay.state.v1.CommitRequest
+	(*CommitItem)(nil),               // 8: callrelay.state.v1.CommitItem
+	(*Move)(nil),                     // 9: callrelay.state.v1.Move
+	(*Outcome)(nil),                  // 10: callrelay.state.v1.Outcome
+	(*Timer)(nil),                    // 11: callrelay.state.v1.Timer
+	(*Entry)(nil),                    // 12: callrelay.state.v1.Entry
+	(*CommitResponse)(nil),           // 13: callrelay.state.v1.CommitResponse
+	(*CommitAnswer)(nil),             // 14: callrelay.state.v1.CommitAnswer
+	(*LeaseRequest)(nil),             // 15: callrelay.state.v1.LeaseRequest
+	(*LeaseResponse)(nil),            // 16: callrelay.state.v1.LeaseResponse
+	(*LeaseWork)(nil),                // 17: callrelay.state.v1.LeaseWork
+	(*LeaseResult)(nil),              // 18: callrelay.state.v1.LeaseResult
+	(*Done)(nil),                     // 19: callrelay.state.v1.Done
+	(*RetryLater)(nil),               // 20: callrelay.state.v1.RetryLater
+	(*End)(nil),                      // 21: callrelay.state.v1.End
+	(*HoldDestination)(nil),          // 22: callrelay.state.v1.HoldDestination
+	(*LeaseAnswer)(nil),              // 23: callrelay.state.v1.LeaseAnswer
+	(*ReportRequest)(nil),            // 24: callrelay.state.v1.ReportRequest
+	(*ReportResponse)(nil),           // 25: callrelay.state.v1.ReportResponse
+	(*GetCallRequest)(nil),           // 26: callrelay.state.v1.GetCallRequest
+	(*GetCallResponse)(nil),          // 27: callrelay.state.v1.GetCallResponse
+	(*ListDeliveriesRequest)(nil),    // 28: callrelay.state.v1.ListDeliveriesRequest
+	(*ListDeliveriesResponse)(nil),   // 29: callrelay.state.v1.ListDeliveriesResponse
+	(*CallDelivery)(nil),             // 30: callrelay.state.v1.CallDelivery
+	(*RetryRequest)(nil),             // 31: callrelay.state.v1.RetryRequest
+	(*RetryResponse)(nil),            // 32: callrelay.state.v1.RetryResponse
+	(*DiscardRequest)(nil),           // 33: callrelay.state.v1.DiscardRequest
+	(*DiscardResponse)(nil),          // 34: callrelay.state.v1.DiscardResponse
+	(*HoldRequest)(nil),              // 35: callrelay.state.v1.HoldRequest
+	(*HoldResponse)(nil),             // 36: callrelay.state.v1.HoldResponse
+	(*ReleaseRequest)(nil),           // 37: callrelay.state.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),          // 38: callrelay.state.v1.ReleaseResponse
+	(*ListDestinationsRequest)(nil),  // 39: callrelay.state.v1.ListDestinationsRequest
+	(*ListDestinationsResponse)(nil), // 40: callrelay.state.v1.ListDestinationsResponse
+	(*Destination)(nil),              // 41: callrelay.state.v1.Destination
+	(*v1.Error)(nil),                 // 42: callrelay.errors.v1.Error
+	(*Delivery)(nil),                 // 43: callrelay.state.v1.Delivery
+	(*Attempt)(nil),                  // 44: callrelay.state.v1.Attempt
+	(DeliveryState)(0),               // 45: callrelay.state.v1.DeliveryState
+	(*Record)(nil),                   // 46: callrelay.state.v1.Record
+	(*Journal)(nil),                  // 47: callrelay.state.v1.Journal
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
-	2,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
-	4,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
-	38, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
-	5,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
-	39, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
-	7,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
-	39, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
-	9,  // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
-	8,  // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
-	10, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
-	12, // 10: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	38, // 11: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
-	0,  // 12: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
-	8,  // 13: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
-	5,  // 14: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
-	16, // 15: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
-	15, // 16: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
-	21, // 17: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	39, // 18: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
-	10, // 19: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	40, // 20: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
-	17, // 21: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
-	18, // 22: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
-	19, // 23: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
-	20, // 24: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	41, // 25: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	38, // 26: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
-	42, // 27: callrelay.state.v1.GetCallResponse.record:type_name -> callrelay.state.v1.Record
-	39, // 28: callrelay.state.v1.GetCallResponse.deliveries:type_name -> callrelay.state.v1.Delivery
-	43, // 29: callrelay.state.v1.GetCallResponse.journal:type_name -> callrelay.state.v1.Journal
-	41, // 30: callrelay.state.v1.ListDeliveriesRequest.states:type_name -> callrelay.state.v1.DeliveryState
-	26, // 31: callrelay.state.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.state.v1.CallDelivery
-	39, // 32: callrelay.state.v1.CallDelivery.delivery:type_name -> callrelay.state.v1.Delivery
-	37, // 33: callrelay.state.v1.ListDestinationsResponse.destinations:type_name -> callrelay.state.v1.Destination
-	1,  // 34: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
-	6,  // 35: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
-	13, // 36: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	22, // 37: callrelay.state.v1.StateService.GetCall:input_type -> callrelay.state.v1.GetCallRequest
-	24, // 38: callrelay.state.v1.StateService.ListDeliveries:input_type -> callrelay.state.v1.ListDeliveriesRequest
-	27, // 39: callrelay.state.v1.StateService.Retry:input_type -> callrelay.state.v1.RetryRequest
-	29, // 40: callrelay.state.v1.StateService.Discard:input_type -> callrelay.state.v1.DiscardRequest
-	31, // 41: callrelay.state.v1.StateService.Hold:input_type -> callrelay.state.v1.HoldRequest
-	33, // 42: callrelay.state.v1.StateService.Release:input_type -> callrelay.state.v1.ReleaseRequest
-	35, // 43: callrelay.state.v1.StateService.ListDestinations:input_type -> callrelay.state.v1.ListDestinationsRequest
-	3,  // 44: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	11, // 45: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	14, // 46: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	23, // 47: callrelay.state.v1.StateService.GetCall:output_type -> callrelay.state.v1.GetCallResponse
-	25, // 48: callrelay.state.v1.StateService.ListDeliveries:output_type -> callrelay.state.v1.ListDeliveriesResponse
-	28, // 49: callrelay.state.v1.StateService.Retry:output_type -> callrelay.state.v1.RetryResponse
-	30, // 50: callrelay.state.v1.StateService.Discard:output_type -> callrelay.state.v1.DiscardResponse
-	32, // 51: callrelay.state.v1.StateService.Hold:output_type -> callrelay.state.v1.HoldResponse
-	34, // 52: callrelay.state.v1.StateService.Release:output_type -> callrelay.state.v1.ReleaseResponse
-	36, // 53: callrelay.state.v1.StateService.ListDestinations:output_type -> callrelay.state.v1.ListDestinationsResponse
-	44, // [44:54] is the sub-list for method output_type
-	34, // [34:44] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	3,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
+	5,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
+	42, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
+	6,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
+	43, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
+	8,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
+	43, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
+	11, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
+	10, // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
+	12, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
+	9,  // 10: callrelay.state.v1.CommitItem.moves:type_name -> callrelay.state.v1.Move
+	0,  // 11: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
+	14, // 12: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
+	42, // 13: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	1,  // 14: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
+	10, // 15: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
+	6,  // 16: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
+	18, // 17: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
+	17, // 18: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
+	23, // 19: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
+	43, // 20: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	12, // 21: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
+	44, // 22: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	19, // 23: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
+	20, // 24: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
+	21, // 25: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
+	22, // 26: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
+	45, // 27: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	42, // 28: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	46, // 29: callrelay.state.v1.GetCallResponse.record:type_name -> callrelay.state.v1.Record
+	43, // 30: callrelay.state.v1.GetCallResponse.deliveries:type_name -> callrelay.state.v1.Delivery
+	47, // 31: callrelay.state.v1.GetCallResponse.journal:type_name -> callrelay.state.v1.Journal
+	45, // 32: callrelay.state.v1.ListDeliveriesRequest.states:type_name -> callrelay.state.v1.DeliveryState
+	30, // 33: callrelay.state.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.state.v1.CallDelivery
+	43, // 34: callrelay.state.v1.CallDelivery.delivery:type_name -> callrelay.state.v1.Delivery
+	41, // 35: callrelay.state.v1.ListDestinationsResponse.destinations:type_name -> callrelay.state.v1.Destination
+	2,  // 36: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
+	7,  // 37: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
+	15, // 38: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
+	26, // 39: callrelay.state.v1.StateService.GetCall:input_type -> callrelay.state.v1.GetCallRequest
+	28, // 40: callrelay.state.v1.StateService.ListDeliveries:input_type -> callrelay.state.v1.ListDeliveriesRequest
+	31, // 41: callrelay.state.v1.StateService.Retry:input_type -> callrelay.state.v1.RetryRequest
+	33, // 42: callrelay.state.v1.StateService.Discard:input_type -> callrelay.state.v1.DiscardRequest
+	35, // 43: callrelay.state.v1.StateService.Hold:input_type -> callrelay.state.v1.HoldRequest
+	37, // 44: callrelay.state.v1.StateService.Release:input_type -> callrelay.state.v1.ReleaseRequest
+	39, // 45: callrelay.state.v1.StateService.ListDestinations:input_type -> callrelay.state.v1.ListDestinationsRequest
+	24, // 46: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
+	4,  // 47: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	13, // 48: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	16, // 49: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	27, // 50: callrelay.state.v1.StateService.GetCall:output_type -> callrelay.state.v1.GetCallResponse
+	29, // 51: callrelay.state.v1.StateService.ListDeliveries:output_type -> callrelay.state.v1.ListDeliveriesResponse
+	32, // 52: callrelay.state.v1.StateService.Retry:output_type -> callrelay.state.v1.RetryResponse
+	34, // 53: callrelay.state.v1.StateService.Discard:output_type -> callrelay.state.v1.DiscardResponse
+	36, // 54: callrelay.state.v1.StateService.Hold:output_type -> callrelay.state.v1.HoldResponse
+	38, // 55: callrelay.state.v1.StateService.Release:output_type -> callrelay.state.v1.ReleaseResponse
+	40, // 56: callrelay.state.v1.StateService.ListDestinations:output_type -> callrelay.state.v1.ListDestinationsResponse
+	25, // 57: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
+	47, // [47:58] is the sub-list for method output_type
+	36, // [36:47] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_state_proto_init() }
@@ -2714,7 +2996,7 @@ func file_callrelay_state_v1_state_proto_init() {
 		return
 	}
 	file_callrelay_state_v1_record_proto_init()
-	file_callrelay_state_v1_state_proto_msgTypes[15].OneofWrappers = []any{
+	file_callrelay_state_v1_state_proto_msgTypes[16].OneofWrappers = []any{
 		(*LeaseResult_Done)(nil),
 		(*LeaseResult_Retry)(nil),
 		(*LeaseResult_End)(nil),
@@ -2725,8 +3007,8 @@ func file_callrelay_state_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_state_proto_rawDesc), len(file_callrelay_state_v1_state_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   37,
+			NumEnums:      2,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,7 @@ const (
 	StateService_Hold_FullMethodName             = "/callrelay.state.v1.StateService/Hold"
 	StateService_Release_FullMethodName          = "/callrelay.state.v1.StateService/Release"
 	StateService_ListDestinations_FullMethodName = "/callrelay.state.v1.StateService/ListDestinations"
+	StateService_Report_FullMethodName           = "/callrelay.state.v1.StateService/Report"
 )
 
 // StateServiceClient is the client API for StateService service.
@@ -58,6 +59,8 @@ type StateServiceClient interface {
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
 	// ListDestinations shows each destination with its backlog and hold.
 	ListDestinations(ctx context.Context, in *ListDestinationsRequest, opts ...grpc.CallOption) (*ListDestinationsResponse, error)
+	// Report is how ingress says what it has spooled, every few seconds.
+	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error)
 }
 
 type stateServiceClient struct {
@@ -177,6 +180,16 @@ func (c *stateServiceClient) ListDestinations(ctx context.Context, in *ListDesti
 	return out, nil
 }
 
+func (c *stateServiceClient) Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportResponse)
+	err := c.cc.Invoke(ctx, StateService_Report_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StateServiceServer is the server API for StateService service.
 // All implementations must embed UnimplementedStateServiceServer
 // for forward compatibility.
@@ -201,6 +214,8 @@ type StateServiceServer interface {
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
 	// ListDestinations shows each destination with its backlog and hold.
 	ListDestinations(context.Context, *ListDestinationsRequest) (*ListDestinationsResponse, error)
+	// Report is how ingress says what it has spooled, every few seconds.
+	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 	mustEmbedUnimplementedStateServiceServer()
 }
 
@@ -240,6 +255,9 @@ func (UnimplementedStateServiceServer) Release(context.Context, *ReleaseRequest)
 }
 func (UnimplementedStateServiceServer) ListDestinations(context.Context, *ListDestinationsRequest) (*ListDestinationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDestinations not implemented")
+}
+func (UnimplementedStateServiceServer) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedStateServiceServer) mustEmbedUnimplementedStateServiceServer() {}
 func (UnimplementedStateServiceServer) testEmbeddedByValue()                      {}
@@ -409,6 +427,24 @@ func _StateService_ListDestinations_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StateService_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StateServiceServer).Report(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StateService_Report_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StateServiceServer).Report(ctx, req.(*ReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StateService_ServiceDesc is the grpc.ServiceDesc for StateService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -443,6 +479,10 @@ var StateService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDestinations",
 			Handler:    _StateService_ListDestinations_Handler,
+		},
+		{
+			MethodName: "Report",
+			Handler:    _StateService_Report_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
