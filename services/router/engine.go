@@ -57,6 +57,8 @@ type input struct {
 	rejected    *statev1.Rejected // set: nothing is to be decided, only recorded
 	ameyo       ameyo.Input
 	entry       *statev1.Entry // set: it came from `rules`
+	terms       []string       // what the call can be found by, and phone numbers
+	phones      []string
 }
 
 // process decides one input and commits what follows. The context ends when nobody waits for the answer any more.
@@ -221,7 +223,8 @@ func newCommit(in *input, version string, nowMS int64, entries ...*statev1.Journ
 		journal, _ = proto.Marshal(&statev1.Journal{Entries: []*statev1.JournalEntry{{AtMs: nowMS, RequestId: in.id,
 			Fact: &statev1.JournalEntry_Note{Note: "the facts of this input could not be written: " + err.Error()}}}})
 	}
-	return &statev1.CommitItem{Call: in.call, InputId: in.id, ExpectedVersion: version, Journal: journal, Entry: in.entry}
+	return &statev1.CommitItem{Call: in.call, InputId: in.id, ExpectedVersion: version, Journal: journal, Entry: in.entry,
+		Moves: moves(entries), Terms: in.terms, Phones: in.phones}
 }
 
 // undecided records an input that the rules could not process, so that it is found and nothing waits for it for ever.
@@ -234,8 +237,8 @@ func undecided(in *input, version string, nowMS int64, err error) *statev1.Commi
 	if c := errors.Unwrap(err); c != nil {
 		cause = c
 	}
-	entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Note{
-		Note: "undecided: " + telemetry.MaskDigits(cause.Error())}})
+	entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Undecided{
+		Undecided: &statev1.Undecided{Reason: telemetry.MaskDigits(cause.Error())}}})
 	return newCommit(in, version, nowMS, entries...)
 }
 

@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/dailylog"
@@ -26,6 +28,9 @@ type Service struct {
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
 	files    *dailylog.Writer       // nil: no daily files
+	feed     *feed                  // the live tail and the search index
+	ledger   *ledger                // the accounting
+	watch    *watchman              // the alarms
 	notReady atomic.Pointer[string] // why; nil = ready
 	stopping chan struct{}          // closed when Run ends: the long streams end with it
 }
@@ -36,13 +41,16 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	svc := &Service{cfg: cfg, tel: tel, files: files, stopping: make(chan struct{})}
 	s, err := store.Open(store.Config{URL: cfg.RedisURL.Reveal(), Retention: cfg.CallRetention, JournalLimit: cfg.JournalLimit,
-		Wrote: files.Committed})
+		Wrote: func(item *statev1.CommitItem) { svc.committed(item) }})
 	if err != nil {
 		return nil, err
 	}
-	svc := &Service{cfg: cfg, tel: tel, store: s, dispatch: dispatch.New(s, tel.Log(), cfg.LeaseTime),
-		files: files, stopping: make(chan struct{})}
+	svc.store, svc.dispatch = s, dispatch.New(s, tel.Log(), cfg.LeaseTime)
+	svc.feed = newFeed(s, svc.dispatch.Alone, tel.Log())
+	svc.ledger = &ledger{store: s, retention: cfg.CallRetention}
+	svc.watch = newWatchman(svc)
 	svc.setReady("waiting for Redis")
 	return svc, svc.observe()
 }
@@ -50,6 +58,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 // Register adds the gRPC service.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	statev1.RegisterStateServiceServer(r, &server{Service: s})
+	operatorv1.RegisterOperatorServiceServer(r, &operator{Service: s})
 }
 
 // Ready is nil while Redis answers and holds our format.
@@ -77,12 +86,11 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.connect(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.dispatch.Run(ctx)
-	}()
-	defer func() { <-done }()
+	var background sync.WaitGroup
+	defer background.Wait()
+	for _, run := range []func(context.Context){s.dispatch.Run, s.feed.run, s.ledger.run, s.watch.run} {
+		background.Go(func() { run(ctx) })
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

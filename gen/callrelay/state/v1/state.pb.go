@@ -1793,859 +1793,6 @@ func (*ReportResponse) Descriptor() ([]byte, []int) {
 	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
-type GetCallRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetCallRequest) Reset() {
-	*x = GetCallRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetCallRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetCallRequest) ProtoMessage() {}
-
-func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
-func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *GetCallRequest) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-type GetCallResponse struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Call       string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Version    string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Record     *Record                `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`
-	Deliveries []*Delivery            `protobuf:"bytes,4,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	Journal    *Journal               `protobuf:"bytes,5,opt,name=journal,proto3" json:"journal,omitempty"`
-	// The journal was cut after this many bytes; 0 = complete.
-	JournalDropped int64 `protobuf:"varint,6,opt,name=journal_dropped,json=journalDropped,proto3" json:"journal_dropped,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *GetCallResponse) Reset() {
-	*x = GetCallResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetCallResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetCallResponse) ProtoMessage() {}
-
-func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
-func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *GetCallResponse) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *GetCallResponse) GetVersion() string {
-	if x != nil {
-		return x.Version
-	}
-	return ""
-}
-
-func (x *GetCallResponse) GetRecord() *Record {
-	if x != nil {
-		return x.Record
-	}
-	return nil
-}
-
-func (x *GetCallResponse) GetDeliveries() []*Delivery {
-	if x != nil {
-		return x.Deliveries
-	}
-	return nil
-}
-
-func (x *GetCallResponse) GetJournal() *Journal {
-	if x != nil {
-		return x.Journal
-	}
-	return nil
-}
-
-func (x *GetCallResponse) GetJournalDropped() int64 {
-	if x != nil {
-		return x.JournalDropped
-	}
-	return 0
-}
-
-type ListDeliveriesRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	States      []DeliveryState        `protobuf:"varint,2,rep,packed,name=states,proto3,enum=callrelay.state.v1.DeliveryState" json:"states,omitempty"`
-	// At most 1000; 0 = 100.
-	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDeliveriesRequest) Reset() {
-	*x = ListDeliveriesRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDeliveriesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDeliveriesRequest) ProtoMessage() {}
-
-func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
-func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *ListDeliveriesRequest) GetDestination() string {
-	if x != nil {
-		return x.Destination
-	}
-	return ""
-}
-
-func (x *ListDeliveriesRequest) GetStates() []DeliveryState {
-	if x != nil {
-		return x.States
-	}
-	return nil
-}
-
-func (x *ListDeliveriesRequest) GetLimit() int32 {
-	if x != nil {
-		return x.Limit
-	}
-	return 0
-}
-
-type ListDeliveriesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Deliveries    []*CallDelivery        `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDeliveriesResponse) Reset() {
-	*x = ListDeliveriesResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDeliveriesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDeliveriesResponse) ProtoMessage() {}
-
-func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
-func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *ListDeliveriesResponse) GetDeliveries() []*CallDelivery {
-	if x != nil {
-		return x.Deliveries
-	}
-	return nil
-}
-
-type CallDelivery struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Delivery      *Delivery              `protobuf:"bytes,2,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CallDelivery) Reset() {
-	*x = CallDelivery{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CallDelivery) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CallDelivery) ProtoMessage() {}
-
-func (x *CallDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CallDelivery.ProtoReflect.Descriptor instead.
-func (*CallDelivery) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *CallDelivery) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *CallDelivery) GetDelivery() *Delivery {
-	if x != nil {
-		return x.Delivery
-	}
-	return nil
-}
-
-type RetryRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Delivery      uint32                 `protobuf:"varint,2,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RetryRequest) Reset() {
-	*x = RetryRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RetryRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RetryRequest) ProtoMessage() {}
-
-func (x *RetryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RetryRequest.ProtoReflect.Descriptor instead.
-func (*RetryRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *RetryRequest) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *RetryRequest) GetDelivery() uint32 {
-	if x != nil {
-		return x.Delivery
-	}
-	return 0
-}
-
-func (x *RetryRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-type RetryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RetryResponse) Reset() {
-	*x = RetryResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RetryResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RetryResponse) ProtoMessage() {}
-
-func (x *RetryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RetryResponse.ProtoReflect.Descriptor instead.
-func (*RetryResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{30}
-}
-
-type DiscardRequest struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Call     string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Delivery uint32                 `protobuf:"varint,2,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Actor    string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Required.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DiscardRequest) Reset() {
-	*x = DiscardRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DiscardRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DiscardRequest) ProtoMessage() {}
-
-func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
-func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *DiscardRequest) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *DiscardRequest) GetDelivery() uint32 {
-	if x != nil {
-		return x.Delivery
-	}
-	return 0
-}
-
-func (x *DiscardRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *DiscardRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-type DiscardResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DiscardResponse) Reset() {
-	*x = DiscardResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DiscardResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DiscardResponse) ProtoMessage() {}
-
-func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
-func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{32}
-}
-
-type HoldRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	// Required.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HoldRequest) Reset() {
-	*x = HoldRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HoldRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HoldRequest) ProtoMessage() {}
-
-func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
-func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *HoldRequest) GetDestination() string {
-	if x != nil {
-		return x.Destination
-	}
-	return ""
-}
-
-func (x *HoldRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *HoldRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-type HoldResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HoldResponse) Reset() {
-	*x = HoldResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HoldResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HoldResponse) ProtoMessage() {}
-
-func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
-func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{34}
-}
-
-type ReleaseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseRequest) Reset() {
-	*x = ReleaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseRequest) ProtoMessage() {}
-
-func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
-func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *ReleaseRequest) GetDestination() string {
-	if x != nil {
-		return x.Destination
-	}
-	return ""
-}
-
-func (x *ReleaseRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-type ReleaseResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseResponse) Reset() {
-	*x = ReleaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseResponse) ProtoMessage() {}
-
-func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
-func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{36}
-}
-
-type ListDestinationsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDestinationsRequest) Reset() {
-	*x = ListDestinationsRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDestinationsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDestinationsRequest) ProtoMessage() {}
-
-func (x *ListDestinationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDestinationsRequest.ProtoReflect.Descriptor instead.
-func (*ListDestinationsRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{37}
-}
-
-type ListDestinationsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destinations  []*Destination         `protobuf:"bytes,1,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDestinationsResponse) Reset() {
-	*x = ListDestinationsResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDestinationsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDestinationsResponse) ProtoMessage() {}
-
-func (x *ListDestinationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDestinationsResponse.ProtoReflect.Descriptor instead.
-func (*ListDestinationsResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *ListDestinationsResponse) GetDestinations() []*Destination {
-	if x != nil {
-		return x.Destinations
-	}
-	return nil
-}
-
-type Destination struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Heads that wait or are due, and heads with upstream. One call has at most one head per destination.
-	Waiting       int64  `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
-	Leased        int64  `protobuf:"varint,3,opt,name=leased,proto3" json:"leased,omitempty"`
-	Dead          int64  `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
-	OldestAgeMs   int64  `protobuf:"varint,5,opt,name=oldest_age_ms,json=oldestAgeMs,proto3" json:"oldest_age_ms,omitempty"`
-	Held          bool   `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"`
-	HoldReason    string `protobuf:"bytes,7,opt,name=hold_reason,json=holdReason,proto3" json:"hold_reason,omitempty"`
-	HoldSinceMs   int64  `protobuf:"varint,8,opt,name=hold_since_ms,json=holdSinceMs,proto3" json:"hold_since_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Destination) Reset() {
-	*x = Destination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Destination) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Destination) ProtoMessage() {}
-
-func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Destination.ProtoReflect.Descriptor instead.
-func (*Destination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *Destination) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *Destination) GetWaiting() int64 {
-	if x != nil {
-		return x.Waiting
-	}
-	return 0
-}
-
-func (x *Destination) GetLeased() int64 {
-	if x != nil {
-		return x.Leased
-	}
-	return 0
-}
-
-func (x *Destination) GetDead() int64 {
-	if x != nil {
-		return x.Dead
-	}
-	return 0
-}
-
-func (x *Destination) GetOldestAgeMs() int64 {
-	if x != nil {
-		return x.OldestAgeMs
-	}
-	return 0
-}
-
-func (x *Destination) GetHeld() bool {
-	if x != nil {
-		return x.Held
-	}
-	return false
-}
-
-func (x *Destination) GetHoldReason() string {
-	if x != nil {
-		return x.HoldReason
-	}
-	return ""
-}
-
-func (x *Destination) GetHoldSinceMs() int64 {
-	if x != nil {
-		return x.HoldSinceMs
-	}
-	return 0
-}
-
 var File_callrelay_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_state_proto_rawDesc = "" +
@@ -2776,62 +1923,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aspooled\x18\x02 \x01(\x03R\aspooled\x12\x1b\n" +
 	"\toldest_ms\x18\x03 \x01(\x03R\boldestMs\x12*\n" +
 	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\"\x10\n" +
-	"\x0eReportResponse\"$\n" +
-	"\x0eGetCallRequest\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\"\x91\x02\n" +
-	"\x0fGetCallResponse\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion\x122\n" +
-	"\x06record\x18\x03 \x01(\v2\x1a.callrelay.state.v1.RecordR\x06record\x12<\n" +
-	"\n" +
-	"deliveries\x18\x04 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
-	"deliveries\x125\n" +
-	"\ajournal\x18\x05 \x01(\v2\x1b.callrelay.state.v1.JournalR\ajournal\x12'\n" +
-	"\x0fjournal_dropped\x18\x06 \x01(\x03R\x0ejournalDropped\"\x8a\x01\n" +
-	"\x15ListDeliveriesRequest\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x129\n" +
-	"\x06states\x18\x02 \x03(\x0e2!.callrelay.state.v1.DeliveryStateR\x06states\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\x05R\x05limit\"Z\n" +
-	"\x16ListDeliveriesResponse\x12@\n" +
-	"\n" +
-	"deliveries\x18\x01 \x03(\v2 .callrelay.state.v1.CallDeliveryR\n" +
-	"deliveries\"\\\n" +
-	"\fCallDelivery\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x128\n" +
-	"\bdelivery\x18\x02 \x01(\v2\x1c.callrelay.state.v1.DeliveryR\bdelivery\"T\n" +
-	"\fRetryRequest\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x12\x1a\n" +
-	"\bdelivery\x18\x02 \x01(\rR\bdelivery\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x0f\n" +
-	"\rRetryResponse\"n\n" +
-	"\x0eDiscardRequest\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x12\x1a\n" +
-	"\bdelivery\x18\x02 \x01(\rR\bdelivery\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x11\n" +
-	"\x0fDiscardResponse\"]\n" +
-	"\vHoldRequest\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x0e\n" +
-	"\fHoldResponse\"H\n" +
-	"\x0eReleaseRequest\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x14\n" +
-	"\x05actor\x18\x02 \x01(\tR\x05actor\"\x11\n" +
-	"\x0fReleaseResponse\"\x19\n" +
-	"\x17ListDestinationsRequest\"_\n" +
-	"\x18ListDestinationsResponse\x12C\n" +
-	"\fdestinations\x18\x01 \x03(\v2\x1f.callrelay.state.v1.DestinationR\fdestinations\"\xe4\x01\n" +
-	"\vDestination\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x16\n" +
-	"\x06leased\x18\x03 \x01(\x03R\x06leased\x12\x12\n" +
-	"\x04dead\x18\x04 \x01(\x03R\x04dead\x12\"\n" +
-	"\roldest_age_ms\x18\x05 \x01(\x03R\voldestAgeMs\x12\x12\n" +
-	"\x04held\x18\x06 \x01(\bR\x04held\x12\x1f\n" +
-	"\vhold_reason\x18\a \x01(\tR\n" +
-	"holdReason\x12\"\n" +
-	"\rhold_since_ms\x18\b \x01(\x03R\vholdSinceMs*\xc7\x01\n" +
+	"\x0eReportResponse*\xc7\x01\n" +
 	"\x06Bucket\x12\x16\n" +
 	"\x12BUCKET_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eBUCKET_REFUSED\x10\x01\x12\x14\n" +
@@ -2846,18 +1938,11 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x10COMMIT_STATUS_OK\x10\x01\x12\x19\n" +
 	"\x15COMMIT_STATUS_EARLIER\x10\x02\x12\x1a\n" +
 	"\x16COMMIT_STATUS_CONFLICT\x10\x03\x12\x17\n" +
-	"\x13COMMIT_STATUS_STALE\x10\x042\xc2\a\n" +
+	"\x13COMMIT_STATUS_STALE\x10\x042\xd5\x02\n" +
 	"\fStateService\x12M\n" +
 	"\x04Load\x12\x1f.callrelay.state.v1.LoadRequest\x1a .callrelay.state.v1.LoadResponse(\x010\x01\x12S\n" +
 	"\x06Commit\x12!.callrelay.state.v1.CommitRequest\x1a\".callrelay.state.v1.CommitResponse(\x010\x01\x12P\n" +
-	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12R\n" +
-	"\aGetCall\x12\".callrelay.state.v1.GetCallRequest\x1a#.callrelay.state.v1.GetCallResponse\x12g\n" +
-	"\x0eListDeliveries\x12).callrelay.state.v1.ListDeliveriesRequest\x1a*.callrelay.state.v1.ListDeliveriesResponse\x12L\n" +
-	"\x05Retry\x12 .callrelay.state.v1.RetryRequest\x1a!.callrelay.state.v1.RetryResponse\x12R\n" +
-	"\aDiscard\x12\".callrelay.state.v1.DiscardRequest\x1a#.callrelay.state.v1.DiscardResponse\x12I\n" +
-	"\x04Hold\x12\x1f.callrelay.state.v1.HoldRequest\x1a .callrelay.state.v1.HoldResponse\x12R\n" +
-	"\aRelease\x12\".callrelay.state.v1.ReleaseRequest\x1a#.callrelay.state.v1.ReleaseResponse\x12m\n" +
-	"\x10ListDestinations\x12+.callrelay.state.v1.ListDestinationsRequest\x1a,.callrelay.state.v1.ListDestinationsResponse\x12O\n" +
+	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12O\n" +
 	"\x06Report\x12!.callrelay.state.v1.ReportRequest\x1a\".callrelay.state.v1.ReportResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
@@ -2873,121 +1958,82 @@ func file_callrelay_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_callrelay_state_v1_state_proto_goTypes = []any{
-	(Bucket)(0),                      // 0: callrelay.state.v1.Bucket
-	(CommitStatus)(0),                // 1: callrelay.state.v1.CommitStatus
-	(*LoadRequest)(nil),              // 2: callrelay.state.v1.LoadRequest
-	(*LoadItem)(nil),                 // 3: callrelay.state.v1.LoadItem
-	(*LoadResponse)(nil),             // 4: callrelay.state.v1.LoadResponse
-	(*LoadAnswer)(nil),               // 5: callrelay.state.v1.LoadAnswer
-	(*CallState)(nil),                // 6: callrelay.state.v1.CallState
-	(*CommitRequest)(nil),            // 7: callrelay.state.v1.CommitRequest
-	(*CommitItem)(nil),               // 8: callrelay.state.v1.CommitItem
-	(*Move)(nil),                     // 9: callrelay.state.v1.Move
-	(*Outcome)(nil),                  // 10: callrelay.state.v1.Outcome
-	(*Timer)(nil),                    // 11: callrelay.state.v1.Timer
-	(*Entry)(nil),                    // 12: callrelay.state.v1.Entry
-	(*CommitResponse)(nil),           // 13: callrelay.state.v1.CommitResponse
-	(*CommitAnswer)(nil),             // 14: callrelay.state.v1.CommitAnswer
-	(*LeaseRequest)(nil),             // 15: callrelay.state.v1.LeaseRequest
-	(*LeaseResponse)(nil),            // 16: callrelay.state.v1.LeaseResponse
-	(*LeaseWork)(nil),                // 17: callrelay.state.v1.LeaseWork
-	(*LeaseResult)(nil),              // 18: callrelay.state.v1.LeaseResult
-	(*Done)(nil),                     // 19: callrelay.state.v1.Done
-	(*RetryLater)(nil),               // 20: callrelay.state.v1.RetryLater
-	(*End)(nil),                      // 21: callrelay.state.v1.End
-	(*HoldDestination)(nil),          // 22: callrelay.state.v1.HoldDestination
-	(*LeaseAnswer)(nil),              // 23: callrelay.state.v1.LeaseAnswer
-	(*ReportRequest)(nil),            // 24: callrelay.state.v1.ReportRequest
-	(*ReportResponse)(nil),           // 25: callrelay.state.v1.ReportResponse
-	(*GetCallRequest)(nil),           // 26: callrelay.state.v1.GetCallRequest
-	(*GetCallResponse)(nil),          // 27: callrelay.state.v1.GetCallResponse
-	(*ListDeliveriesRequest)(nil),    // 28: callrelay.state.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil),   // 29: callrelay.state.v1.ListDeliveriesResponse
-	(*CallDelivery)(nil),             // 30: callrelay.state.v1.CallDelivery
-	(*RetryRequest)(nil),             // 31: callrelay.state.v1.RetryRequest
-	(*RetryResponse)(nil),            // 32: callrelay.state.v1.RetryResponse
-	(*DiscardRequest)(nil),           // 33: callrelay.state.v1.DiscardRequest
-	(*DiscardResponse)(nil),          // 34: callrelay.state.v1.DiscardResponse
-	(*HoldRequest)(nil),              // 35: callrelay.state.v1.HoldRequest
-	(*HoldResponse)(nil),             // 36: callrelay.state.v1.HoldResponse
-	(*ReleaseRequest)(nil),           // 37: callrelay.state.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),          // 38: callrelay.state.v1.ReleaseResponse
-	(*ListDestinationsRequest)(nil),  // 39: callrelay.state.v1.ListDestinationsRequest
-	(*ListDestinationsResponse)(nil), // 40: callrelay.state.v1.ListDestinationsResponse
-	(*Destination)(nil),              // 41: callrelay.state.v1.Destination
-	(*v1.Error)(nil),                 // 42: callrelay.errors.v1.Error
-	(*Delivery)(nil),                 // 43: callrelay.state.v1.Delivery
-	(*Attempt)(nil),                  // 44: callrelay.state.v1.Attempt
-	(DeliveryState)(0),               // 45: callrelay.state.v1.DeliveryState
-	(*Record)(nil),                   // 46: callrelay.state.v1.Record
-	(*Journal)(nil),                  // 47: callrelay.state.v1.Journal
+	(Bucket)(0),             // 0: callrelay.state.v1.Bucket
+	(CommitStatus)(0),       // 1: callrelay.state.v1.CommitStatus
+	(*LoadRequest)(nil),     // 2: callrelay.state.v1.LoadRequest
+	(*LoadItem)(nil),        // 3: callrelay.state.v1.LoadItem
+	(*LoadResponse)(nil),    // 4: callrelay.state.v1.LoadResponse
+	(*LoadAnswer)(nil),      // 5: callrelay.state.v1.LoadAnswer
+	(*CallState)(nil),       // 6: callrelay.state.v1.CallState
+	(*CommitRequest)(nil),   // 7: callrelay.state.v1.CommitRequest
+	(*CommitItem)(nil),      // 8: callrelay.state.v1.CommitItem
+	(*Move)(nil),            // 9: callrelay.state.v1.Move
+	(*Outcome)(nil),         // 10: callrelay.state.v1.Outcome
+	(*Timer)(nil),           // 11: callrelay.state.v1.Timer
+	(*Entry)(nil),           // 12: callrelay.state.v1.Entry
+	(*CommitResponse)(nil),  // 13: callrelay.state.v1.CommitResponse
+	(*CommitAnswer)(nil),    // 14: callrelay.state.v1.CommitAnswer
+	(*LeaseRequest)(nil),    // 15: callrelay.state.v1.LeaseRequest
+	(*LeaseResponse)(nil),   // 16: callrelay.state.v1.LeaseResponse
+	(*LeaseWork)(nil),       // 17: callrelay.state.v1.LeaseWork
+	(*LeaseResult)(nil),     // 18: callrelay.state.v1.LeaseResult
+	(*Done)(nil),            // 19: callrelay.state.v1.Done
+	(*RetryLater)(nil),      // 20: callrelay.state.v1.RetryLater
+	(*End)(nil),             // 21: callrelay.state.v1.End
+	(*HoldDestination)(nil), // 22: callrelay.state.v1.HoldDestination
+	(*LeaseAnswer)(nil),     // 23: callrelay.state.v1.LeaseAnswer
+	(*ReportRequest)(nil),   // 24: callrelay.state.v1.ReportRequest
+	(*ReportResponse)(nil),  // 25: callrelay.state.v1.ReportResponse
+	(*v1.Error)(nil),        // 26: callrelay.errors.v1.Error
+	(*Delivery)(nil),        // 27: callrelay.state.v1.Delivery
+	(*Attempt)(nil),         // 28: callrelay.state.v1.Attempt
+	(DeliveryState)(0),      // 29: callrelay.state.v1.DeliveryState
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
 	3,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
 	5,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
-	42, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
+	26, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
 	6,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
-	43, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
+	27, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
 	8,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
-	43, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
+	27, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
 	11, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
 	10, // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
 	12, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
 	9,  // 10: callrelay.state.v1.CommitItem.moves:type_name -> callrelay.state.v1.Move
 	0,  // 11: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
 	14, // 12: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	42, // 13: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	26, // 13: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
 	1,  // 14: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
 	10, // 15: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
 	6,  // 16: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
 	18, // 17: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
 	17, // 18: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
 	23, // 19: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	43, // 20: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	27, // 20: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
 	12, // 21: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	44, // 22: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	28, // 22: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
 	19, // 23: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
 	20, // 24: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
 	21, // 25: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
 	22, // 26: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	45, // 27: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	42, // 28: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
-	46, // 29: callrelay.state.v1.GetCallResponse.record:type_name -> callrelay.state.v1.Record
-	43, // 30: callrelay.state.v1.GetCallResponse.deliveries:type_name -> callrelay.state.v1.Delivery
-	47, // 31: callrelay.state.v1.GetCallResponse.journal:type_name -> callrelay.state.v1.Journal
-	45, // 32: callrelay.state.v1.ListDeliveriesRequest.states:type_name -> callrelay.state.v1.DeliveryState
-	30, // 33: callrelay.state.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.state.v1.CallDelivery
-	43, // 34: callrelay.state.v1.CallDelivery.delivery:type_name -> callrelay.state.v1.Delivery
-	41, // 35: callrelay.state.v1.ListDestinationsResponse.destinations:type_name -> callrelay.state.v1.Destination
-	2,  // 36: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
-	7,  // 37: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
-	15, // 38: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	26, // 39: callrelay.state.v1.StateService.GetCall:input_type -> callrelay.state.v1.GetCallRequest
-	28, // 40: callrelay.state.v1.StateService.ListDeliveries:input_type -> callrelay.state.v1.ListDeliveriesRequest
-	31, // 41: callrelay.state.v1.StateService.Retry:input_type -> callrelay.state.v1.RetryRequest
-	33, // 42: callrelay.state.v1.StateService.Discard:input_type -> callrelay.state.v1.DiscardRequest
-	35, // 43: callrelay.state.v1.StateService.Hold:input_type -> callrelay.state.v1.HoldRequest
-	37, // 44: callrelay.state.v1.StateService.Release:input_type -> callrelay.state.v1.ReleaseRequest
-	39, // 45: callrelay.state.v1.StateService.ListDestinations:input_type -> callrelay.state.v1.ListDestinationsRequest
-	24, // 46: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
-	4,  // 47: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	13, // 48: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	16, // 49: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	27, // 50: callrelay.state.v1.StateService.GetCall:output_type -> callrelay.state.v1.GetCallResponse
-	29, // 51: callrelay.state.v1.StateService.ListDeliveries:output_type -> callrelay.state.v1.ListDeliveriesResponse
-	32, // 52: callrelay.state.v1.StateService.Retry:output_type -> callrelay.state.v1.RetryResponse
-	34, // 53: callrelay.state.v1.StateService.Discard:output_type -> callrelay.state.v1.DiscardResponse
-	36, // 54: callrelay.state.v1.StateService.Hold:output_type -> callrelay.state.v1.HoldResponse
-	38, // 55: callrelay.state.v1.StateService.Release:output_type -> callrelay.state.v1.ReleaseResponse
-	40, // 56: callrelay.state.v1.StateService.ListDestinations:output_type -> callrelay.state.v1.ListDestinationsResponse
-	25, // 57: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
-	47, // [47:58] is the sub-list for method output_type
-	36, // [36:47] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	29, // 27: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	26, // 28: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	2,  // 29: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
+	7,  // 30: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
+	15, // 31: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
+	24, // 32: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
+	4,  // 33: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	13, // 34: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	16, // 35: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	25, // 36: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
+	33, // [33:37] is the sub-list for method output_type
+	29, // [29:33] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_state_proto_init() }
@@ -3008,7 +2054,7 @@ func file_callrelay_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_state_proto_rawDesc), len(file_callrelay_state_v1_state_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   40,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

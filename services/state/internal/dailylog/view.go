@@ -199,6 +199,8 @@ func (s *story) tell(e *statev1.JournalEntry) {
 		}
 		s.add(h, "state", message, text("customerId", f.GetCustomerId()), given("callId", s.callID),
 			text("callTime", f.GetCallTime()), text("phone1Status", f.GetStatus()))
+	case *statev1.JournalEntry_Undecided:
+		s.add(h, "undecided", s.masked(fact.Undecided.GetReason()), given("callId", s.callID))
 	case *statev1.JournalEntry_Note:
 		s.add(h, "note", s.masked(fact.Note), given("callId", s.callID))
 	case *statev1.JournalEntry_Action:

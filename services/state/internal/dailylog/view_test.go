@@ -40,6 +40,8 @@ func entry(fact any) *statev1.JournalEntry {
 		e.Fact = &statev1.JournalEntry_Ended{Ended: f}
 	case *statev1.Phone1Fact:
 		e.Fact = &statev1.JournalEntry_Phone1{Phone1: f}
+	case *statev1.Undecided:
+		e.Fact = &statev1.JournalEntry_Undecided{Undecided: f}
 	case *statev1.Action:
 		e.Fact = &statev1.JournalEntry_Action{Action: f}
 	case string:
@@ -156,10 +158,10 @@ var golden = []struct {
 			`incoming_get | Received dialer callback | query={"unique_id":"193370"} | client={"request_id":"R1","ip":"192.0.2.10"}`,
 			`response | Sent error response | status=400 | field=customerCRTId | message=customerCRTId is required when systemDisposition is CONNECTED | method=GET | path=/index.php`,
 		}},
-	{"undecided", event{item: commit(nil, end(""), "undecided: index out of range")},
+	{"undecided", event{item: commit(nil, end(""), &statev1.Undecided{Reason: "index out of range"})},
 		general, []string{
 			`incoming_get | Received dialer callback | query={} | client={"request_id":"R1","ip":"192.0.2.10"}`,
-			`note | undecided: index out of range | callId=193416`,
+			`undecided | index out of range | callId=193416`,
 		}},
 	{"operator", event{item: commit(delivery("createCallEnd", `{}`), &statev1.Action{Actor: "sato", What: "discard", Delivery: 1, Reason: "sent by hand"})},
 		callEnd, []string{`operator | Operator action: discard | callId=193416 | delivery=1 | actor=sato | reason=sent by hand`}},
