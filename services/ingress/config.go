@@ -16,6 +16,7 @@ type Config struct {
 	HTTPAddr    string `env:"INGRESS_HTTP_ADDR" envDefault:"127.0.0.1:8080" desc:"Where callbacks are taken over HTTP; also /healthz, /readyz and /openapi.json."`
 	GRPCAddr    string `env:"INGRESS_GRPC_ADDR" envDefault:"127.0.0.1:9080" desc:"Where callbacks are taken over gRPC."`
 	RouterAddr  string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is."`
+	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9180" desc:"Where metrics are served."`
 
 	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"How long a callback may wait for its durable commit before it is answered 503."`

@@ -48,6 +48,10 @@ func newHandler(s *Service) (http.Handler, error) {
 		return nil, err
 	}
 	callbacks := s.traced(s.checked(gateway))
+	operator, err := newOperatorHandler(s, s.state)
+	if err != nil {
+		return nil, err
+	}
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
@@ -63,9 +67,13 @@ func newHandler(s *Service) (http.Handler, error) {
 		_, _ = w.Write(gen.OpenAPI)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ours, allowed := s.door(r)
+		if !ours && operatorPath(r.URL.Path) {
+			operator.ServeHTTP(w, r)
+			return
+		}
 		s.underWay.Add(1)
 		defer s.underWay.Add(-1)
-		ours, allowed := s.door(r)
 		switch {
 		case ours && allowed:
 			callbacks.ServeHTTP(w, r)

@@ -17,6 +17,7 @@ import (
 
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 )
@@ -30,12 +31,19 @@ type Service struct {
 	http   *http.Server
 	listen net.Listener
 
-	underWay atomic.Int64 // requests
+	underWay atomic.Int64 // callbacks
+
+	state     grpc.ClientConnInterface
+	operators context.Context // ends the operator's requests
+	stopped   context.CancelFunc
+	// spooled says what is spooled; nil where there is no spool.
+	spooled func() *statev1.ReportRequest
 }
 
 // New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
-func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) (*Service, error) {
-	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
+func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInterface) (*Service, error) {
+	s := &Service{cfg: cfg, tel: tel, state: state, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
+	s.operators, s.stopped = context.WithCancel(context.Background())
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {
 		return nil, err
@@ -104,6 +112,11 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { defer close(pipeDone); s.pipe.Run(pipeCtx) }()
 	defer func() { stopPipe(); <-pipeDone }()
 
+	reported := make(chan struct{})
+	go func() { defer close(reported); s.report(ctx, statev1.NewStateServiceClient(s.state)) }()
+	defer func() { <-reported }()
+	defer s.stopped()
+
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.listen) }()
 	select {
@@ -111,6 +124,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
+	s.stopped()
 	return s.drain()
 }
 

@@ -445,7 +445,7 @@ func testSettle(t *testing.T, s *Store) {
 	s.clock.offset.Add(100_000)
 	complete(t, s, lease(t, s, "ameyo/5")[0], ends(statev1.DeliveryState_DELIVERY_STATE_EXPIRED))
 	expired := get(t, s, "ameyo/5")
-	if _, err := s.Settle(ctx, expired, expired.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+	if _, err := s.Settle(ctx, expired, expired.Deliveries[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if w := lease(t, s, "ameyo/5")[0]; w.GetAgeMs() > 10_000 || w.GetWallAgeMs() > 10_000 {
@@ -459,7 +459,7 @@ func testSettle(t *testing.T, s *Store) {
 		r.Attempt.Uncertain = true
 	})
 	asked := get(t, s, "ameyo/6")
-	if _, err := s.Settle(ctx, asked, asked.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+	if _, err := s.Settle(ctx, asked, asked.Deliveries[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "uncertain for the consumer", lease(t, s, "ameyo/6")[0].GetDelivery().GetUncertain(), false)
@@ -480,7 +480,8 @@ func testLateDoneAfterAsked(t *testing.T, s *Store) {
 	complete(t, s, w, ends(statev1.DeliveryState_DELIVERY_STATE_ASKED))
 	second := lease(t, s, "ameyo/1")
 	want(t, "asked ones do not hold back", numbers(second), "[ameyo/1:2]")
-	letters, _ := s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	queue := Queue{Destination: dest, Partition: Partition("ameyo/1"), Kind: KindLetters}
+	letters, _ := s.Seats(ctx, queue, Seat{}, 10)
 	want(t, "listed", len(letters), 1)
 	want(t, "late done", complete(t, s, w, done).Superseded, false)
 	letters, _ = s.Seats(ctx, queue, Seat{}, 10)

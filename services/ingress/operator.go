@@ -1,0 +1,210 @@
+package ingress
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/errkind"
+)
+
+const (
+	// maxBody bounds what an operator sends, in bytes.
+	maxBody = 64 << 10
+	// operatorTime bounds one question; the streams (bulk actions, live tail) have no bound.
+	operatorTime = 30 * time.Second
+	// sayAlive is how often a live tail without news says that it lives, for proxies that cut what is silent.
+	sayAlive = 15 * time.Second
+	// reportEvery is how often state is told what is spooled.
+	reportEvery = 5 * time.Second
+)
+
+// caller is who asks, as the operator's contract wants to know it. It travels as metadata that nothing from outside can set.
+type caller struct {
+	actor  string
+	masked bool
+}
+
+type callerKey struct{}
+
+// withCaller says who asks.
+func withCaller(ctx context.Context, c caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// callerMetadata is what state hears of the caller.
+func callerMetadata(ctx context.Context) metadata.MD {
+	md := metadata.MD{}
+	if c, ok := ctx.Value(callerKey{}).(caller); ok {
+		if c.actor != "" {
+			md.Set("x-callrelay-actor", c.actor)
+		}
+		if c.masked {
+			md.Set("x-callrelay-mask", "true")
+		}
+	}
+	return md
+}
+
+// newOperatorHandler serves the operator's API: the gateway to state's contract, and the live tail as server-sent events.
+func newOperatorHandler(s *Service, state grpc.ClientConnInterface) (http.Handler, error) {
+	gateway := runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{EmitUnpopulated: true}}),
+		// No header of a request becomes metadata: who asks is for us to say.
+		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithOutgoingHeaderMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithMetadata(func(ctx context.Context, _ *http.Request) metadata.MD { return callerMetadata(ctx) }),
+		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+			writeOperatorError(w, err)
+		}),
+		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
+			writeError(w, &refusal{status: code, message: http.StatusText(code)}, "")
+		}),
+		runtime.WithDisablePathLengthFallback(),
+	)
+	client := operatorv1.NewOperatorServiceClient(state)
+	if err := operatorv1.RegisterOperatorServiceHandlerClient(context.Background(), gateway, client); err != nil {
+		return nil, err
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(s.operators, cancel)() // the streams end with the service
+		w.Header().Set("Cache-Control", "no-store")
+		switch r.URL.Path {
+		case "/v1/journal:watch":
+			if r.Method == http.MethodGet {
+				s.tail(w, r.WithContext(ctx), client)
+				return
+			}
+		case "/v1/deliveries:retry", "/v1/deliveries:discard":
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		default:
+			var stop context.CancelFunc
+			ctx, stop = context.WithTimeout(ctx, operatorTime)
+			defer stop()
+		}
+		gateway.ServeHTTP(w, r.WithContext(ctx))
+	}), nil
+}
+
+func writeOperatorError(w http.ResponseWriter, err error) {
+	e := errkind.From(err)
+	writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, "")
+}
+
+// operatorPath says whether a path is one of the operator's API.
+func operatorPath(path string) bool {
+	return strings.HasPrefix(path, "/v1/") && !callbackPaths[path]
+}
+
+// tail is the live tail as server-sent events: an entry is a message whose id resumes it, `missed` says that there is a gap.
+func (s *Service) tail(w http.ResponseWriter, r *http.Request, client operatorv1.OperatorServiceClient) {
+	ctx := metadata.NewOutgoingContext(r.Context(), callerMetadata(r.Context()))
+	after := r.Header.Get("Last-Event-ID")
+	if after == "" {
+		after = r.URL.Query().Get("after")
+	}
+	stream, err := client.WatchJournal(ctx, &operatorv1.WatchJournalRequest{Filter: r.URL.Query().Get("filter"), After: after})
+	if err != nil {
+		writeOperatorError(w, err)
+		return
+	}
+	type message struct {
+		*operatorv1.WatchJournalResponse
+		err error
+	}
+	messages := make(chan message)
+	go func() {
+		defer close(messages)
+		for {
+			m, err := stream.Recv()
+			select {
+			case messages <- message{m, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	out := http.NewResponseController(w)
+	_ = out.SetWriteDeadline(time.Time{})
+	begun := false
+	write := func(parts ...string) bool {
+		if !begun {
+			begun = true
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.Header().Set("X-Accel-Buffering", "no")
+		}
+		_, err := io.WriteString(w, strings.Join(parts, ""))
+		return err == nil && out.Flush() == nil
+	}
+	// A refusal comes at once; else the stream is silent until something happens, and the reader wants to know that it is open.
+	alive := time.NewTimer(100 * time.Millisecond)
+	defer alive.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-alive.C:
+			if !write(": watching\n\n") {
+				return
+			}
+			alive.Reset(sayAlive)
+		case m, ok := <-messages:
+			switch {
+			case !ok:
+				return
+			case m.err != nil && !begun:
+				writeOperatorError(w, m.err)
+				return
+			case m.err != nil:
+				return // the reader comes back with its Last-Event-ID
+			case m.GetMissed():
+				if !write("event: missed\ndata: {}\n\n") {
+					return
+				}
+			default:
+				raw, err := protojson.Marshal(m.GetEntry())
+				if err != nil || !write("id: ", m.GetEntry().GetId(), "\ndata: ", string(raw), "\n\n") {
+					return
+				}
+			}
+		}
+	}
+}
+
+// report tells state what is spooled until ctx ends. Without a spool there is nothing to tell.
+func (s *Service) report(ctx context.Context, state statev1.StateServiceClient) {
+	if s.spooled == nil {
+		return
+	}
+	instance := rand.Text()
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	for {
+		r := s.spooled()
+		r.Instance = instance
+		ctx, cancel := context.WithTimeout(ctx, reportEvery)
+		_, _ = state.Report(ctx, r) // the next one says it too
+		cancel()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
