@@ -83,7 +83,7 @@ func (b *bench) arrive(call string, deliveries int, to statev1.Bucket, facts ...
 	item := &statev1.CommitItem{Call: call, InputId: id, ExpectedVersion: b.version[call], CommitId: "c" + id,
 		Record: []byte{}, Moves: []*statev1.Move{{RequestId: id, To: to}},
 		Terms: []string{"customer-" + strings.TrimPrefix(call, "ameyo/"), "agent7"}, Phones: []string{"090-1234-" + fmt.Sprintf("%04d", b.requests)}}
-	entries := []*statev1.JournalEntry{{AtMs: b.store.Now(), RequestId: id, Fact: &statev1.JournalEntry_Received{Received: &statev1.Received{
+	entries := []*statev1.JournalEntry{{RequestId: id, Fact: &statev1.JournalEntry_Received{Received: &statev1.Received{
 		Source: "ameyo.call_end", Query: []byte("unique_id=1&phone1=090-1234-" + fmt.Sprintf("%04d", b.requests))}}}}
 	var numbers []uint32
 	for range deliveries {
@@ -107,6 +107,9 @@ func (b *bench) arrive(call string, deliveries int, to statev1.Bucket, facts ...
 			}
 		}
 		entries = append(entries, f)
+	}
+	for _, e := range entries {
+		e.AtMs = b.store.Now()
 	}
 	item.Journal = store.MarshalJournal(entries...)
 	if to == statev1.Bucket_BUCKET_DUPLICATE || to == statev1.Bucket_BUCKET_REFUSED || to == statev1.Bucket_BUCKET_UNDECIDED {
