@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -29,14 +30,12 @@ func (r *relay) ask(method, path, body string, header ...string) (int, map[strin
 		r.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	var last map[string]any
-	for line := range strings.Lines(string(raw)) { // of a stream the last message
-		if err := json.Unmarshal([]byte(line), &last); err != nil {
-			r.t.Fatalf("%s %s: %d %s", method, path, resp.StatusCode, raw)
+	for d := json.NewDecoder(resp.Body); ; { // of a stream the last message
+		if err := d.Decode(&last); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			r.t.Fatalf("%s %s: %d %v", method, path, resp.StatusCode, err)
 		}
 	}
 	return resp.StatusCode, last
