@@ -48,7 +48,7 @@ func newHandler(s *Service) (http.Handler, error) {
 		return nil, err
 	}
 	callbacks := s.traced(s.checked(gateway))
-	operator, err := newOperatorHandler(s, s.state)
+	operator, err := operatorHandler(s)
 	if err != nil {
 		return nil, err
 	}

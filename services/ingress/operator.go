@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
 )
 
 const (
@@ -29,40 +29,25 @@ const (
 	reportEvery = 5 * time.Second
 )
 
-// caller is who asks, as the operator's contract wants to know it. It travels as metadata that nothing from outside can set.
-type caller struct {
-	actor  string
-	masked bool
-}
-
 type callerKey struct{}
 
-// withCaller says who asks.
-func withCaller(ctx context.Context, c caller) context.Context {
-	return context.WithValue(ctx, callerKey{}, c)
-}
-
-// callerMetadata is what state hears of the caller.
+// callerMetadata is what state hears of who asks; whoever let the request in has put it into the context.
 func callerMetadata(ctx context.Context) metadata.MD {
-	md := metadata.MD{}
-	if c, ok := ctx.Value(callerKey{}).(caller); ok {
-		if c.actor != "" {
-			md.Set("x-callrelay-actor", c.actor)
-		}
-		if c.masked {
-			md.Set("x-callrelay-mask", "true")
-		}
+	caller, ok := ctx.Value(callerKey{}).(rpc.Caller)
+	if !ok {
+		caller = rpc.Caller{Actor: "local", Role: rpc.RoleOperator}
 	}
-	return md
+	return caller.Metadata()
 }
 
-// newOperatorHandler serves the operator's API: the gateway to state's contract, and the live tail as server-sent events.
-func newOperatorHandler(s *Service, state grpc.ClientConnInterface) (http.Handler, error) {
-	gateway := runtime.NewServeMux(
+// newOperatorGateway serves the operator's contract as JSON. No header of a request becomes gRPC metadata.
+func newOperatorGateway() *runtime.ServeMux {
+	none := func(string) (string, bool) { return "", false }
+	return runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{EmitUnpopulated: true}}),
-		// No header of a request becomes metadata: who asks is for us to say.
-		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
-		runtime.WithOutgoingHeaderMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithIncomingHeaderMatcher(none),
+		runtime.WithOutgoingHeaderMatcher(none),
+		runtime.WithOutgoingTrailerMatcher(none),
 		runtime.WithMetadata(func(ctx context.Context, _ *http.Request) metadata.MD { return callerMetadata(ctx) }),
 		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
 			writeOperatorError(w, err)
@@ -72,10 +57,19 @@ func newOperatorHandler(s *Service, state grpc.ClientConnInterface) (http.Handle
 		}),
 		runtime.WithDisablePathLengthFallback(),
 	)
-	client := operatorv1.NewOperatorServiceClient(state)
+}
+
+// operatorHandler is the operator's API.
+func operatorHandler(s *Service) (http.Handler, error) {
+	gateway, client := newOperatorGateway(), operatorv1.NewOperatorServiceClient(s.state)
 	if err := operatorv1.RegisterOperatorServiceHandlerClient(context.Background(), gateway, client); err != nil {
 		return nil, err
 	}
+	return s.operatorRequests(gateway, client), nil
+}
+
+// operatorRequests bounds what an operator asks in size and time, and serves the live tail itself.
+func (s *Service) operatorRequests(gateway http.Handler, client operatorv1.OperatorServiceClient) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		ctx, cancel := context.WithCancel(r.Context())
@@ -96,7 +90,7 @@ func newOperatorHandler(s *Service, state grpc.ClientConnInterface) (http.Handle
 			defer stop()
 		}
 		gateway.ServeHTTP(w, r.WithContext(ctx))
-	}), nil
+	})
 }
 
 func writeOperatorError(w http.ResponseWriter, err error) {
