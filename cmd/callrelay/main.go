@@ -37,8 +37,9 @@ func newRoot() *cobra.Command {
 
   callrelay up --sim       start everything here, with a simulated TopS.II
   callrelay call 193416    what became of call 193416
+  callrelay diagnose 193416   why it stopped, and what to do
 
-Exit codes: 0 done, 1 error, 3 no such call or delivery.`,
+Exit codes: 0 done, 1 error or a difference, 2 a person has to act (diagnose), 3 no such call or delivery.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
@@ -55,7 +56,7 @@ Exit codes: 0 done, 1 error, 3 no such call or delivery.`,
 		}
 	}
 	add("run", newUp(), newSend(), newVersion())
-	add("look", newCall(), newDeliveries(), newDestinations())
-	add("act", newRetry(), newDiscard(), newHold(), newRelease())
+	add("look", newCall(), newDiagnose(), newExplain(), newDeliveries(), newDestinations())
+	add("act", newRetry(), newDiscard(), newResend(), newHold(), newRelease())
 	return root
 }

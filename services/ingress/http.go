@@ -49,7 +49,12 @@ func newHandler(s *Service) (http.Handler, error) {
 	}
 	callbacks := s.traced(s.checked(gateway))
 
+	operator, err := operatorHandler(s)
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
+	mux.Handle("/v1/", operator)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := s.Ready(); err != nil {

@@ -29,13 +29,14 @@ type Service struct {
 	ameyo  *ameyoServer
 	http   *http.Server
 	listen net.Listener
+	router grpc.ClientConnInterface
 
 	underWay atomic.Int64 // requests
 }
 
 // New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
 func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) (*Service, error) {
-	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
+	s := &Service{cfg: cfg, tel: tel, router: router, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {
 		return nil, err

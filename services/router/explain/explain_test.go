@@ -26,17 +26,18 @@ func session(changes ...func(*ameyo.Config)) *Session {
 func TestForms(t *testing.T) {
 	const query = "unique_id=193421&customerId=5502&customerCRTId=d336&systemDisposition=BUSY&shareablePhonesDialIndex=0&phoneList=%7B%22phoneList%22%3A%5B%221%22%2C%222%22%5D%7D"
 	for name, text := range map[string]string{
-		"url in the settings":  "http://relay.test/index.php?" + query,
-		"clean route":          "https://relay.test:8443/secret-secret-secret/v1/ameyo/call-end?" + query,
-		"query":                query,
-		"quoted":               `"http://relay.test/index.php?` + query + `"`,
-		"copied from a page":   "http://relay.test/index.php?" + strings.ReplaceAll(query, "&", "&amp;"),
-		"access log":           `192.0.2.10 - - [20/Nov/2026:20:24:25 +0900] "GET /index.php?` + query + ` HTTP/1.1" 200 61 "-" "curl/7.88.1"`,
-		"behind another path":  "http://proxy.test/ameyo/cb?" + query,
-		"daily log":            `2026-11-20 20:24:25 | [99fe] | incoming_get | Received dialer callback | query={"unique_id":"193421","customerId":"5502","customerCRTId":"d336","systemDisposition":"BUSY","shareablePhonesDialIndex":"0","phoneList":"{\"phoneList\":[\"1\",\"2\"]}"} | client={"uri":"/index.php?x"}`,
-		"json":                 `{"unique_id":193421,"customerId":"5502","customerCRTId":"d336","systemDisposition":"BUSY","shareablePhonesDialIndex":0,"phoneList":{"phoneList":["1","2"]}}`,
-		"print_r":              "Array\n(\n    [unique_id] => 193421\n    [customerId] => 5502\n    [customerCRTId] => d336\n    [systemDisposition] => BUSY\n    [shareablePhonesDialIndex] => 0\n    [phoneList] => {\"phoneList\":[\"1\",\"2\"]}\n)\n",
-		"print_r in one query": "unique_id=193421&customerId=5502&customerCRTId=d336&systemDisposition=BUSY&shareablePhonesDialIndex=0&phoneList=[\"1\",\"2\"]",
+		"url in the settings": "http://relay.test/index.php?" + query,
+		"clean route":         "https://relay.test:8443/secret-secret-secret/v1/ameyo/call-end?" + query,
+		"query":               query,
+		"quoted":              `"http://relay.test/index.php?` + query + `"`,
+		"copied from a page":  "http://relay.test/index.php?" + strings.ReplaceAll(query, "&", "&amp;"),
+		"access log":          `192.0.2.10 - - [20/Nov/2026:20:24:25 +0900] "GET /index.php?` + query + ` HTTP/1.1" 200 61 "-" "curl/7.88.1"`,
+		"behind another path": "http://proxy.test/ameyo/cb?" + query,
+		"daily log":           `2026-11-20 20:24:25 | [99fe] | incoming_get | Received dialer callback | query={"unique_id":"193421","customerId":"5502","customerCRTId":"d336","systemDisposition":"BUSY","shareablePhonesDialIndex":"0","phoneList":"{\"phoneList\":[\"1\",\"2\"]}"} | client={"uri":"/index.php?x"}`,
+		"json":                `{"unique_id":193421,"customerId":"5502","customerCRTId":"d336","systemDisposition":"BUSY","shareablePhonesDialIndex":0,"phoneList":{"phoneList":["1","2"]}}`,
+		"print_r":             "Array\n(\n    [unique_id] => 193421\n    [customerId] => 5502\n    [customerCRTId] => d336\n    [systemDisposition] => BUSY\n    [shareablePhonesDialIndex] => 0\n    [phoneList] => {\"phoneList\":[\"1\",\"2\"]}\n)\n",
+		"unescaped in a url":  `curl "http://relay.test/index.php?unique_id=193421&customerId=5502&customerCRTId=d336&systemDisposition=BUSY&shareablePhonesDialIndex=0&phoneList=["1","2"]" -v`,
+		"unescaped query":     "unique_id=193421&customerId=5502&customerCRTId=d336&systemDisposition=BUSY&shareablePhonesDialIndex=0&phoneList=[\"1\",\"2\"]",
 	} {
 		a, err := session().Explain(text, 1)
 		if err != nil || a.Refused != "" || a.Call != "ameyo/193421" || a.Source != SourceEnd || a.Decisions[0].Rule != "4" || a.Decisions[0].Flow != ameyo.FlowWait {

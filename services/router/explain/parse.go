@@ -22,7 +22,7 @@ const maxText = 64 << 10
 
 var (
 	// address finds a callback's path and query in a URL or in a line of any web server's log.
-	address = regexp.MustCompile(`/(call_start\.php|index\.php|v1/ameyo/call-start|v1/ameyo/call-end)\?([^\s"'<>]+)`)
+	address = regexp.MustCompile(`/(call_start\.php|index\.php|v1/ameyo/call-start|v1/ameyo/call-end)\?([^\s<>]+)`)
 	// dumped is one element of PHP's print_r of an array.
 	dumped = regexp.MustCompile(`(?m)^[ \t]*\[([^\]\n]+)\] =>[ \t]?(.*)$`)
 	bare   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*=`)
@@ -53,7 +53,7 @@ func Parse(text string) (source string, params callback.Params, err error) {
 		return sourceOf(params), params, err
 	}
 	if m := address.FindStringSubmatch(text); m != nil {
-		params = callback.ParseQuery(unescapeHTML(m[2]))
+		params = callback.ParseQuery(unescapeHTML(strings.TrimRight(m[2], "\"'`,")))
 		if strings.Contains(m[1], "start") {
 			return SourceStart, params, nil
 		}
