@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"mime"
 	"net"
@@ -270,6 +269,8 @@ func (a *operatorAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e = &refusal{status: http.StatusMethodNotAllowed, message: "use " + strings.Join(allow, " or ")}
 	case role == rpc.RoleOperator && caller.Role != rpc.RoleOperator:
 		e = &refusal{status: http.StatusForbidden, message: "this needs a token with the role operator"}
+	case r.ContentLength > maxBody:
+		e = &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("the body is longer than %d bytes", maxBody)}
 	default:
 		e = fromPage(r)
 	}
@@ -389,10 +390,6 @@ func newOperatorGateway() *runtime.ServeMux {
 		}),
 		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
 			e := errkind.From(err)
-			if too := (*http.MaxBytesError)(nil); errors.As(err, &too) {
-				writeError(w, &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("the body is longer than %d bytes", maxBody)}, "")
-				return
-			}
 			writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, "")
 		}),
 		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
