@@ -43,12 +43,13 @@ func newRoot() *cobra.Command {
 
   callrelay up --sim       start everything here, with a simulated TopS.II
   callrelay call 193416    what became of call 193416
+  callrelay diagnose 193416   why it stopped, and what to do
 
-  callrelay calls 5678     calls with a phone number that ends so
-  callrelay accounting     what became of every request
+  callrelay calls 5678        calls with a phone number that ends so
+  callrelay accounting        what became of every request
 
-Exit codes: 0 done, 1 error, 3 no such call or delivery, 4 done, but there is something to look at (a difference, an alarm,
-something refused).`,
+Exit codes: 0 done, 1 error or a difference, 2 a person has to act (diagnose), 3 no such call or delivery, 4 there is
+something to look at (an accounting difference, an alarm, something refused).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -64,7 +65,8 @@ something refused).`,
 		}
 	}
 	add("run", newUp(), newSend(), newVersion())
-	add("look", newCalls(), newCall(), newRequest(), newTail(), newDeliveries(), newDestinations(), newAccounting(), newAlarms())
-	add("act", newRetry(), newDiscard(), newHold(), newRelease())
+	add("look", newCalls(), newCall(), newRequest(), newDiagnose(), newExplain(), newTail(), newDeliveries(), newDestinations(),
+		newAccounting(), newAlarms())
+	add("act", newRetry(), newDiscard(), newResend(), newHold(), newRelease())
 	return root
 }

@@ -46,6 +46,14 @@ func words(parts ...string) string {
 	return strings.Join(given, " ")
 }
 
+// about introduces a value, and is nothing without one.
+func about(intro, value string) string {
+	if value == "" {
+		return ""
+	}
+	return intro + printable(value)
+}
+
 func orDash(s string) string {
 	if s == "" {
 		return "-"

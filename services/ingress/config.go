@@ -25,6 +25,8 @@ type Config struct {
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
 	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"Where set, callbacks are taken only under /SECRET/...; at least 16 letters, digits, - or _."`
 
+	OperatorTokens Tokens `env:"OPERATOR_TOKENS" desc:"Who may use the operator API: NAME:ROLE:TOKEN, separated by commas or line breaks. ROLE is viewer, operator, or operator+phones, which also sees phone numbers; TOKEN is at least 24 characters, or sha256= and its hash in hex. Empty: only this machine may, through localhost. Secret."`
+
 	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
 	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`
 }

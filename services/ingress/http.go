@@ -48,11 +48,11 @@ func newHandler(s *Service) (http.Handler, error) {
 		return nil, err
 	}
 	callbacks := s.traced(s.checked(gateway))
+
 	operator, err := operatorHandler(s)
 	if err != nil {
 		return nil, err
 	}
-
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

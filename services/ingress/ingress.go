@@ -30,6 +30,7 @@ type Service struct {
 	ameyo  *ameyoServer
 	http   *http.Server
 	listen net.Listener
+	router grpc.ClientConnInterface
 
 	underWay atomic.Int64 // callbacks
 
@@ -42,7 +43,7 @@ type Service struct {
 
 // New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
 func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInterface) (*Service, error) {
-	s := &Service{cfg: cfg, tel: tel, state: state, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
+	s := &Service{cfg: cfg, tel: tel, router: router, state: state, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
 	s.operators, s.stopped = context.WithCancel(context.Background())
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {

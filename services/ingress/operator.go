@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -19,8 +18,6 @@ import (
 )
 
 const (
-	// maxBody bounds what an operator sends, in bytes.
-	maxBody = 64 << 10
 	// operatorTime bounds one question; the streams (bulk actions, live tail) have no bound.
 	operatorTime = 30 * time.Second
 	// sayAlive is how often a live tail without news says that it lives, for proxies that cut what is silent.
@@ -29,53 +26,33 @@ const (
 	reportEvery = 5 * time.Second
 )
 
-type callerKey struct{}
-
-// callerMetadata is what state hears of who asks; whoever let the request in has put it into the context.
+// callerMetadata is what the services hear of who asks; operatorAPI, which let the request in, has put it into the context.
 func callerMetadata(ctx context.Context) metadata.MD {
 	caller, ok := ctx.Value(callerKey{}).(rpc.Caller)
 	if !ok {
-		caller = rpc.Caller{Actor: "local", Role: rpc.RoleOperator}
+		caller = rpc.Caller{Actor: "nobody", Role: "none", Masked: true}
 	}
 	return caller.Metadata()
 }
 
-// newOperatorGateway serves the operator's contract as JSON. No header of a request becomes gRPC metadata.
-func newOperatorGateway() *runtime.ServeMux {
-	none := func(string) (string, bool) { return "", false }
-	return runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{EmitUnpopulated: true}}),
-		runtime.WithIncomingHeaderMatcher(none),
-		runtime.WithOutgoingHeaderMatcher(none),
-		runtime.WithOutgoingTrailerMatcher(none),
-		runtime.WithMetadata(func(ctx context.Context, _ *http.Request) metadata.MD { return callerMetadata(ctx) }),
-		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
-			writeOperatorError(w, err)
-		}),
-		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
-			writeError(w, &refusal{status: code, message: http.StatusText(code)}, "")
-		}),
-		runtime.WithDisablePathLengthFallback(),
-	)
-}
-
-// operatorHandler is the operator's API.
+// operatorHandler is the operator's API: what state and router serve of it, behind the tokens.
 func operatorHandler(s *Service) (http.Handler, error) {
 	gateway, client := newOperatorGateway(), operatorv1.NewOperatorServiceClient(s.state)
 	if err := operatorv1.RegisterOperatorServiceHandlerClient(context.Background(), gateway, client); err != nil {
 		return nil, err
 	}
-	return s.operatorRequests(gateway, client), nil
+	if err := operatorv1.RegisterAdviceServiceHandlerClient(context.Background(), gateway, operatorv1.NewAdviceServiceClient(s.router)); err != nil {
+		return nil, err
+	}
+	return newOperatorAPI(s, s.operatorRequests(gateway, client)), nil
 }
 
-// operatorRequests bounds what an operator asks in size and time, and serves the live tail itself.
+// operatorRequests bounds what an operator asks in time, and serves the live tail itself.
 func (s *Service) operatorRequests(gateway http.Handler, client operatorv1.OperatorServiceClient) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		defer context.AfterFunc(s.operators, cancel)() // the streams end with the service
-		w.Header().Set("Cache-Control", "no-store")
 		switch r.URL.Path {
 		case "/v1/journal:watch":
 			if r.Method == http.MethodGet {

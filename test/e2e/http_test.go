@@ -15,13 +15,14 @@ import (
 	"callrelay/sim/topsii"
 )
 
-// ask sends a request of an operator's and returns the status and the answer.
-func (r *relay) ask(method, path, body string, header ...string) (int, map[string]any) {
+// operate sends a request of an operator's and returns the status and the answer.
+func (r *relay) operate(method, path, body string, header ...string) (int, map[string]any) {
 	r.t.Helper()
 	req, err := http.NewRequest(method, r.url+path, strings.NewReader(body))
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	req.Header.Set("Content-Type", "application/json")
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
@@ -58,7 +59,7 @@ func TestOperatorOverHTTP(t *testing.T) {
 
 		ok := func(method, path, body string, parts ...string) map[string]any {
 			t.Helper()
-			status, answer := r.ask(method, path, body)
+			status, answer := r.operate(method, path, body)
 			if status != 200 {
 				t.Errorf("%s %s: %d %v", method, path, status, answer)
 			}
@@ -66,7 +67,7 @@ func TestOperatorOverHTTP(t *testing.T) {
 			return answer
 		}
 		r.eventually(10*time.Second, "the index has it", func() bool {
-			_, answer := r.ask("POST", "/v1/calls:search", `{"query":"c-71"}`)
+			_, answer := r.operate("POST", "/v1/calls:search", `{"query":"c-71"}`)
 			return strings.Contains(text(answer), `"ameyo/71"`)
 		})
 		for _, query := range []string{"71", "5678", "+81 90 1234 5678", "agent9", a.RequestID} {
@@ -81,7 +82,7 @@ func TestOperatorOverHTTP(t *testing.T) {
 		ok("GET", "/v1/deliveries?state=delivered", "", `"ameyo/71/1"`)
 
 		// A hold is an alarm and is journaled with who did it; nobody can say from outside who they are.
-		status, answer := r.ask("POST", "/v1/destinations/topsii:hold", `{"reason":"maintenance"}`, "Grpc-Metadata-X-Callrelay-Actor", "the boss", "X-Callrelay-Actor", "the boss")
+		status, answer := r.operate("POST", "/v1/destinations/topsii:hold", `{"reason":"maintenance"}`, "Grpc-Metadata-X-Callrelay-Actor", "the boss", "X-Callrelay-Actor", "the boss")
 		if status != 200 || strings.Contains(text(ok("GET", "/v1/calls/destination/topsii", "", "hold because maintenance")), "the boss") {
 			t.Errorf("hold: %d %v", status, answer)
 		}
@@ -98,15 +99,15 @@ func TestOperatorOverHTTP(t *testing.T) {
 			r.accepted(r.end(connectedEnd(call)...))
 		}
 		r.eventually(10*time.Second, "all are dead", func() bool {
-			_, answer := r.ask("GET", "/v1/deliveries?state=dead", "")
+			_, answer := r.operate("GET", "/v1/deliveries?state=dead", "")
 			return len(answer["deliveries"].([]any)) == 4
 		})
 		ok("POST", "/v1/deliveries/ameyo/80/1:retry", `{"reason":"logged in"}`, `"ameyo/80/1"`)
-		if status, answer := r.ask("POST", "/v1/deliveries/ameyo/81/1:discard", `{}`); status != 400 || answer["field"] != "reason" {
+		if status, answer := r.operate("POST", "/v1/deliveries/ameyo/81/1:discard", `{}`); status != 400 || answer["field"] != "reason" {
 			t.Errorf("discard without a reason: %d %v", status, answer)
 		}
 		ok("POST", "/v1/deliveries/ameyo/81/1:discard", `{"reason":"by hand"}`, `"discarded"`)
-		if status, answer := r.ask("POST", "/v1/deliveries/ameyo/81/1:discard", `{"reason":"by hand"}`); status != 409 {
+		if status, answer := r.operate("POST", "/v1/deliveries/ameyo/81/1:discard", `{"reason":"by hand"}`); status != 409 {
 			t.Errorf("a second click: %d %v", status, answer)
 		}
 		ok("POST", "/v1/deliveries:retry", `{"filter":{"state":["dead"]}}`, `"finished":true`, `"done":"2"`)
@@ -120,11 +121,11 @@ func TestOperatorOverHTTP(t *testing.T) {
 			"/v1/calls/ameyo/999": 404, "/v1/requests/none": 404, "/v1/deliveries?state=lost": 400, "/v1/accounting?since=never": 400,
 			"/v1/nothing": 404, "/v1/deliveries?page_token=x": 400, "/v1/destinations": 200, "/openapi.json": 200,
 		} {
-			if status, answer := r.ask("GET", path, ""); status != want {
+			if status, answer := r.operate("GET", path, ""); status != want {
 				t.Errorf("%s: %d %v, want %d", path, status, answer, want)
 			}
 		}
-		if status, answer := r.ask("POST", "/v1/calls:search", `{"query":"`+strings.Repeat("x", 70<<10)+`"}`); status != 400 {
+		if status, answer := r.operate("POST", "/v1/calls:search", `{"query":"`+strings.Repeat("x", 70<<10)+`"}`); status != 400 {
 			t.Errorf("a long body: %d %v", status, answer)
 		}
 		if d := r.duplicates(); len(d) != 0 {

@@ -1367,10 +1367,12 @@ func (x *Undecided) GetReason() string {
 type Action struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Actor string                 `protobuf:"bytes,1,opt,name=actor,proto3" json:"actor,omitempty"`
-	// "retry", "discard", "hold", "release".
-	What          string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
-	Delivery      uint32 `protobuf:"varint,3,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// "retry", "discard", "hold", "release"; "resend" of a request that another one replaces, "superseded" of the one that is.
+	What     string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Delivery uint32 `protobuf:"varint,3,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	Reason   string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The other request: of a resend the one it replaces, of what is superseded the one that replaces it.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1429,6 +1431,13 @@ func (x *Action) GetDelivery() uint32 {
 func (x *Action) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Action) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -1733,12 +1742,14 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tR\trequestId\"#\n" +
 	"\tUndecided\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"f\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x85\x01\n" +
 	"\x06Action\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
 	"\bdelivery\x18\x03 \x01(\rR\bdelivery\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xe3\x03\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\"\xe3\x03\n" +
 	"\bDelivery\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1a\n" +
