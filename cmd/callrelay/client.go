@@ -15,36 +15,80 @@ import (
 	"time"
 
 	"callrelay/callback"
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	"callrelay/platform/rpc"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
-// errNotFound is for what does not exist: exit code 3.
-var errNotFound = errors.New("not found")
+// errNotFound is for what does not exist: exit code 3. errAlarm is for what somebody has to look at: exit code 4.
+var (
+	errNotFound = errors.New("not found")
+	errAlarm    = errors.New("attention")
+)
 
 // askTimeout bounds one question to state.
 const askTimeout = 10 * time.Second
 
-// asksState makes c a command that talks to state: it adds --state and calls run with a client.
-func asksState(c *cobra.Command, run func(ctx context.Context, state statev1.StateServiceClient, args []string) error) *cobra.Command {
-	addr := c.Flags().String("state", cmp.Or(os.Getenv("STATE_GRPC_ADDR"), "127.0.0.1:9082"), "where state serves gRPC (STATE_GRPC_ADDR)")
+type operatorClient = operatorv1.OperatorServiceClient
+
+// asks makes c a command that talks to state: it adds --state and calls run with a client, for at most the time (0 = as long as
+// it takes).
+func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, relay operatorClient, args []string) error) *cobra.Command {
+	addr := stateFlag(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		conn, err := rpc.Dial(*addr)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
-		defer cancel()
-		return inWords(run(ctx, statev1.NewStateServiceClient(conn), args), *addr)
+		ctx := metadata.AppendToOutgoingContext(c.Context(), "x-callrelay-actor", actor())
+		if limit > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, limit)
+			defer cancel()
+		}
+		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), *addr)
 	}
 	return c
+}
+
+func stateFlag(c *cobra.Command) *string {
+	return c.Flags().String("state", cmp.Or(os.Getenv("STATE_GRPC_ADDR"), "127.0.0.1:9082"), "where state serves gRPC (STATE_GRPC_ADDR)")
+}
+
+// shows is asks for a command that prints something for people: the first line is what somebody should look at.
+func shows(c *cobra.Command, run func(ctx context.Context, relay operatorClient, args []string) (proto.Message, func(out io.Writer) error, error)) *cobra.Command {
+	asJSON := jsonFlag(c)
+	return asks(c, askTimeout, func(ctx context.Context, relay operatorClient, args []string) error {
+		message, render, err := run(ctx, relay, args)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printJSON(c.OutOrStdout(), message)
+		}
+		alarmLine(ctx, relay, c.OutOrStdout())
+		return render(c.OutOrStdout())
+	})
+}
+
+// alarmLine prints what somebody should look at, if anything.
+func alarmLine(ctx context.Context, relay operatorClient, out io.Writer) {
+	list, err := relay.ListAlarms(ctx, &operatorv1.ListAlarmsRequest{})
+	if err != nil || len(list.GetAlarms()) == 0 {
+		return // an answer without alarms is better than none
+	}
+	var texts []string
+	for _, a := range list.GetAlarms() {
+		texts = append(texts, printable(a.GetText()))
+	}
+	fmt.Fprintf(out, "ALARM: %s\n\n", strings.Join(texts, "; "))
 }
 
 // inWords makes an error of gRPC one for people.
@@ -60,6 +104,8 @@ func inWords(err error, addr string) error {
 		return fmt.Errorf("state at %s does not answer (is the relay running? --state says where): %s", addr, s.Message())
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("state at %s did not answer within %v", addr, askTimeout)
+	case codes.Canceled:
+		return errors.New("broken off")
 	default:
 		return errors.New(s.Message())
 	}
@@ -77,7 +123,7 @@ func callKey(arg string) (string, error) {
 	return callback.CallKey(callback.Ameyo, id), nil
 }
 
-// deliveryArgs reads "<call> <delivery>".
+// deliveryArgs reads "<call> <delivery>" and gives the id of the delivery.
 func deliveryArgs(args []string) (call string, delivery uint32, err error) {
 	if call, err = callKey(args[0]); err != nil {
 		return "", 0, err
@@ -88,6 +134,8 @@ func deliveryArgs(args []string) (call string, delivery uint32, err error) {
 	}
 	return call, uint32(n), nil
 }
+
+func deliveryID(call string, n uint32) string { return call + "/" + strconv.Itoa(int(n)) }
 
 // actor is who acts, for the journal.
 func actor() string {
@@ -110,14 +158,51 @@ func jsonFlag(c *cobra.Command) *bool {
 
 // printJSON prints a message as JSON whose white space does not vary from build to build.
 func printJSON(out io.Writer, m proto.Message) error {
+	text, err := stableJSON(m, "  ")
+	if err == nil {
+		_, err = fmt.Fprintln(out, text)
+	}
+	return err
+}
+
+// stableJSON is a message in JSON; without an indent it is one line.
+func stableJSON(m proto.Message, indent string) (string, error) {
 	raw, err := protojson.Marshal(m)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var text bytes.Buffer
-	if err := json.Indent(&text, raw, "", "  "); err != nil {
-		return err
+	if indent == "" {
+		err = json.Compact(&text, raw)
+	} else {
+		err = json.Indent(&text, raw, "", indent)
 	}
-	_, err = fmt.Fprintln(out, text.String())
-	return err
+	return text.String(), err
+}
+
+// completeDestinations completes names of destinations.
+func completeDestinations(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	addr, err := c.Flags().GetString("state")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	conn, err := rpc.Dial(addr)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	list, err := operatorv1.NewOperatorServiceClient(conn).ListDestinations(ctx, &operatorv1.ListDestinationsRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, d := range list.GetDestinations() {
+		names = append(names, d.GetName())
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -10,62 +10,100 @@ import (
 	"strings"
 	"testing"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	"callrelay/platform/run"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
-// fakeState answers one call and remembers what it was asked to do.
+// fakeState answers one call and remembers what it was asked to do and by whom.
 type fakeState struct {
-	statev1.UnimplementedStateServiceServer
-	asked []proto.Message
+	operatorv1.UnimplementedOperatorServiceServer
+	asked  []proto.Message
+	actors []string
+	alarms []*operatorv1.Alarm
+	differ bool
 }
 
-func (f *fakeState) GetCall(_ context.Context, r *statev1.GetCallRequest) (*statev1.GetCallResponse, error) {
-	switch r.GetCall() {
-	case "ameyo/193416":
-		return sampleCall(), nil
-	case "ameyo/2":
-		return &statev1.GetCallResponse{Call: "ameyo/2"}, nil
-	default:
+func (f *fakeState) note(ctx context.Context, r proto.Message) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	f.asked, f.actors = append(f.asked, r), append(f.actors, strings.Join(md.Get("x-callrelay-actor"), ","))
+}
+
+func (f *fakeState) GetCall(_ context.Context, r *operatorv1.GetCallRequest) (*operatorv1.Call, error) {
+	if r.GetCall() != "ameyo/193416" {
 		return nil, status.Error(codes.NotFound, "there is no call "+r.GetCall())
 	}
+	return sampleCall(), nil
 }
 
-func (f *fakeState) ListDeliveries(_ context.Context, r *statev1.ListDeliveriesRequest) (*statev1.ListDeliveriesResponse, error) {
-	f.asked = append(f.asked, r)
-	return &statev1.ListDeliveriesResponse{Deliveries: []*statev1.CallDelivery{{Call: "ameyo/193416", Delivery: sampleCall().GetDeliveries()[0]}}}, nil
+func (f *fakeState) SearchCalls(ctx context.Context, r *operatorv1.SearchCallsRequest) (*operatorv1.SearchCallsResponse, error) {
+	f.note(ctx, r)
+	return &operatorv1.SearchCallsResponse{NextPageToken: "next", Calls: []*operatorv1.CallSummary{
+		{Call: "ameyo/193416", FirstMs: at(0), LastMs: at(6000), Summary: "rule 5: createNotAnswer", Deliveries: sampleCall().GetDeliveries()}}}, nil
 }
 
-func (f *fakeState) ListDestinations(context.Context, *statev1.ListDestinationsRequest) (*statev1.ListDestinationsResponse, error) {
-	return &statev1.ListDestinationsResponse{Destinations: []*statev1.Destination{
-		{Name: "topsii", Waiting: 12, Leased: 3, Dead: 1, OldestAgeMs: 61_000, Held: true, HoldReason: "maintenance", HoldSinceMs: at(0)},
+func (f *fakeState) ListDeliveries(ctx context.Context, r *operatorv1.ListDeliveriesRequest) (*operatorv1.ListDeliveriesResponse, error) {
+	f.note(ctx, r)
+	return &operatorv1.ListDeliveriesResponse{Deliveries: sampleCall().GetDeliveries()[:1]}, nil
+}
+
+func (f *fakeState) ListDestinations(context.Context, *operatorv1.ListDestinationsRequest) (*operatorv1.ListDestinationsResponse, error) {
+	return &operatorv1.ListDestinationsResponse{Destinations: []*operatorv1.Destination{
+		{Name: "topsii", Waiting: 12, Sending: 3, Dead: 1, OldestAgeMs: 61_000, Held: true, HoldReason: "maintenance", HoldSinceMs: at(0)},
 		{Name: "rules"},
 	}}, nil
 }
 
-func (f *fakeState) Retry(_ context.Context, r *statev1.RetryRequest) (*statev1.RetryResponse, error) {
-	f.asked = append(f.asked, r)
+func (f *fakeState) RetryDelivery(ctx context.Context, r *operatorv1.RetryDeliveryRequest) (*operatorv1.Delivery, error) {
+	f.note(ctx, r)
 	return nil, status.Error(codes.FailedPrecondition, "its gate was served since")
 }
 
-func (f *fakeState) Discard(_ context.Context, r *statev1.DiscardRequest) (*statev1.DiscardResponse, error) {
-	f.asked = append(f.asked, r)
-	return &statev1.DiscardResponse{}, nil
+func (f *fakeState) DiscardDelivery(ctx context.Context, r *operatorv1.DiscardDeliveryRequest) (*operatorv1.Delivery, error) {
+	f.note(ctx, r)
+	return &operatorv1.Delivery{}, nil
 }
 
-func (f *fakeState) Hold(_ context.Context, r *statev1.HoldRequest) (*statev1.HoldResponse, error) {
-	f.asked = append(f.asked, r)
-	return &statev1.HoldResponse{}, nil
+func (f *fakeState) RetryDeliveries(r *operatorv1.RetryDeliveriesRequest, stream operatorv1.OperatorService_RetryDeliveriesServer) error {
+	f.note(stream.Context(), r)
+	for _, p := range []*operatorv1.Progress{{Total: 9, Seen: 4, Done: 3, Refused: 1, Refusals: []string{"ameyo/1: superseded"}}, {Total: 9, Seen: 9, Done: 8, Refused: 1, Finished: true}} {
+		if err := stream.Send(p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (f *fakeState) Release(_ context.Context, r *statev1.ReleaseRequest) (*statev1.ReleaseResponse, error) {
-	f.asked = append(f.asked, r)
-	return &statev1.ReleaseResponse{}, nil
+func (f *fakeState) DiscardDeliveries(r *operatorv1.DiscardDeliveriesRequest, stream operatorv1.OperatorService_DiscardDeliveriesServer) error {
+	f.note(stream.Context(), r)
+	return stream.Send(&operatorv1.Progress{Total: 2, Seen: 2, Done: 2, Finished: true})
+}
+
+func (f *fakeState) HoldDestination(ctx context.Context, r *operatorv1.HoldDestinationRequest) (*operatorv1.Destination, error) {
+	f.note(ctx, r)
+	return &operatorv1.Destination{}, nil
+}
+
+func (f *fakeState) ReleaseDestination(ctx context.Context, r *operatorv1.ReleaseDestinationRequest) (*operatorv1.Destination, error) {
+	f.note(ctx, r)
+	return &operatorv1.Destination{}, nil
+}
+
+func (f *fakeState) GetAccounting(context.Context, *operatorv1.GetAccountingRequest) (*operatorv1.Accounting, error) {
+	a := &operatorv1.Accounting{CheckedMs: at(0), CheckedRequests: 5, Received: 5, Duplicate: 1, Accepted: 4, Delivered: 4}
+	if f.differ {
+		a.Differences = []*operatorv1.Difference{{HourMs: at(0), Bucket: "delivered", Counted: 4, Journaled: 3, RequestId: "R7"}}
+	}
+	return a, nil
+}
+
+func (f *fakeState) ListAlarms(context.Context, *operatorv1.ListAlarmsRequest) (*operatorv1.ListAlarmsResponse, error) {
+	return &operatorv1.ListAlarmsResponse{Alarms: f.alarms}, nil
 }
 
 func serveState(t *testing.T) (*fakeState, string) {
@@ -75,7 +113,7 @@ func serveState(t *testing.T) (*fakeState, string) {
 		t.Fatal(err)
 	}
 	f, server := &fakeState{}, grpc.NewServer()
-	statev1.RegisterStateServiceServer(server, f)
+	operatorv1.RegisterOperatorServiceServer(server, f)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listen) }()
 	t.Cleanup(func() {
@@ -126,13 +164,11 @@ func TestExitCodes(t *testing.T) {
 		{"call 193416 --state " + addr, 0, ""},
 		{"call 000193416 --state " + addr, 0, ""},
 		{"call 1 --state " + addr, 3, "there is no call ameyo/1"},
-		{"call 2 --state " + addr, 3, "nothing is stored"},
 		{"call x --state " + addr, 1, "neither a call id"},
 		{"call 193416 --state " + nobody.Addr().String(), 1, "is the relay running?"},
 		{"retry 193416 1 --state " + addr, 1, "its gate was served since"},
 		{"retry 193416 one --state " + addr, 1, "not the number of a delivery"},
 		{"discard 193416 1 --state " + addr, 1, "reason"},
-		{"deliveries --in delivered --state " + addr, 1, "not a state of this list"},
 		{"nonsense", 1, "unknown command"},
 		{"version", 0, ""},
 	} {
@@ -148,22 +184,64 @@ func TestActionsSayWhoAndWhy(t *testing.T) {
 	for _, args := range [][]string{
 		{"discard", "193416", "2", "--reason", "by hand"}, {"hold", "topsii", "--reason", "maintenance"}, {"release", "topsii"},
 		{"deliveries", "--in", "dead,asked", "--destination", "topsii"},
+		{"discard", "--all", "--in", "expired", "--because", "late", "--reason", "seen"},
+		{"calls", "090", "1234", "--since", "2h", "--in", "dead"},
 	} {
 		if _, err := callrelay(t, append(args, "--state", addr)...); err != nil {
 			t.Fatal(args, err)
 		}
 	}
-	who := actor()
 	for i, want := range []proto.Message{
-		&statev1.DiscardRequest{Call: "ameyo/193416", Delivery: 2, Actor: who, Reason: "by hand"},
-		&statev1.HoldRequest{Destination: "topsii", Actor: who, Reason: "maintenance"},
-		&statev1.ReleaseRequest{Destination: "topsii", Actor: who},
-		&statev1.ListDeliveriesRequest{Destination: "topsii", Limit: 100,
-			States: []statev1.DeliveryState{statev1.DeliveryState_DELIVERY_STATE_DEAD, statev1.DeliveryState_DELIVERY_STATE_ASKED}},
+		&operatorv1.DiscardDeliveryRequest{Delivery: "ameyo/193416/2", Reason: "by hand"},
+		&operatorv1.HoldDestinationRequest{Destination: "topsii", Reason: "maintenance"},
+		&operatorv1.ReleaseDestinationRequest{Destination: "topsii"},
+		&operatorv1.ListDeliveriesRequest{Destination: "topsii", PageSize: 100, State: []string{"dead", "asked"}},
+		&operatorv1.DiscardDeliveriesRequest{Filter: &operatorv1.DeliveryFilter{State: []string{"expired"}, ReasonContains: "late"}, Reason: "seen"},
+		&operatorv1.SearchCallsRequest{Query: "090 1234", Since: "2h", State: "dead", PageSize: 50},
 	} {
-		if !proto.Equal(f.asked[i], want) {
-			t.Errorf("got %v, want %v", f.asked[i], want)
+		if !proto.Equal(f.asked[i], want) || f.actors[i] != actor() {
+			t.Errorf("got %v by %s, want %v", f.asked[i], f.actors[i], want)
 		}
+	}
+}
+
+func TestBulk(t *testing.T) {
+	_, addr := serveState(t)
+	got, err := callrelay(t, "retry", "--all", "--state", addr)
+	if code(err) != exitAlarm || got != "refused: ameyo/1: superseded\n8 queued again, 1 refused\n" {
+		t.Errorf("%v\n%s", err, got)
+	}
+	got, err = callrelay(t, "retry", "--all", "--json", "--state", addr)
+	if lines := strings.Split(strings.TrimSpace(got), "\n"); code(err) != exitAlarm || len(lines) != 2 || !json.Valid([]byte(lines[1])) {
+		t.Errorf("%v\n%s", err, got)
+	}
+	for _, args := range []string{"retry 193416 1 --in dead", "retry --all 193416", "retry"} {
+		if _, err := callrelay(t, append(strings.Fields(args), "--state", addr)...); code(err) != 1 {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
+
+// The first line is what somebody should look at; a difference comes before the numbers and is an exit code.
+func TestAlarmsComeFirst(t *testing.T) {
+	t.Setenv("TZ", "UTC")
+	f, addr := serveState(t)
+	if got, err := callrelay(t, "accounting", "--state", addr); err != nil || !strings.HasPrefix(got, "difference: none in 5 requests") {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if got, err := callrelay(t, "alarms", "--state", addr); err != nil || got != "none\n" {
+		t.Errorf("%v\n%s", err, got)
+	}
+	f.differ, f.alarms = true, []*operatorv1.Alarm{{Name: "destination_held", Text: "topsii is held: maintenance"}}
+	if got, err := callrelay(t, "accounting", "--state", addr); code(err) != exitAlarm ||
+		!strings.HasPrefix(got, "ALARM: topsii is held: maintenance\n\nDIFFERENCE in 1 places") || !strings.Contains(got, "R7") {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if got, err := callrelay(t, "destinations", "--state", addr); err != nil || !strings.HasPrefix(got, "ALARM: topsii is held: maintenance\n\nDESTINATION") {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if got, err := callrelay(t, "alarms", "--state", addr); code(err) != exitAlarm || !strings.Contains(got, "destination_held") {
+		t.Errorf("%v\n%s", err, got)
 	}
 }
 
@@ -171,6 +249,7 @@ func TestTables(t *testing.T) {
 	t.Setenv("TZ", "UTC")
 	_, addr := serveState(t)
 	for args, want := range map[string]string{
+		"calls 5":                         "CALL          FIRST                LAST                 DELIVERIES                     DECIDED\nameyo/193416  2026",
 		"deliveries":                      "CALL          DELIVERY  TO                      STATE                  ATTEMPTS  CREATED",
 		"deliveries --destination topsii": "ameyo/193416  1         topsii createNotAnswer  discarded (uncertain)  2 ",
 		"destinations":                    "DESTINATION  WAITING  UNDER WAY  DEAD  OLDEST  HOLD\ntopsii       12       3          1     1m1s    since 2026-03-0",
@@ -184,7 +263,7 @@ func TestTables(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	_, addr := serveState(t)
-	for _, args := range []string{"call 193416", "deliveries", "destinations"} {
+	for _, args := range []string{"call 193416", "calls", "deliveries", "destinations", "accounting", "alarms", "hold topsii --reason x"} {
 		got, err := callrelay(t, append(strings.Fields(args), "--json", "--state", addr)...)
 		if err != nil || !json.Valid([]byte(got)) {
 			t.Errorf("%s: %v\n%s", args, err, got)

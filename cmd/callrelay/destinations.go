@@ -6,31 +6,26 @@ import (
 	"io"
 	"time"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 )
 
 func newDestinations() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "destinations",
-		Short: "Show each destination with its backlog, dead deliveries and hold",
-		Args:  cobra.NoArgs,
+		Use:     "destinations",
+		Short:   "Show each destination with its backlog, dead deliveries and hold",
+		Example: "  callrelay destinations",
+		Args:    cobra.NoArgs,
 	}
-	asJSON := jsonFlag(c)
-	return asksState(c, func(ctx context.Context, state statev1.StateServiceClient, _ []string) error {
-		list, err := state.ListDestinations(ctx, &statev1.ListDestinationsRequest{})
-		if err != nil {
-			return err
-		}
-		if *asJSON {
-			return printJSON(c.OutOrStdout(), list)
-		}
-		return renderDestinations(c.OutOrStdout(), list, time.Local)
+	return shows(c, func(ctx context.Context, relay operatorClient, _ []string) (proto.Message, func(io.Writer) error, error) {
+		list, err := relay.ListDestinations(ctx, &operatorv1.ListDestinationsRequest{})
+		return list, func(out io.Writer) error { return renderDestinations(out, list, time.Local) }, err
 	})
 }
 
-func renderDestinations(out io.Writer, list *statev1.ListDestinationsResponse, zone *time.Location) error {
+func renderDestinations(out io.Writer, list *operatorv1.ListDestinationsResponse, zone *time.Location) error {
 	if len(list.GetDestinations()) == 0 {
 		_, err := fmt.Fprintln(out, "none yet: nothing was ever queued")
 		return err
@@ -45,7 +40,7 @@ func renderDestinations(out io.Writer, list *statev1.ListDestinationsResponse, z
 		if d.GetOldestAgeMs() > 0 {
 			oldest = milliseconds(d.GetOldestAgeMs()).Round(time.Second).String()
 		}
-		row(w, d.GetName(), d.GetWaiting(), d.GetLeased(), d.GetDead(), oldest, hold)
+		row(w, d.GetName(), d.GetWaiting(), d.GetSending(), d.GetDead(), oldest, hold)
 	}
 	return w.Flush()
 }

@@ -14,8 +14,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// exitNotFound is the exit code for what does not exist, for scripts; 1 is any other error.
-const exitNotFound = 3
+// Exit codes for scripts: what does not exist, and what somebody has to look at. 1 is any other error.
+const (
+	exitNotFound = 3
+	exitAlarm    = 4
+)
 
 func main() {
 	run.Main(func(ctx context.Context) error { return execute(ctx, newRoot()) })
@@ -25,6 +28,9 @@ func execute(ctx context.Context, root *cobra.Command) error {
 	err := root.ExecuteContext(ctx)
 	if errors.Is(err, errNotFound) {
 		return &run.ExitError{Code: exitNotFound, Err: err}
+	}
+	if errors.Is(err, errAlarm) {
+		return &run.ExitError{Code: exitAlarm, Err: err}
 	}
 	return err
 }
@@ -37,11 +43,15 @@ func newRoot() *cobra.Command {
 
   callrelay up --sim       start everything here, with a simulated TopS.II
   callrelay call 193416    what became of call 193416
+  callrelay diagnose 193416   why it stopped, and what to do
 
-Exit codes: 0 done, 1 error, 3 no such call or delivery.`,
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+  callrelay calls 5678        calls with a phone number that ends so
+  callrelay accounting        what became of every request
+
+Exit codes: 0 done, 1 error or a difference, 2 a person has to act (diagnose), 3 no such call or delivery, 4 there is
+something to look at (an accounting difference, an alarm, something refused).`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run:"},
@@ -55,7 +65,8 @@ Exit codes: 0 done, 1 error, 3 no such call or delivery.`,
 		}
 	}
 	add("run", newUp(), newSend(), newProve(), newVersion())
-	add("look", newCall(), newDeliveries(), newDestinations())
-	add("act", newRetry(), newDiscard(), newHold(), newRelease(), newIntegrations())
+	add("look", newCalls(), newCall(), newRequest(), newDiagnose(), newExplain(), newTail(), newDeliveries(), newDestinations(),
+		newAccounting(), newAlarms())
+	add("act", newRetry(), newDiscard(), newResend(), newHold(), newRelease(), newIntegrations())
 	return root
 }

@@ -62,8 +62,3 @@ Exit code 1 when anything was lost, doubled or out of order; then the data is ke
 	}
 	return c
 }
-
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}

@@ -7,7 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 )
 
 // table begins a table for people.
@@ -35,18 +35,15 @@ func printable(s string) string {
 	}, s)
 }
 
-// words joins what is not empty with spaces, list with commas.
-func words(parts ...string) string { return join(" ", parts) }
-func list(parts ...string) string  { return join(", ", parts) }
-
-func join(separator string, parts []string) string {
+// words joins what is not empty with spaces.
+func words(parts ...string) string {
 	var given []string
 	for _, p := range parts {
 		if p = strings.TrimSpace(p); p != "" {
 			given = append(given, printable(p))
 		}
 	}
-	return strings.Join(given, separator)
+	return strings.Join(given, " ")
 }
 
 // about introduces a value, and is nothing without one.
@@ -73,13 +70,9 @@ func moment(ms int64, zone *time.Location) string {
 	return time.UnixMilli(ms).In(zone).Format("2006-01-02 15:04:05")
 }
 
-func stateName(s statev1.DeliveryState) string {
-	return strings.ToLower(strings.TrimPrefix(s.String(), "DELIVERY_STATE_"))
-}
-
-func stateInWords(d *statev1.Delivery) string {
-	if d.GetUncertain() {
-		return stateName(d.GetState()) + " (uncertain)"
+func stateInWords(d *operatorv1.Delivery) string {
+	if d.GetFacts().GetUncertain() {
+		return d.GetState() + " (uncertain)"
 	}
-	return stateName(d.GetState())
+	return d.GetState()
 }

@@ -4,27 +4,35 @@ import (
 	"context"
 	"fmt"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 
 	"github.com/spf13/cobra"
 )
 
 func newRetry() *cobra.Command {
 	c := &cobra.Command{
-		Use:     "retry <call> <delivery>",
-		Short:   "Send a dead, asked or expired delivery again",
-		Example: "  callrelay retry 193416 1",
-		Args:    cobra.ExactArgs(2),
+		Use:   "retry <call> <delivery> | retry --all",
+		Short: "Send dead, asked or expired deliveries again",
+		Example: "  callrelay retry 193416 1\n" +
+			"  callrelay retry --all --destination topsii --in dead --because \"not logged in\"",
 	}
-	return asksState(c, func(ctx context.Context, state statev1.StateServiceClient, args []string) error {
-		call, delivery, err := deliveryArgs(args)
+	b := newBulk(c)
+	reason := reasonFlag(c)
+	return asks(c, 0, func(ctx context.Context, relay operatorClient, args []string) error {
+		if b.all {
+			return b.run(ctx, "queued again", func(ctx context.Context, f *operatorv1.DeliveryFilter) (progressStream, error) {
+				return relay.RetryDeliveries(ctx, &operatorv1.RetryDeliveriesRequest{Filter: f, Reason: *reason})
+			})
+		}
+		call, n, err := deliveryArgs(args)
 		if err != nil {
 			return err
 		}
-		if _, err := state.Retry(ctx, &statev1.RetryRequest{Call: call, Delivery: delivery, Actor: actor()}); err != nil {
-			return err
+		d, err := relay.RetryDelivery(ctx, &operatorv1.RetryDeliveryRequest{Delivery: deliveryID(call, n), Reason: *reason})
+		if err != nil || b.json {
+			return b.one(d, err)
 		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "delivery %d of %s is queued again\n", delivery, call)
+		_, err = fmt.Fprintf(c.OutOrStdout(), "delivery %d of %s is queued again\n", n, call)
 		return err
 	})
 }

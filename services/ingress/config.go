@@ -18,6 +18,7 @@ type Config struct {
 	HTTPAddr    string `env:"INGRESS_HTTP_ADDR" envDefault:"127.0.0.1:8080" desc:"Where callbacks are taken over HTTP; also /healthz, /readyz and /openapi.json."`
 	GRPCAddr    string `env:"INGRESS_GRPC_ADDR" envDefault:"127.0.0.1:9080" desc:"Where callbacks are taken over gRPC."`
 	RouterAddr  string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is; whoever calls it takes several, separated by commas, one for each replica."`
+	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is; whoever calls it takes several, separated by commas, one for each replica."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9180" desc:"Where metrics are served."`
 
 	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"How long a callback may wait for its answer: for its commit, and for the last quarter (at most 500ms) for the spool."`
@@ -34,6 +35,8 @@ type Config struct {
 	AllowedNetworks Networks      `env:"AMEYO_ALLOWED_NETWORKS" desc:"Comma-separated networks (10.0.0.0/8) and addresses from which callbacks are taken; empty means all."`
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
 	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"Where set, callbacks are taken only under /SECRET/...; at least 16 letters, digits, - or _."`
+
+	OperatorTokens Tokens `env:"OPERATOR_TOKENS" desc:"Who may use the operator API: NAME:ROLE:TOKEN, separated by commas or line breaks. ROLE is viewer, operator, or operator+phones, which also sees phone numbers; TOKEN is at least 24 characters, or sha256= and its hash in hex. Empty: only this machine may, through localhost. Secret."`
 
 	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
 	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`

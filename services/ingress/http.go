@@ -49,6 +49,10 @@ func newHandler(s *Service) (http.Handler, error) {
 	}
 	callbacks := s.traced(s.checked(gateway))
 
+	operator, err := operatorHandler(s)
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -67,6 +71,10 @@ func newHandler(s *Service) (http.Handler, error) {
 			w.Header().Set("Connection", "close")
 		}
 		ours, allowed := s.door(r)
+		if !ours && operatorPath(r.URL.Path) {
+			operator.ServeHTTP(w, r)
+			return
+		}
 		switch {
 		case ours && allowed:
 			if !s.load.enter() {

@@ -19,6 +19,7 @@ import (
 
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 )
@@ -32,16 +33,23 @@ type Service struct {
 	ameyo  *ameyoServer
 	http   *http.Server
 	listen net.Listener
+	router grpc.ClientConnInterface
 
 	load     load
 	stopping atomic.Bool
+
+	state     grpc.ClientConnInterface
+	operators context.Context // ends the operator's requests
+	stopped   context.CancelFunc
 }
 
 type routePipe = rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
 
 // New opens the HTTP address and the spool, so that a taken port or directory fails at once; requests are served by Run.
-func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) (*Service, error) {
-	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router)), load: load{max: int64(cfg.MaxRequests)}}
+func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInterface) (*Service, error) {
+	s := &Service{cfg: cfg, tel: tel, router: router, state: state, pipe: newPipe(routerv1.NewRouterServiceClient(router)),
+		load: load{max: int64(cfg.MaxRequests)}}
+	s.operators, s.stopped = context.WithCancel(context.Background())
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {
 		return nil, err
@@ -130,6 +138,11 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 	}()
 
+	reported := make(chan struct{})
+	go func() { defer close(reported); s.report(ctx, statev1.NewStateServiceClient(s.state)) }()
+	defer func() { <-reported }()
+	defer s.stopped()
+
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(netutil.LimitListener(s.listen, s.cfg.MaxConnections)) }()
 	select {
@@ -144,6 +157,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	case <-time.After(s.cfg.StopDelay):
 	}
+	s.stopped()
 	return s.drain()
 }
 

@@ -44,6 +44,8 @@ type spooling struct {
 	misses atomic.Int32 // in a row
 	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
 	alarm  atomic.Bool  // which was said
+
+	refusedLate atomic.Int64 // callbacks that were refused after they had been acknowledged
 }
 
 // behind says whether a callback of the call has to go to the spool: router is away, or something of the call is spooled. It
@@ -164,6 +166,7 @@ func (s *spooling) drain(ctx context.Context, one spool.Item) (committed bool) {
 	s.committed()
 	if refused != nil {
 		s.metrics.refusedLate.Add(ctx, 1)
+		s.refusedLate.Add(1)
 		s.tel.Log().Error("A CALLBACK WAS REFUSED AFTER IT HAD BEEN ACKNOWLEDGED; it is recorded as undecided, and its sender will not send it again",
 			"request_id", item.GetRequestId(), "call", one.Call, "field", refused.Field, "message", telemetry.MaskDigits(refused.Message))
 	}

@@ -507,7 +507,7 @@ func TestSpoolDir(t *testing.T) {
 	}
 	for dir, want := range map[string]string{dir: "in use by another ingress", file: "not a directory"} {
 		cfg := Config{HTTPAddr: "127.0.0.1:0", SpoolDir: dir, SpoolBytes: 1 << 20, SpoolItems: 1}
-		if _, err := New(cfg, telemetry.NewGroup(nil).Service("test"), nil); err == nil || !strings.HasPrefix(err.Error(), "SPOOL_DIR: ") || !strings.Contains(err.Error(), want) {
+		if _, err := New(cfg, telemetry.NewGroup(nil).Service("test"), nil, nil); err == nil || !strings.HasPrefix(err.Error(), "SPOOL_DIR: ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}

@@ -35,6 +35,9 @@ func (c *Config) Validate() error {
 	return err
 }
 
+// Explaining are the rules in force, for a tool that explains them elsewhere.
+func (c *Config) Explaining() (*ameyo.Config, callback.Options, error) { return c.rules() }
+
 // rules builds what the rules need.
 func (c *Config) rules() (*ameyo.Config, callback.Options, error) {
 	var problems []error

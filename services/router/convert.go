@@ -72,7 +72,8 @@ func journalEntry(fact ameyo.Fact, requestID string, nowMS int64) *statev1.Journ
 	case ameyo.Duplicate:
 		e.Fact = &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: f.Of, Gate: f.Gate, Differs: f.Differs, Key: f.Key, Flow: f.Flow}}
 	case ameyo.Phone1Fact:
-		e.Fact = &statev1.JournalEntry_Phone1{Phone1: &statev1.Phone1Fact{What: f.What, CustomerId: f.CustomerID, Status: f.Status, CallTime: f.CallTime}}
+		e.Fact = &statev1.JournalEntry_Phone1{Phone1: &statev1.Phone1Fact{What: f.What, CustomerId: f.CustomerID, Status: f.Status, CallTime: f.CallTime,
+			RequestId: f.RequestID}}
 	case ameyo.Note:
 		e.Fact = &statev1.JournalEntry_Note{Note: string(f)}
 	}

@@ -58,6 +58,10 @@ type input struct {
 	unreadable  error             // set: nothing can be decided, only recorded
 	ameyo       ameyo.Input
 	entry       *statev1.Entry // set: it came from `rules`
+	terms       []string       // what the call can be found by, and phone numbers
+	phones      []string
+	resend      *resending // set: it replaces a request of its call
+	receivedMS  int64      // set: when it was received, by state's clock
 }
 
 // process decides one input and commits what follows. The context ends when nobody waits for the answer any more.
@@ -87,7 +91,7 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	// conflict brings the call as it is, which costs no more than loading it first. A timer's call is known to exist.
 	state := &statev1.CallState{}
 	nowMS, ok := e.clock.now()
-	if !ok || in.entry != nil {
+	if !ok || in.entry != nil || in.resend != nil {
 		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
 			return false, err
 		}
@@ -95,9 +99,15 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	// State's clock, less the time since the callback was received: a point in time that no retry moves.
 	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
 	receivedMS := max(nowMS-time.Since(in.since).Milliseconds(), in.entry.GetDueMs())
+	if in.receivedMS > 0 {
+		receivedMS = in.receivedMS
+	}
 	var failed error
 	for range conflicts {
 		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
+		if err != nil && in.resend != nil {
+			return false, refusal(err) // a person is told; nothing happened
+		}
 		if err != nil {
 			failed = err
 			item = undecided(in, state.GetVersion(), nowMS, receivedMS, err)
@@ -193,11 +203,21 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		return nil, effects, err
 	}
 	in.ameyo.ReceivedMS = receivedMS
-	next, effects := e.decide(e.rules, call, in.ameyo, nowMS)
+	var next ameyo.Call
+	if in.resend != nil {
+		if next, effects, err = ameyo.Resend(e.rules, call, in.ameyo, in.resend.of, in.resend.force, nowMS); err != nil {
+			return nil, effects, err
+		}
+	} else {
+		next, effects = e.decide(e.rules, call, in.ameyo, nowMS)
+	}
 
 	entries := make([]*statev1.JournalEntry, 0, 1+len(effects.Facts))
 	if in.received != nil {
 		entries = append(entries, received(in, nowMS, receivedMS))
+	}
+	if in.resend != nil {
+		entries = append(entries, in.resendEntries(nowMS)...)
 	}
 	for _, fact := range effects.Facts {
 		entries = append(entries, journalEntry(fact, effects.RequestID, nowMS))
@@ -228,7 +248,8 @@ func newCommit(in *input, version string, nowMS int64, entries ...*statev1.Journ
 		journal, _ = proto.Marshal(&statev1.Journal{Entries: []*statev1.JournalEntry{{AtMs: nowMS, RequestId: in.id,
 			Fact: &statev1.JournalEntry_Note{Note: "the facts of this input could not be written: " + err.Error()}}}})
 	}
-	return &statev1.CommitItem{Call: in.call, InputId: in.id, ExpectedVersion: version, Journal: journal, Entry: in.entry}
+	return &statev1.CommitItem{Call: in.call, InputId: in.id, ExpectedVersion: version, Journal: journal, Entry: in.entry,
+		Moves: moves(entries), Terms: in.terms, Phones: in.phones}
 }
 
 // undecided records an input that the rules could not process, so that it is found and nothing waits for it for ever.

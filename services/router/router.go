@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/rpc"
@@ -22,6 +23,7 @@ type Service struct {
 	tel    *telemetry.Telemetry
 	engine *engine
 	state  statev1.StateServiceClient
+	advice *advice
 
 	stopping chan struct{} // closed when Run begins to end: the long streams end with it
 }
@@ -33,12 +35,14 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		return nil, err
 	}
 	client := statev1.NewStateServiceClient(state)
-	return &Service{tel: tel, state: client, engine: newEngine(rules, options, tel, client), stopping: make(chan struct{})}, nil
+	e := newEngine(rules, options, tel, client)
+	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, nil
 }
 
-// Register adds the gRPC service.
+// Register adds the gRPC services.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	routerv1.RegisterRouterServiceServer(r, &server{engine: s.engine, stopping: s.stopping})
+	operatorv1.RegisterAdviceServiceServer(r, s.advice)
 }
 
 // Ready is nil while there are streams to state.

@@ -127,6 +127,7 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 	default:
 		return nil, errkind.Invalid("callback", "callback is required")
 	}
+	in.terms, in.phones = terms(item)
 	return in, nil
 }
 

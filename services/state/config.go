@@ -1,9 +1,12 @@
 package state
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
+	"strings"
 	"time"
 
 	"callrelay/platform/config"
@@ -23,6 +26,10 @@ type Config struct {
 	CallRetention time.Duration `env:"CALL_RETENTION" envDefault:"72h" desc:"How long a call is kept after the last open thing in it ended."`
 	LeaseTime     time.Duration `env:"LEASE_TIME" envDefault:"45s" desc:"Work whose consumer is silent for so long is given back; must exceed the CRM's total timeout, and be the same in upstream."`
 	JournalLimit  int           `env:"JOURNAL_LIMIT" envDefault:"65536" desc:"Bytes of journal kept per call; more is only counted."`
+
+	AlarmOldest        time.Duration `env:"ALARM_OLDEST" envDefault:"10m" desc:"It is an alarm when a delivery has been due for longer."`
+	AlarmWebhookURL    config.Secret `env:"ALARM_WEBHOOK_URL" desc:"Where alarms are posted when they begin and when they are over, by Standard Webhooks; empty means nowhere."`
+	AlarmWebhookSecret config.Secret `env:"ALARM_WEBHOOK_SECRET" desc:"Signs them: whsec_ and at least 24 bytes in base64. Required with ALARM_WEBHOOK_URL."`
 
 	LogDir           string        `env:"LOG_DIR" desc:"Directory of the daily files call_start-, call_end-, not_answer- and general-YYYY-MM-DD.log; empty means none. One state process writes them."`
 	LogRetentionDays int           `env:"LOG_RETENTION_DAYS" envDefault:"30" desc:"For how many days daily files are kept; 0 means for ever."`
@@ -50,6 +57,17 @@ func (c *Config) Validate() error {
 	if c.JournalLimit < 1024 || c.JournalLimit > 1<<20 {
 		problems = append(problems, fmt.Errorf("JOURNAL_LIMIT: must be 1024 to 1048576, not %d", c.JournalLimit))
 	}
+	if c.AlarmOldest < time.Second {
+		problems = append(problems, fmt.Errorf("ALARM_OLDEST: must be at least 1s, not %v", c.AlarmOldest))
+	}
+	if raw := c.AlarmWebhookURL.Reveal(); raw != "" {
+		if u, err := url.Parse(raw); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			problems = append(problems, errors.New("ALARM_WEBHOOK_URL: must be an http or https address"))
+		}
+		if len(c.webhookKey()) < 24 {
+			problems = append(problems, errors.New("ALARM_WEBHOOK_SECRET: must be whsec_ and at least 24 bytes in base64"))
+		}
+	}
 	if c.LogRetentionDays < 0 {
 		problems = append(problems, fmt.Errorf("LOG_RETENTION_DAYS: must not be negative, not %d", c.LogRetentionDays))
 	}
@@ -57,6 +75,16 @@ func (c *Config) Validate() error {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}
 	return errors.Join(problems...)
+}
+
+// webhookKey is the key that alarms are signed with; nil when the secret is none.
+func (c *Config) webhookKey() []byte {
+	text, ok := strings.CutPrefix(c.AlarmWebhookSecret.Reveal(), "whsec_")
+	key, err := base64.StdEncoding.DecodeString(text)
+	if !ok || err != nil {
+		return nil
+	}
+	return key
 }
 
 // dailyFiles opens the daily files; nil when none are wanted.

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/dailylog"
@@ -27,6 +29,9 @@ type Service struct {
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
 	files    *dailylog.Writer       // nil: no daily files
+	feed     *feed                  // the live tail and the search index
+	ledger   *ledger                // the accounting
+	watch    *watchman              // the alarms
 	notReady atomic.Pointer[string] // why; nil = ready
 	stopping chan struct{}          // closed when Run ends: the long streams end with it
 }
@@ -37,13 +42,16 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	svc := &Service{cfg: cfg, tel: tel, files: files, stopping: make(chan struct{})}
 	s, err := store.Open(store.Config{URL: cfg.RedisURL.Reveal(), Retention: cfg.CallRetention, JournalLimit: cfg.JournalLimit,
-		ReplicasAck: cfg.ReplicasAck, Wrote: files.Committed})
+		ReplicasAck: cfg.ReplicasAck, Wrote: func(item *statev1.CommitItem) { svc.committed(item) }})
 	if err != nil {
 		return nil, err
 	}
-	svc := &Service{cfg: cfg, tel: tel, store: s, dispatch: dispatch.New(s, tel.Log(), cfg.LeaseTime),
-		files: files, stopping: make(chan struct{})}
+	svc.store, svc.dispatch = s, dispatch.New(s, tel.Log(), cfg.LeaseTime)
+	svc.feed = newFeed(s, svc.dispatch.Alone, tel.Log())
+	svc.ledger = &ledger{store: s, retention: cfg.CallRetention}
+	svc.watch = newWatchman(svc)
 	svc.setReady("waiting for Redis")
 	return svc, svc.observe()
 }
@@ -53,6 +61,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	statev1.RegisterStateServiceServer(r, &server{Service: s})
 	statev1.RegisterAccountServiceServer(r, &accounts{Service: s})
 	statev1.RegisterLimitServiceServer(r, &limits{Service: s})
+	operatorv1.RegisterOperatorServiceServer(r, &operator{Service: s})
 }
 
 // Ready is nil while Redis answers and holds our format.
@@ -80,12 +89,11 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.connect(ctx, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.dispatch.Run(ctx)
-	}()
-	defer func() { <-done }()
+	var background sync.WaitGroup
+	defer background.Wait()
+	for _, run := range []func(context.Context){s.dispatch.Run, s.feed.run, s.ledger.run, s.watch.run} {
+		background.Go(func() { run(ctx) })
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

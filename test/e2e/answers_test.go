@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	"callrelay/sim/topsii"
 )
 
@@ -69,7 +69,7 @@ func TestAnswersToADelivery(t *testing.T) {
 		}
 	}
 	if h := r.held(first + 8); len(h) == 1 { // Retry-After, by the simulator's clock
-		if at := r.stored(state, first+8).GetDeliveries()[0].GetCreatedMs(); h[0].At.UnixMilli()-at < 2000 {
+		if at := r.stored(state, first+8).GetDeliveries()[0].GetFacts().GetCreatedMs(); h[0].At.UnixMilli()-at < 2000 {
 			t.Errorf("Retry-After: 2 was not obeyed: sent again after %d ms", h[0].At.UnixMilli()-at)
 		}
 	}
@@ -101,7 +101,7 @@ func TestAnswersToADelivery(t *testing.T) {
 }
 
 // order is what one call's start does to its end and to other calls.
-func order(t *testing.T, r *relay, state statev1.StateServiceClient) {
+func order(t *testing.T, r *relay, state operatorv1.OperatorServiceClient) {
 	begins := func(call int) {
 		t.Helper()
 		r.accepted(r.begin("cs_unique_id", strconv.Itoa(call), "userId", "agent1", "phone", "03000000001"))
@@ -126,8 +126,8 @@ func order(t *testing.T, r *relay, state statev1.StateServiceClient) {
 	if len(h) != 2 || h[0].Endpoint != topsii.CallStart || h[1].Endpoint != topsii.CallEnd {
 		t.Fatalf("TopS.II got %v, want the start and then the end", h)
 	}
-	if d := r.stored(state, waits).GetDeliveries(); d[0].GetAttempts() != 3 || d[1].GetAttempts() != 1 {
-		t.Errorf("the start took %d attempts and the end %d, want 3 and 1", d[0].GetAttempts(), d[1].GetAttempts())
+	if d := r.stored(state, waits).GetDeliveries(); d[0].GetFacts().GetAttempts() != 3 || d[1].GetFacts().GetAttempts() != 1 {
+		t.Errorf("the start took %d attempts and the end %d, want 3 and 1", d[0].GetFacts().GetAttempts(), d[1].GetFacts().GetAttempts())
 	}
 	for i := range 50 {
 		if other := r.held(others + i); len(other) != 1 || !other[0].At.Before(h[0].At) {
@@ -177,11 +177,11 @@ func TestDestinationAtFault(t *testing.T) {
 	}
 	calls := each * len(faults)
 	says(t, "destinations", r.run(done, "destinations"), "topsii", faults[len(faults)-1].reads)
-	if d := r.destination(state); d.GetWaiting()+d.GetLeased() != int64(calls) || d.GetDead() != 0 {
+	if d := r.destination(state); d.GetWaiting()+d.GetSending() != int64(calls) || d.GetDead() != 0 {
 		t.Errorf("not everything is kept: %v", d)
 	}
 	for n := range calls {
-		if d := r.stored(state, first+n).GetDeliveries(); len(d) != 1 || d[0].GetAttempts() != 0 || d[0].GetUncertain() {
+		if d := r.stored(state, first+n).GetDeliveries(); len(d) != 1 || d[0].GetFacts().GetAttempts() != 0 || d[0].GetFacts().GetUncertain() {
 			t.Errorf("call %d: %v", first+n, d)
 		}
 	}

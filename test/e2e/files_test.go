@@ -248,7 +248,7 @@ func TestFilesAndSecrets(t *testing.T) {
 	}
 	r.run(done, "retry", "5101", "1")
 	r.becomes(state, 5101, 1, "delivered")
-	r.eventually(30*time.Second, "everything is delivered", func() bool { d := r.destination(state); return d.GetWaiting()+d.GetLeased() == 0 })
+	r.eventually(30*time.Second, "everything is delivered", func() bool { d := r.destination(state); return d.GetWaiting()+d.GetSending() == 0 })
 	slices.Sort(calls)
 	for _, call := range slices.Compact(calls) {
 		leaks(t, "call "+call, r.run(done, "call", call))

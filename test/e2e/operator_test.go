@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os/exec"
@@ -11,8 +12,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/sim/topsii"
 )
@@ -52,29 +55,34 @@ func says(t *testing.T, what, text string, parts ...string) {
 }
 
 // operator is the operator's gRPC client.
-func (r *relay) operator() statev1.StateServiceClient {
-	return statev1.NewStateServiceClient(r.dial(r.t, "STATE"))
+func (r *relay) operator() operatorv1.OperatorServiceClient {
+	return operatorv1.NewOperatorServiceClient(r.dial(r.t, "STATE"))
 }
 
 // stored is everything that is kept of a call, empty while there is nothing.
-func (r *relay) stored(state statev1.StateServiceClient, call int) *statev1.GetCallResponse {
+func (r *relay) stored(state operatorv1.OperatorServiceClient, call int) *operatorv1.Call {
 	r.t.Helper()
-	c, err := state.GetCall(r.t.Context(), &statev1.GetCallRequest{Call: key(call)})
+	c, err := state.GetCall(r.t.Context(), &operatorv1.GetCallRequest{Call: key(call)})
 	if err != nil && status.Code(err) != codes.NotFound {
 		r.t.Fatal(err)
 	}
 	return c
 }
 
+// as is the context of somebody who acts.
+func as(t *testing.T, actor string) context.Context {
+	return metadata.AppendToOutgoingContext(t.Context(), "x-callrelay-actor", actor)
+}
+
 func key(call int) string { return "ameyo/" + strconv.Itoa(call) }
 
 // becomes waits until a delivery of a call has the state.
-func (r *relay) becomes(state statev1.StateServiceClient, call, number int, want string) *statev1.Delivery {
+func (r *relay) becomes(state operatorv1.OperatorServiceClient, call, number int, want string) *statev1.Delivery {
 	r.t.Helper()
 	var d *statev1.Delivery
 	r.eventually(20*time.Second, key(call)+"'s delivery is "+want, func() bool {
 		if ds := r.stored(state, call).GetDeliveries(); len(ds) >= number {
-			d = ds[number-1]
+			d = ds[number-1].GetFacts()
 		}
 		return word(d) == want
 	})
@@ -93,11 +101,11 @@ func TestOperator(t *testing.T) {
 	r := startWith(t, append([]string{"TOPSII_UNCERTAIN=ask"}, impatient...))
 	state := r.operator()
 	retry := func(call int) error {
-		_, err := state.Retry(t.Context(), &statev1.RetryRequest{Call: key(call), Delivery: 1, Actor: "test"})
+		_, err := state.RetryDelivery(as(t, "test"), &operatorv1.RetryDeliveryRequest{Delivery: key(call) + "/1"})
 		return err
 	}
 	discard := func(call int) error {
-		_, err := state.Discard(t.Context(), &statev1.DiscardRequest{Call: key(call), Delivery: 1, Actor: "test", Reason: "entered by hand"})
+		_, err := state.DiscardDelivery(as(t, "test"), &operatorv1.DiscardDeliveryRequest{Delivery: key(call) + "/1", Reason: "entered by hand"})
 		return err
 	}
 	refused := func(what string, err error, words string) {
@@ -130,7 +138,7 @@ func TestOperator(t *testing.T) {
 	since := r.destination(state).GetHoldSinceMs()
 	r.run(done, "hold", "topsii", "--reason", "maintenance, again")
 	for range 2 {
-		if _, err := state.Hold(t.Context(), &statev1.HoldRequest{Destination: "topsii", Reason: "maintenance until six", Actor: "test"}); err != nil {
+		if _, err := state.HoldDestination(as(t, "test"), &operatorv1.HoldDestinationRequest{Destination: "topsii", Reason: "maintenance until six"}); err != nil {
 			t.Errorf("a further hold: %v", err)
 		}
 	}
@@ -150,7 +158,7 @@ func TestOperator(t *testing.T) {
 	refused("retry of what waits", retry(3002), "queued; only dead, asked and expired")
 	for range 2 {
 		r.run(done, "release", "topsii")
-		if _, err := state.Release(t.Context(), &statev1.ReleaseRequest{Destination: "topsii", Actor: "test"}); err != nil {
+		if _, err := state.ReleaseDestination(as(t, "test"), &operatorv1.ReleaseDestinationRequest{Destination: "topsii"}); err != nil {
 			t.Errorf("a further release: %v", err)
 		}
 	}
@@ -230,7 +238,7 @@ func TestOperator(t *testing.T) {
 		{failed, "retry 3022 0", "not the number of a delivery"},
 		{failed, "discard 3022 1", "reason"},
 		{failed, "hold topsii", "reason"},
-		{failed, "deliveries --in lost", "not a state"},
+		{failed, "deliveries --in lost", "is not a state"},
 		{failed, "destinations --state 127.0.0.1:1", "127.0.0.1:1 does not answer"},
 		{done, "destinations", "topsii"},
 	} {
@@ -247,6 +255,8 @@ func TestOperator(t *testing.T) {
 		"deliveries --in dead --limit 1 --json":  {"ameyo/3030"},
 		"deliveries --in asked --limit 1 --json": {"ameyo/3031"},
 		"deliveries --destination x --json":      {},
+		"calls 3030 --json":                      {"ameyo/3030", "createCallEnd"},
+		"accounting --json":                      {"delivered"},
 		"destinations --json":                    {"topsii", `"dead"`},
 	} {
 		out := r.run(done, strings.Fields(args)...)
@@ -261,9 +271,9 @@ func TestOperator(t *testing.T) {
 }
 
 // destination is what is known of topsii.
-func (r *relay) destination(state statev1.StateServiceClient) *statev1.Destination {
+func (r *relay) destination(state operatorv1.OperatorServiceClient) *operatorv1.Destination {
 	r.t.Helper()
-	list, err := state.ListDestinations(r.t.Context(), &statev1.ListDestinationsRequest{})
+	list, err := state.ListDestinations(r.t.Context(), &operatorv1.ListDestinationsRequest{})
 	if err != nil {
 		r.t.Fatal(err)
 	}

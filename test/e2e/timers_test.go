@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 )
 
 // A phone-1 status that phone 2 never takes expires, also across a restart: by PHONE1_EXPIRY it is sent alone or dropped,
@@ -75,9 +75,9 @@ func TestPhone1Expires(t *testing.T) {
 }
 
 // told says whether the journal of a call has a phone-1 fact.
-func told(call *statev1.GetCallResponse, what string) bool {
-	for _, e := range call.GetJournal().GetEntries() {
-		if e.GetPhone1().GetWhat() == what {
+func told(call *operatorv1.Call, what string) bool {
+	for _, e := range call.GetJournal() {
+		if e.GetFact().GetPhone1().GetWhat() == what {
 			return true
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/platform/config"
@@ -28,6 +29,7 @@ const (
 // relay is one state and one upstream on a simulator.
 type relay struct {
 	state    statev1.StateServiceClient
+	operator operatorv1.OperatorServiceClient
 	accounts statev1.AccountServiceClient
 	kommo    upstreamv1.KommoServiceClient
 }
@@ -69,7 +71,7 @@ func start(t *testing.T, simulator *sim.Server, redisURL string) relay {
 			t.Error(err)
 		}
 	})
-	return relay{statev1.NewStateServiceClient(stateHost.Conn()), statev1.NewAccountServiceClient(stateHost.Conn()), upstreamv1.NewKommoServiceClient(upstreamHost.Conn())}
+	return relay{statev1.NewStateServiceClient(stateHost.Conn()), operatorv1.NewOperatorServiceClient(stateHost.Conn()), statev1.NewAccountServiceClient(stateHost.Conn()), upstreamv1.NewKommoServiceClient(upstreamHost.Conn())}
 }
 
 // Installed by OAuth, calls are queued while Kommo takes requests without answering; each is there once in the end.
@@ -110,8 +112,8 @@ func TestCallsArriveOnce(t *testing.T) {
 	}
 	redistest.Poll(t, 80*time.Second, "every call is delivered", func() bool {
 		for i := range calls {
-			got, err := r.state.GetCall(ctx, &statev1.GetCallRequest{Call: fmt.Sprintf("kommo/9001/call-%d", i)})
-			if err != nil || got.GetDeliveries()[0].GetState() != statev1.DeliveryState_DELIVERY_STATE_DELIVERED {
+			got, err := r.operator.GetCall(ctx, &operatorv1.GetCallRequest{Call: fmt.Sprintf("kommo/9001/call-%d", i)})
+			if err != nil || got.GetDeliveries()[0].GetState() != "delivered" {
 				return false
 			}
 		}

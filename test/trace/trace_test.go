@@ -74,7 +74,7 @@ func start(t *testing.T) *relay {
 	routerHost := host("router", routerService, err)
 	upstreamService, err := upstream.New(load[upstream.Config](t, env), group.Service("callrelay-upstream"), stateHost.Conn())
 	host("upstream", upstreamService, err)
-	ingressService, err := ingress.New(load[ingress.Config](t, env), group.Service("callrelay-ingress"), routerHost.Conn())
+	ingressService, err := ingress.New(load[ingress.Config](t, env), group.Service("callrelay-ingress"), routerHost.Conn(), stateHost.Conn())
 	host("ingress", ingressService, err)
 	r.url = "http://" + ingressService.HTTPAddr()
 	return r

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	"callrelay/sim/topsii"
 
 	"google.golang.org/grpc/codes"
@@ -37,7 +37,7 @@ type verdict struct {
 }
 
 // judge compares what the dialer was promised with what the relay wrote down and what TopS.II has.
-func judge(c *call, stored *statev1.GetCallResponse, held []topsii.Held) verdict {
+func judge(c *call, stored *operatorv1.Call, held []topsii.Held) verdict {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var v verdict
@@ -80,15 +80,16 @@ func judge(c *call, stored *statev1.GetCallResponse, held []topsii.Held) verdict
 
 	marks := map[string]int{} // uncertain attempts
 	for _, d := range stored.GetDeliveries() {
-		identity := identify(d.GetEndpoint(), d.GetPayload())
-		for _, e := range stored.GetJournal().GetEntries() {
-			if a := e.GetAttempt(); a.GetDelivery() == d.GetNumber() && a.GetUncertain() {
+		facts := d.GetFacts()
+		identity := identify(facts.GetEndpoint(), []byte(d.GetPayload()))
+		for _, e := range stored.GetJournal() {
+			if a := e.GetFact().GetAttempt(); a.GetDelivery() == facts.GetNumber() && a.GetUncertain() {
 				marks[identity]++
 			}
 		}
-		if d.GetState() != statev1.DeliveryState_DELIVERY_STATE_DELIVERED {
+		if d.GetState() != "delivered" {
 			v.open = true
-			v.say("delivery %d is not delivered but %s %s", d.GetNumber(), d.GetState(), d.GetReason())
+			v.say("delivery %d is not delivered but %s %s", facts.GetNumber(), d.GetState(), facts.GetReason())
 		}
 	}
 	got := map[string][]time.Time{}
@@ -130,7 +131,7 @@ func (v *verdict) say(format string, args ...any) {
 	v.problems = append(v.problems, fmt.Sprintf(format, args...))
 }
 
-func (v *verdict) answers(order []*sending, stored *statev1.GetCallResponse) {
+func (v *verdict) answers(order []*sending, stored *operatorv1.Call) {
 	for _, s := range order {
 		if s.refused != "" {
 			v.say("a well-formed callback was refused: %s", s.refused)
@@ -169,10 +170,10 @@ type receivedRequest struct {
 	query []byte
 }
 
-func receivedOf(stored *statev1.GetCallResponse) (all []receivedRequest) {
-	for _, e := range stored.GetJournal().GetEntries() {
-		if r := e.GetReceived(); r != nil {
-			all = append(all, receivedRequest{e.GetRequestId(), r.GetQuery()})
+func receivedOf(stored *operatorv1.Call) (all []receivedRequest) {
+	for _, e := range stored.GetJournal() {
+		if r := e.GetFact().GetReceived(); r != nil {
+			all = append(all, receivedRequest{e.GetFact().GetRequestId(), r.GetQuery()})
 		}
 	}
 	return all
@@ -180,9 +181,9 @@ func receivedOf(stored *statev1.GetCallResponse) (all []receivedRequest) {
 
 // judgeAll judges calls until each is done or ctx ends, and returns the last verdicts, with what is stored of each call that
 // has a problem. said is told how many are still open.
-func judgeAll(ctx context.Context, state statev1.StateServiceClient, sim *topsii.Server, calls []*call, said func(open int)) ([]verdict, map[*call]*statev1.GetCallResponse) {
+func judgeAll(ctx context.Context, state operatorv1.OperatorServiceClient, sim *topsii.Server, calls []*call, said func(open int)) ([]verdict, map[*call]*operatorv1.Call) {
 	verdicts := make([]verdict, len(calls))
-	bad := map[*call]*statev1.GetCallResponse{}
+	bad := map[*call]*operatorv1.Call{}
 	open := make([]int, len(calls))
 	for i := range calls {
 		open[i] = i
@@ -228,10 +229,10 @@ func judgeAll(ctx context.Context, state statev1.StateServiceClient, sim *topsii
 	}
 }
 
-func ask(state statev1.StateServiceClient, id int64) (*statev1.GetCallResponse, error) {
+func ask(state operatorv1.OperatorServiceClient, id int64) (*operatorv1.Call, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	stored, err := state.GetCall(ctx, &statev1.GetCallRequest{Call: callKey(id)})
+	stored, err := state.GetCall(ctx, &operatorv1.GetCallRequest{Call: callKey(id)})
 	if status.Code(err) == codes.NotFound {
 		return nil, nil
 	}

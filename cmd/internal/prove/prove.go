@@ -23,7 +23,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"callrelay/callback"
-	statev1 "callrelay/gen/callrelay/state/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	"callrelay/platform/rpc"
 )
 
@@ -108,7 +108,7 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	say := progress(o)
 	limit, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
-	verdicts, bad := judgeAll(limit, statev1.NewStateServiceClient(conn), c.topsii, l.calls, func(open int) {
+	verdicts, bad := judgeAll(limit, operatorv1.NewOperatorServiceClient(conn), c.topsii, l.calls, func(open int) {
 		say("load is over; %d callbacks accepted, %d calls not delivered yet", l.accepted.Load(), open)
 	})
 	if ctx.Err() != nil {
@@ -199,7 +199,7 @@ func progress(o Options) func(format string, args ...any) {
 }
 
 // keep writes what is known of the calls that have a problem next to the data.
-func keep(dir string, calls []*call, verdicts []verdict, bad map[*call]*statev1.GetCallResponse) error {
+func keep(dir string, calls []*call, verdicts []verdict, bad map[*call]*operatorv1.Call) error {
 	if err := os.MkdirAll(filepath.Join(dir, "calls"), 0o700); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/sim/dialer"
 	"callrelay/sim/topsii"
@@ -35,14 +36,14 @@ func TestScheduleOfASeed(t *testing.T) {
 // story is a call of which the relay did everything right; a test spoils it.
 type story struct {
 	call   *call
-	stored *statev1.GetCallResponse
+	stored *operatorv1.Call
 	held   []topsii.Held
 }
 
 // newStory is a call start and its end, acknowledged and delivered one after the other.
 func newStory() *story {
 	callbacks := dialer.Phone1Connected(dialer.New(3))
-	s := &story{call: &call{id: 4, sendings: map[string]*sending{}}, stored: &statev1.GetCallResponse{Journal: &statev1.Journal{}}}
+	s := &story{call: &call{id: 4, sendings: map[string]*sending{}}, stored: &operatorv1.Call{}}
 	at := time.Now()
 	var m model
 	for i, cb := range callbacks {
@@ -56,21 +57,21 @@ func newStory() *story {
 		if i == 1 {
 			payload = fmt.Sprintf(`{"x":{"subCtiHistoryId":%q,"predictiveStaffId":%q,"targetTel":%q}}`, want[0], want[1], want[2])
 		}
-		s.stored.Deliveries = append(s.stored.Deliveries, &statev1.Delivery{Number: uint32(i + 1), Endpoint: endpoint, Payload: []byte(payload),
-			State: statev1.DeliveryState_DELIVERY_STATE_DELIVERED})
+		s.stored.Deliveries = append(s.stored.Deliveries, &operatorv1.Delivery{State: "delivered", Payload: payload,
+			Facts: &statev1.Delivery{Number: uint32(i + 1), Endpoint: endpoint}})
 		s.held = append(s.held, topsii.Held{Endpoint: endpoint, Payload: []byte(payload), At: sent.acks[0].at})
 	}
 	return s
 }
 
 func (s *story) received(id, query string) {
-	s.stored.Journal.Entries = append(s.stored.Journal.Entries, &statev1.JournalEntry{RequestId: id,
-		Fact: &statev1.JournalEntry_Received{Received: &statev1.Received{Query: []byte(query)}}})
+	s.stored.Journal = append(s.stored.Journal, &operatorv1.Entry{Fact: &statev1.JournalEntry{RequestId: id,
+		Fact: &statev1.JournalEntry_Received{Received: &statev1.Received{Query: []byte(query)}}}})
 }
 
 func (s *story) uncertain(delivery uint32) {
-	s.stored.Journal.Entries = append(s.stored.Journal.Entries, &statev1.JournalEntry{
-		Fact: &statev1.JournalEntry_Attempt{Attempt: &statev1.Attempt{Delivery: delivery, Uncertain: true}}})
+	s.stored.Journal = append(s.stored.Journal, &operatorv1.Entry{Fact: &statev1.JournalEntry{
+		Fact: &statev1.JournalEntry_Attempt{Attempt: &statev1.Attempt{Delivery: delivery, Uncertain: true}}}})
 }
 
 func TestVerdict(t *testing.T) {
@@ -83,7 +84,7 @@ func TestVerdict(t *testing.T) {
 	}{
 		{name: "all is well", spoil: func(*story) {}},
 		{name: "an acknowledged callback is nowhere", want: "LOST: connected was acknowledged", open: true,
-			spoil: func(s *story) { s.stored.Journal.Entries = s.stored.Journal.Entries[:1] }},
+			spoil: func(s *story) { s.stored.Journal = s.stored.Journal[:1] }},
 		{name: "the whole call is gone", want: "LOST", open: true, spoil: func(s *story) { s.stored, s.held = nil, nil }},
 		{name: "TopS.II never got it", want: "LOST: TopS.II never got createCallEnd", open: true, spoil: func(s *story) { s.held = s.held[:1] }},
 		{name: "TopS.II got it twice", want: "DOUBLED", spoil: func(s *story) { s.held = append(s.held, s.held[1]) }},
@@ -100,13 +101,13 @@ func TestVerdict(t *testing.T) {
 			spoil: func(s *story) { s.held[0].At = s.held[1].At.Add(time.Second) }},
 		{name: "accepted in another order than acknowledged", want: "WRONG ORDER: call_start",
 			spoil: func(s *story) {
-				e := s.stored.Journal.Entries
+				e := s.stored.Journal
 				e[0], e[1] = e[1], e[0]
 			}},
 		{name: "taken twice", want: "taken twice",
 			spoil: func(s *story) { s.received("r0", s.call.order[0].callback.Query) }},
 		{name: "not delivered yet", want: "is not delivered", open: true,
-			spoil: func(s *story) { s.stored.Deliveries[1].State = statev1.DeliveryState_DELIVERY_STATE_QUEUED }},
+			spoil: func(s *story) { s.stored.Deliveries[1].State = "queued" }},
 		{name: "a repeat asks for nothing",
 			spoil: func(s *story) { s.received("r9", s.call.order[1].callback.Query) }},
 	} {

@@ -75,7 +75,7 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 	}
 
 	tel = group.Service("callrelay-ingress")
-	if t.ingress, err = ingress.New(c.ingress, tel, routerHost.Conn()); err != nil {
+	if t.ingress, err = ingress.New(c.ingress, tel, routerHost.Conn(), stateHost.Conn()); err != nil {
 		return t, err
 	}
 	_, err = start("ingress", c.ingress.GRPCAddr, c.ingress.MetricsAddr, 700*time.Millisecond, tel, t.ingress)

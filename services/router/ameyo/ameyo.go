@@ -191,6 +191,8 @@ type Phone1Fact struct {
 	CustomerID string
 	Status     string
 	CallTime   string
+	// RequestID is that of the callback that left the record.
+	RequestID string
 }
 
 // Note is something worth knowing that changed nothing, in words.

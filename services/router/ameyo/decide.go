@@ -158,7 +158,7 @@ func (d *decision) send(c *callback.CallEnd, gate Gate, row *row, status string,
 
 // wait stores a phone-1 status, unless phone 2 was here before it.
 func (d *decision) wait(c *callback.CallEnd, gate Gate, status string, decided Decided) {
-	fact := Phone1Fact{CustomerID: c.CustomerID, Status: status, CallTime: firstOf(c.CallTime, d.received())}
+	fact := Phone1Fact{CustomerID: c.CustomerID, Status: status, CallTime: firstOf(c.CallTime, d.received()), RequestID: d.in.RequestID}
 	if i := d.call.phone1(c.CustomerID, true); i >= 0 && d.call.Phone1[i].TakenBy == "" && d.at < d.call.Phone1[i].ExpiresMS {
 		d.call.Phone1[i].TakenBy = gate.Key
 		gate.ProcessedMS = d.at
@@ -224,7 +224,7 @@ func (d *decision) newPhone1(customer string, gate Gate) Phone1 {
 }
 
 func (p *Phone1) fact(what string) Phone1Fact {
-	return Phone1Fact{What: what, CustomerID: p.CustomerID, Status: p.Status, CallTime: p.CallTime}
+	return Phone1Fact{What: what, CustomerID: p.CustomerID, Status: p.Status, CallTime: p.CallTime, RequestID: p.RequestID}
 }
 
 func (d *decision) timer(name string) {

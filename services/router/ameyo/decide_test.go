@@ -157,7 +157,7 @@ func TestEffects(t *testing.T) {
 		Facts: []Fact{
 			Note("phoneList is not JSON: counted phone1, phone2, cstmPhone and the dialled number instead (2)"),
 			Decided{Rule: "4", Flow: "wait for phone 2", Phones: 2},
-			Phone1Fact{What: "stored", CustomerID: "5502", Status: "BUSY", CallTime: "2026-11-20 20:24:25"},
+			Phone1Fact{What: "stored", CustomerID: "5502", Status: "BUSY", CallTime: "2026-11-20 20:24:25", RequestID: "r2"},
 		},
 		RequestID: "r2", Changed: true,
 	}
@@ -175,7 +175,7 @@ func TestEffects(t *testing.T) {
 		CancelTimers: []string{"phone1:5502"},
 		Facts: []Fact{
 			Decided{Rule: "5", Flow: "createNotAnswer", DialIndex: 1, Phones: 2, ErrorInfo1: "BUSY", ErrorInfo2: "NO_ANSWER", Phone1StateUsed: true, Deliveries: []uint32{2}},
-			Phone1Fact{What: "taken", CustomerID: "5502", Status: "BUSY", CallTime: "2026-11-20 20:24:25"},
+			Phone1Fact{What: "taken", CustomerID: "5502", Status: "BUSY", CallTime: "2026-11-20 20:24:25", RequestID: "r2"},
 		},
 		RequestID: "r3", Changed: true,
 	}
@@ -635,7 +635,7 @@ func TestExpirySend(t *testing.T) {
 			Payload: []byte(`{"predictiveCallCreateNotAnswer":{"callId":193421,"callTime":"2026-03-06 13:00:00","errorInfo1":"BUSY"}}`),
 		}},
 		Facts: []Fact{
-			Phone1Fact{What: "expired", CustomerID: "5502", Status: "BUSY", CallTime: "2026-03-06 13:00:00"},
+			Phone1Fact{What: "expired", CustomerID: "5502", Status: "BUSY", CallTime: "2026-03-06 13:00:00", RequestID: "r1"},
 			Decided{Rule: "phone1-expiry", Flow: "createNotAnswer", ErrorInfo1: "BUSY", Phone1StateUsed: true, Deliveries: []uint32{1}},
 		},
 		RequestID: "r1", Changed: true,

@@ -1330,10 +1330,12 @@ func (x *Ended) GetReason() string {
 type Phone1Fact struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "stored", "replaced", "taken", "expired", "absorbed" (a late phone 1).
-	What          string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
-	CustomerId    string `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
-	Status        string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
-	CallTime      string `protobuf:"bytes,4,opt,name=call_time,json=callTime,proto3" json:"call_time,omitempty"`
+	What       string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	CustomerId string `protobuf:"bytes,2,opt,name=customer_id,json=customerId,proto3" json:"customer_id,omitempty"`
+	Status     string `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	CallTime   string `protobuf:"bytes,4,opt,name=call_time,json=callTime,proto3" json:"call_time,omitempty"`
+	// The request that left the record.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1396,14 +1398,23 @@ func (x *Phone1Fact) GetCallTime() string {
 	return ""
 }
 
+func (x *Phone1Fact) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // A person did something.
 type Action struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Actor string                 `protobuf:"bytes,1,opt,name=actor,proto3" json:"actor,omitempty"`
-	// "retry", "discard", "hold", "release".
-	What          string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
-	Delivery      uint32 `protobuf:"varint,3,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// "retry", "discard", "hold", "release"; "resend" of a request that another one replaces, "superseded" of the one that is.
+	What     string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Delivery uint32 `protobuf:"varint,3,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	Reason   string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The other request: of a resend the one it replaces, of what is superseded the one that replaces it.
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,6 +1473,13 @@ func (x *Action) GetDelivery() uint32 {
 func (x *Action) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Action) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -1770,19 +1788,23 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x05Ended\x12\x1a\n" +
 	"\bdelivery\x18\x01 \x01(\rR\bdelivery\x127\n" +
 	"\x05state\x18\x02 \x01(\x0e2!.callrelay.state.v1.DeliveryStateR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"v\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x95\x01\n" +
 	"\n" +
 	"Phone1Fact\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x1f\n" +
 	"\vcustomer_id\x18\x02 \x01(\tR\n" +
 	"customerId\x12\x16\n" +
 	"\x06status\x18\x03 \x01(\tR\x06status\x12\x1b\n" +
-	"\tcall_time\x18\x04 \x01(\tR\bcallTime\"f\n" +
+	"\tcall_time\x18\x04 \x01(\tR\bcallTime\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\"\x85\x01\n" +
 	"\x06Action\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x1a\n" +
 	"\bdelivery\x18\x03 \x01(\rR\bdelivery\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x88\x04\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tR\trequestId\"\x88\x04\n" +
 	"\bDelivery\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1a\n" +

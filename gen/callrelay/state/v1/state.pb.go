@@ -25,6 +25,70 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Bucket int32
+
+const (
+	Bucket_BUCKET_UNSPECIFIED     Bucket = 0
+	Bucket_BUCKET_REFUSED         Bucket = 1
+	Bucket_BUCKET_DUPLICATE       Bucket = 2
+	Bucket_BUCKET_UNDECIDED       Bucket = 3
+	Bucket_BUCKET_NOTHING_TO_SEND Bucket = 4
+	Bucket_BUCKET_WAITING_PHONE2  Bucket = 5
+	Bucket_BUCKET_COMBINED        Bucket = 6
+	Bucket_BUCKET_PHONE1_EXPIRED  Bucket = 7
+)
+
+// Enum value maps for Bucket.
+var (
+	Bucket_name = map[int32]string{
+		0: "BUCKET_UNSPECIFIED",
+		1: "BUCKET_REFUSED",
+		2: "BUCKET_DUPLICATE",
+		3: "BUCKET_UNDECIDED",
+		4: "BUCKET_NOTHING_TO_SEND",
+		5: "BUCKET_WAITING_PHONE2",
+		6: "BUCKET_COMBINED",
+		7: "BUCKET_PHONE1_EXPIRED",
+	}
+	Bucket_value = map[string]int32{
+		"BUCKET_UNSPECIFIED":     0,
+		"BUCKET_REFUSED":         1,
+		"BUCKET_DUPLICATE":       2,
+		"BUCKET_UNDECIDED":       3,
+		"BUCKET_NOTHING_TO_SEND": 4,
+		"BUCKET_WAITING_PHONE2":  5,
+		"BUCKET_COMBINED":        6,
+		"BUCKET_PHONE1_EXPIRED":  7,
+	}
+)
+
+func (x Bucket) Enum() *Bucket {
+	p := new(Bucket)
+	*p = x
+	return p
+}
+
+func (x Bucket) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Bucket) Descriptor() protoreflect.EnumDescriptor {
+	return file_callrelay_state_v1_state_proto_enumTypes[0].Descriptor()
+}
+
+func (Bucket) Type() protoreflect.EnumType {
+	return &file_callrelay_state_v1_state_proto_enumTypes[0]
+}
+
+func (x Bucket) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Bucket.Descriptor instead.
+func (Bucket) EnumDescriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
 type CommitStatus int32
 
 const (
@@ -67,11 +131,11 @@ func (x CommitStatus) String() string {
 }
 
 func (CommitStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_callrelay_state_v1_state_proto_enumTypes[0].Descriptor()
+	return file_callrelay_state_v1_state_proto_enumTypes[1].Descriptor()
 }
 
 func (CommitStatus) Type() protoreflect.EnumType {
-	return &file_callrelay_state_v1_state_proto_enumTypes[0]
+	return &file_callrelay_state_v1_state_proto_enumTypes[1]
 }
 
 func (x CommitStatus) Number() protoreflect.EnumNumber {
@@ -80,7 +144,7 @@ func (x CommitStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CommitStatus.Descriptor instead.
 func (CommitStatus) EnumDescriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 type LoadRequest struct {
@@ -428,7 +492,13 @@ type CommitItem struct {
 	// Trace context of router.decide; empty when not traced.
 	Traceparent string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// They wait in `rules` until router has committed them at their calls.
-	Messages      []*Message `protobuf:"bytes,15,rep,name=messages,proto3" json:"messages,omitempty"`
+	Messages []*Message `protobuf:"bytes,15,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Where accounting counts the requests that this input moves, its own first. What gets deliveries needs no mention.
+	Moves []*Move `protobuf:"bytes,16,rep,name=moves,proto3" json:"moves,omitempty"`
+	// What the call can be found by: ids and names as they are.
+	Terms []string `protobuf:"bytes,17,rep,name=terms,proto3" json:"terms,omitempty"`
+	// Phone numbers that the call can be found by, in any format.
+	Phones        []string `protobuf:"bytes,18,rep,name=phones,proto3" json:"phones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +638,27 @@ func (x *CommitItem) GetMessages() []*Message {
 	return nil
 }
 
+func (x *CommitItem) GetMoves() []*Move {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *CommitItem) GetTerms() []string {
+	if x != nil {
+		return x.Terms
+	}
+	return nil
+}
+
+func (x *CommitItem) GetPhones() []string {
+	if x != nil {
+		return x.Phones
+	}
+	return nil
+}
+
 // Message is an input for another call. It lies with its sender.
 type Message struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -631,6 +722,59 @@ func (x *Message) GetBody() []byte {
 	return nil
 }
 
+// Move says in which bucket of the accounting a request is from now on.
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	To            Bucket                 `protobuf:"varint,2,opt,name=to,proto3,enum=callrelay.state.v1.Bucket" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Move) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Move) GetTo() Bucket {
+	if x != nil {
+		return x.To
+	}
+	return Bucket_BUCKET_UNSPECIFIED
+}
+
 type Outcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Duplicate     bool                   `protobuf:"varint,1,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
@@ -640,7 +784,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +796,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +809,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Outcome) GetDuplicate() bool {
@@ -686,7 +830,7 @@ type Timer struct {
 
 func (x *Timer) Reset() {
 	*x = Timer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +842,7 @@ func (x *Timer) String() string {
 func (*Timer) ProtoMessage() {}
 
 func (x *Timer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +855,7 @@ func (x *Timer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timer.ProtoReflect.Descriptor instead.
 func (*Timer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Timer) GetName() string {
@@ -746,7 +890,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +902,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +915,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Entry) GetTimer() string {
@@ -828,7 +972,7 @@ type DeliveryResult struct {
 
 func (x *DeliveryResult) Reset() {
 	*x = DeliveryResult{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +984,7 @@ func (x *DeliveryResult) String() string {
 func (*DeliveryResult) ProtoMessage() {}
 
 func (x *DeliveryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +997,7 @@ func (x *DeliveryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryResult.ProtoReflect.Descriptor instead.
 func (*DeliveryResult) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeliveryResult) GetDelivery() uint32 {
@@ -880,7 +1024,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1036,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1049,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CommitResponse) GetNowMs() int64 {
@@ -936,7 +1080,7 @@ type CommitAnswer struct {
 
 func (x *CommitAnswer) Reset() {
 	*x = CommitAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1092,7 @@ func (x *CommitAnswer) String() string {
 func (*CommitAnswer) ProtoMessage() {}
 
 func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1105,7 @@ func (x *CommitAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAnswer.ProtoReflect.Descriptor instead.
 func (*CommitAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CommitAnswer) GetId() uint64 {
@@ -1012,7 +1156,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1168,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[14]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1181,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaseRequest) GetDestination() string {
@@ -1071,7 +1215,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1227,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[15]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1240,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseResponse) GetWork() []*LeaseWork {
@@ -1136,7 +1280,7 @@ type LeaseWork struct {
 
 func (x *LeaseWork) Reset() {
 	*x = LeaseWork{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1292,7 @@ func (x *LeaseWork) String() string {
 func (*LeaseWork) ProtoMessage() {}
 
 func (x *LeaseWork) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1305,7 @@ func (x *LeaseWork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseWork.ProtoReflect.Descriptor instead.
 func (*LeaseWork) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseWork) GetCall() string {
@@ -1247,7 +1391,7 @@ type LeaseResult struct {
 
 func (x *LeaseResult) Reset() {
 	*x = LeaseResult{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1403,7 @@ func (x *LeaseResult) String() string {
 func (*LeaseResult) ProtoMessage() {}
 
 func (x *LeaseResult) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1416,7 @@ func (x *LeaseResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResult.ProtoReflect.Descriptor instead.
 func (*LeaseResult) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaseResult) GetId() uint64 {
@@ -1423,7 +1567,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1579,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1592,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Done) GetReply() []byte {
@@ -1471,7 +1615,7 @@ type RetryLater struct {
 
 func (x *RetryLater) Reset() {
 	*x = RetryLater{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1627,7 @@ func (x *RetryLater) String() string {
 func (*RetryLater) ProtoMessage() {}
 
 func (x *RetryLater) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1640,7 @@ func (x *RetryLater) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryLater.ProtoReflect.Descriptor instead.
 func (*RetryLater) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RetryLater) GetInMs() int64 {
@@ -1530,7 +1674,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1686,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1699,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *End) GetState() DeliveryState {
@@ -1584,7 +1728,7 @@ type HoldDestination struct {
 
 func (x *HoldDestination) Reset() {
 	*x = HoldDestination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1740,7 @@ func (x *HoldDestination) String() string {
 func (*HoldDestination) ProtoMessage() {}
 
 func (x *HoldDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1753,7 @@ func (x *HoldDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDestination.ProtoReflect.Descriptor instead.
 func (*HoldDestination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HoldDestination) GetReason() string {
@@ -1645,7 +1789,7 @@ type LeaseAnswer struct {
 
 func (x *LeaseAnswer) Reset() {
 	*x = LeaseAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1801,7 @@ func (x *LeaseAnswer) String() string {
 func (*LeaseAnswer) ProtoMessage() {}
 
 func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1814,7 @@ func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAnswer.ProtoReflect.Descriptor instead.
 func (*LeaseAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LeaseAnswer) GetId() uint64 {
@@ -1694,77 +1838,33 @@ func (x *LeaseAnswer) GetSuperseded() bool {
 	return false
 }
 
-type GetCallRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+type ReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the ingress process.
+	Instance string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Callbacks that were acknowledged out of the spool and are not committed yet, and how long the oldest has been in it.
+	Spooled  int64 `protobuf:"varint,2,opt,name=spooled,proto3" json:"spooled,omitempty"`
+	OldestMs int64 `protobuf:"varint,3,opt,name=oldest_ms,json=oldestMs,proto3" json:"oldest_ms,omitempty"`
+	// Callbacks that were acknowledged and then refused by the rules, since the process began.
+	RefusedAfterAck int64 `protobuf:"varint,4,opt,name=refused_after_ack,json=refusedAfterAck,proto3" json:"refused_after_ack,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
-func (x *GetCallRequest) Reset() {
-	*x = GetCallRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetCallRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetCallRequest) ProtoMessage() {}
-
-func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
-func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *GetCallRequest) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-type GetCallResponse struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Call       string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Version    string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Record     *Record                `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`
-	Deliveries []*Delivery            `protobuf:"bytes,4,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	Journal    *Journal               `protobuf:"bytes,5,opt,name=journal,proto3" json:"journal,omitempty"`
-	// The journal was cut after this many bytes; 0 = complete.
-	JournalDropped int64 `protobuf:"varint,6,opt,name=journal_dropped,json=journalDropped,proto3" json:"journal_dropped,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *GetCallResponse) Reset() {
-	*x = GetCallResponse{}
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
 	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetCallResponse) String() string {
+func (x *ReportRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetCallResponse) ProtoMessage() {}
+func (*ReportRequest) ProtoMessage() {}
 
-func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1776,77 +1876,59 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
-func (*GetCallResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
 	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
-func (x *GetCallResponse) GetCall() string {
+func (x *ReportRequest) GetInstance() string {
 	if x != nil {
-		return x.Call
+		return x.Instance
 	}
 	return ""
 }
 
-func (x *GetCallResponse) GetVersion() string {
+func (x *ReportRequest) GetSpooled() int64 {
 	if x != nil {
-		return x.Version
-	}
-	return ""
-}
-
-func (x *GetCallResponse) GetRecord() *Record {
-	if x != nil {
-		return x.Record
-	}
-	return nil
-}
-
-func (x *GetCallResponse) GetDeliveries() []*Delivery {
-	if x != nil {
-		return x.Deliveries
-	}
-	return nil
-}
-
-func (x *GetCallResponse) GetJournal() *Journal {
-	if x != nil {
-		return x.Journal
-	}
-	return nil
-}
-
-func (x *GetCallResponse) GetJournalDropped() int64 {
-	if x != nil {
-		return x.JournalDropped
+		return x.Spooled
 	}
 	return 0
 }
 
-type ListDeliveriesRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	States      []DeliveryState        `protobuf:"varint,2,rep,packed,name=states,proto3,enum=callrelay.state.v1.DeliveryState" json:"states,omitempty"`
-	// At most 1000; 0 = 100.
-	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+func (x *ReportRequest) GetOldestMs() int64 {
+	if x != nil {
+		return x.OldestMs
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetRefusedAfterAck() int64 {
+	if x != nil {
+		return x.RefusedAfterAck
+	}
+	return 0
+}
+
+type ReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListDeliveriesRequest) Reset() {
-	*x = ListDeliveriesRequest{}
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
 	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListDeliveriesRequest) String() string {
+func (x *ReportResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListDeliveriesRequest) ProtoMessage() {}
+func (*ReportResponse) ProtoMessage() {}
 
-func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1858,693 +1940,9 @@ func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
-func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
 	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *ListDeliveriesRequest) GetDestination() string {
-	if x != nil {
-		return x.Destination
-	}
-	return ""
-}
-
-func (x *ListDeliveriesRequest) GetStates() []DeliveryState {
-	if x != nil {
-		return x.States
-	}
-	return nil
-}
-
-func (x *ListDeliveriesRequest) GetLimit() int32 {
-	if x != nil {
-		return x.Limit
-	}
-	return 0
-}
-
-type ListDeliveriesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Deliveries    []*CallDelivery        `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDeliveriesResponse) Reset() {
-	*x = ListDeliveriesResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDeliveriesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDeliveriesResponse) ProtoMessage() {}
-
-func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
-func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *ListDeliveriesResponse) GetDeliveries() []*CallDelivery {
-	if x != nil {
-		return x.Deliveries
-	}
-	return nil
-}
-
-type CallDelivery struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Delivery      *Delivery              `protobuf:"bytes,2,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CallDelivery) Reset() {
-	*x = CallDelivery{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CallDelivery) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CallDelivery) ProtoMessage() {}
-
-func (x *CallDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CallDelivery.ProtoReflect.Descriptor instead.
-func (*CallDelivery) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *CallDelivery) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *CallDelivery) GetDelivery() *Delivery {
-	if x != nil {
-		return x.Delivery
-	}
-	return nil
-}
-
-type RetryRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Delivery      uint32                 `protobuf:"varint,2,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RetryRequest) Reset() {
-	*x = RetryRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RetryRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RetryRequest) ProtoMessage() {}
-
-func (x *RetryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RetryRequest.ProtoReflect.Descriptor instead.
-func (*RetryRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *RetryRequest) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *RetryRequest) GetDelivery() uint32 {
-	if x != nil {
-		return x.Delivery
-	}
-	return 0
-}
-
-func (x *RetryRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-type RetryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RetryResponse) Reset() {
-	*x = RetryResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RetryResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RetryResponse) ProtoMessage() {}
-
-func (x *RetryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[29]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RetryResponse.ProtoReflect.Descriptor instead.
-func (*RetryResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{29}
-}
-
-type DiscardRequest struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Call     string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`
-	Delivery uint32                 `protobuf:"varint,2,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Actor    string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Required.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DiscardRequest) Reset() {
-	*x = DiscardRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DiscardRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DiscardRequest) ProtoMessage() {}
-
-func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
-func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *DiscardRequest) GetCall() string {
-	if x != nil {
-		return x.Call
-	}
-	return ""
-}
-
-func (x *DiscardRequest) GetDelivery() uint32 {
-	if x != nil {
-		return x.Delivery
-	}
-	return 0
-}
-
-func (x *DiscardRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *DiscardRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-type DiscardResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DiscardResponse) Reset() {
-	*x = DiscardResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DiscardResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DiscardResponse) ProtoMessage() {}
-
-func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
-func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{31}
-}
-
-type HoldRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	// Required.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HoldRequest) Reset() {
-	*x = HoldRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HoldRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HoldRequest) ProtoMessage() {}
-
-func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
-func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *HoldRequest) GetDestination() string {
-	if x != nil {
-		return x.Destination
-	}
-	return ""
-}
-
-func (x *HoldRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *HoldRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-type HoldResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HoldResponse) Reset() {
-	*x = HoldResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HoldResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HoldResponse) ProtoMessage() {}
-
-func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
-func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{33}
-}
-
-type ReleaseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseRequest) Reset() {
-	*x = ReleaseRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseRequest) ProtoMessage() {}
-
-func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
-func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *ReleaseRequest) GetDestination() string {
-	if x != nil {
-		return x.Destination
-	}
-	return ""
-}
-
-func (x *ReleaseRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-type ReleaseResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReleaseResponse) Reset() {
-	*x = ReleaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReleaseResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReleaseResponse) ProtoMessage() {}
-
-func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
-func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{35}
-}
-
-type ListDestinationsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDestinationsRequest) Reset() {
-	*x = ListDestinationsRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDestinationsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDestinationsRequest) ProtoMessage() {}
-
-func (x *ListDestinationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDestinationsRequest.ProtoReflect.Descriptor instead.
-func (*ListDestinationsRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{36}
-}
-
-type ListDestinationsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destinations  []*Destination         `protobuf:"bytes,1,rep,name=destinations,proto3" json:"destinations,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListDestinationsResponse) Reset() {
-	*x = ListDestinationsResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListDestinationsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListDestinationsResponse) ProtoMessage() {}
-
-func (x *ListDestinationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListDestinationsResponse.ProtoReflect.Descriptor instead.
-func (*ListDestinationsResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *ListDestinationsResponse) GetDestinations() []*Destination {
-	if x != nil {
-		return x.Destinations
-	}
-	return nil
-}
-
-type Destination struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Heads that wait or are due, and heads with upstream. One call has at most one head per destination.
-	Waiting       int64  `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
-	Leased        int64  `protobuf:"varint,3,opt,name=leased,proto3" json:"leased,omitempty"`
-	Dead          int64  `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
-	OldestAgeMs   int64  `protobuf:"varint,5,opt,name=oldest_age_ms,json=oldestAgeMs,proto3" json:"oldest_age_ms,omitempty"`
-	Held          bool   `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"`
-	HoldReason    string `protobuf:"bytes,7,opt,name=hold_reason,json=holdReason,proto3" json:"hold_reason,omitempty"`
-	HoldSinceMs   int64  `protobuf:"varint,8,opt,name=hold_since_ms,json=holdSinceMs,proto3" json:"hold_since_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Destination) Reset() {
-	*x = Destination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Destination) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Destination) ProtoMessage() {}
-
-func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Destination.ProtoReflect.Descriptor instead.
-func (*Destination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *Destination) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *Destination) GetWaiting() int64 {
-	if x != nil {
-		return x.Waiting
-	}
-	return 0
-}
-
-func (x *Destination) GetLeased() int64 {
-	if x != nil {
-		return x.Leased
-	}
-	return 0
-}
-
-func (x *Destination) GetDead() int64 {
-	if x != nil {
-		return x.Dead
-	}
-	return 0
-}
-
-func (x *Destination) GetOldestAgeMs() int64 {
-	if x != nil {
-		return x.OldestAgeMs
-	}
-	return 0
-}
-
-func (x *Destination) GetHeld() bool {
-	if x != nil {
-		return x.Held
-	}
-	return false
-}
-
-func (x *Destination) GetHoldReason() string {
-	if x != nil {
-		return x.HoldReason
-	}
-	return ""
-}
-
-func (x *Destination) GetHoldSinceMs() int64 {
-	if x != nil {
-		return x.HoldSinceMs
-	}
-	return 0
 }
 
 var File_callrelay_state_v1_state_proto protoreflect.FileDescriptor
@@ -2572,7 +1970,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xc2\x04\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xa0\x05\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -2593,11 +1991,18 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05entry\x18\f \x01(\v2\x19.callrelay.state.v1.EntryR\x05entry\x12\x1b\n" +
 	"\tbudget_ms\x18\r \x01(\x03R\bbudgetMs\x12 \n" +
 	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\x127\n" +
-	"\bmessages\x18\x0f \x03(\v2\x1b.callrelay.state.v1.MessageR\bmessages\"=\n" +
+	"\bmessages\x18\x0f \x03(\v2\x1b.callrelay.state.v1.MessageR\bmessages\x12.\n" +
+	"\x05moves\x18\x10 \x03(\v2\x18.callrelay.state.v1.MoveR\x05moves\x12\x14\n" +
+	"\x05terms\x18\x11 \x03(\tR\x05terms\x12\x16\n" +
+	"\x06phones\x18\x12 \x03(\tR\x06phones\"=\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04body\x18\x03 \x01(\fR\x04body\"'\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"Q\n" +
+	"\x04Move\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12*\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x1a.callrelay.state.v1.BucketR\x02to\"'\n" +
 	"\aOutcome\x12\x1c\n" +
 	"\tduplicate\x18\x01 \x01(\bR\tduplicate\"0\n" +
 	"\x05Timer\x12\x12\n" +
@@ -2675,79 +2080,33 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05error\x18\x02 \x01(\v2\x1a.callrelay.errors.v1.ErrorR\x05error\x12\x1e\n" +
 	"\n" +
 	"superseded\x18\x03 \x01(\bR\n" +
-	"superseded\"$\n" +
-	"\x0eGetCallRequest\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\"\x91\x02\n" +
-	"\x0fGetCallResponse\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion\x122\n" +
-	"\x06record\x18\x03 \x01(\v2\x1a.callrelay.state.v1.RecordR\x06record\x12<\n" +
-	"\n" +
-	"deliveries\x18\x04 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
-	"deliveries\x125\n" +
-	"\ajournal\x18\x05 \x01(\v2\x1b.callrelay.state.v1.JournalR\ajournal\x12'\n" +
-	"\x0fjournal_dropped\x18\x06 \x01(\x03R\x0ejournalDropped\"\x8a\x01\n" +
-	"\x15ListDeliveriesRequest\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x129\n" +
-	"\x06states\x18\x02 \x03(\x0e2!.callrelay.state.v1.DeliveryStateR\x06states\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\x05R\x05limit\"Z\n" +
-	"\x16ListDeliveriesResponse\x12@\n" +
-	"\n" +
-	"deliveries\x18\x01 \x03(\v2 .callrelay.state.v1.CallDeliveryR\n" +
-	"deliveries\"\\\n" +
-	"\fCallDelivery\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x128\n" +
-	"\bdelivery\x18\x02 \x01(\v2\x1c.callrelay.state.v1.DeliveryR\bdelivery\"T\n" +
-	"\fRetryRequest\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x12\x1a\n" +
-	"\bdelivery\x18\x02 \x01(\rR\bdelivery\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x0f\n" +
-	"\rRetryResponse\"n\n" +
-	"\x0eDiscardRequest\x12\x12\n" +
-	"\x04call\x18\x01 \x01(\tR\x04call\x12\x1a\n" +
-	"\bdelivery\x18\x02 \x01(\rR\bdelivery\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x11\n" +
-	"\x0fDiscardResponse\"]\n" +
-	"\vHoldRequest\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x0e\n" +
-	"\fHoldResponse\"H\n" +
-	"\x0eReleaseRequest\x12 \n" +
-	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x14\n" +
-	"\x05actor\x18\x02 \x01(\tR\x05actor\"\x11\n" +
-	"\x0fReleaseResponse\"\x19\n" +
-	"\x17ListDestinationsRequest\"_\n" +
-	"\x18ListDestinationsResponse\x12C\n" +
-	"\fdestinations\x18\x01 \x03(\v2\x1f.callrelay.state.v1.DestinationR\fdestinations\"\xe4\x01\n" +
-	"\vDestination\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x16\n" +
-	"\x06leased\x18\x03 \x01(\x03R\x06leased\x12\x12\n" +
-	"\x04dead\x18\x04 \x01(\x03R\x04dead\x12\"\n" +
-	"\roldest_age_ms\x18\x05 \x01(\x03R\voldestAgeMs\x12\x12\n" +
-	"\x04held\x18\x06 \x01(\bR\x04held\x12\x1f\n" +
-	"\vhold_reason\x18\a \x01(\tR\n" +
-	"holdReason\x12\"\n" +
-	"\rhold_since_ms\x18\b \x01(\x03R\vholdSinceMs*\x93\x01\n" +
+	"superseded\"\x8e\x01\n" +
+	"\rReportRequest\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
+	"\aspooled\x18\x02 \x01(\x03R\aspooled\x12\x1b\n" +
+	"\toldest_ms\x18\x03 \x01(\x03R\boldestMs\x12*\n" +
+	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\"\x10\n" +
+	"\x0eReportResponse*\xc7\x01\n" +
+	"\x06Bucket\x12\x16\n" +
+	"\x12BUCKET_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eBUCKET_REFUSED\x10\x01\x12\x14\n" +
+	"\x10BUCKET_DUPLICATE\x10\x02\x12\x14\n" +
+	"\x10BUCKET_UNDECIDED\x10\x03\x12\x1a\n" +
+	"\x16BUCKET_NOTHING_TO_SEND\x10\x04\x12\x19\n" +
+	"\x15BUCKET_WAITING_PHONE2\x10\x05\x12\x13\n" +
+	"\x0fBUCKET_COMBINED\x10\x06\x12\x19\n" +
+	"\x15BUCKET_PHONE1_EXPIRED\x10\a*\x93\x01\n" +
 	"\fCommitStatus\x12\x1d\n" +
 	"\x19COMMIT_STATUS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10COMMIT_STATUS_OK\x10\x01\x12\x19\n" +
 	"\x15COMMIT_STATUS_EARLIER\x10\x02\x12\x1a\n" +
 	"\x16COMMIT_STATUS_CONFLICT\x10\x03\x12\x17\n" +
-	"\x13COMMIT_STATUS_STALE\x10\x042\xf1\x06\n" +
+	"\x13COMMIT_STATUS_STALE\x10\x042\xd5\x02\n" +
 	"\fStateService\x12M\n" +
 	"\x04Load\x12\x1f.callrelay.state.v1.LoadRequest\x1a .callrelay.state.v1.LoadResponse(\x010\x01\x12S\n" +
 	"\x06Commit\x12!.callrelay.state.v1.CommitRequest\x1a\".callrelay.state.v1.CommitResponse(\x010\x01\x12P\n" +
-	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12R\n" +
-	"\aGetCall\x12\".callrelay.state.v1.GetCallRequest\x1a#.callrelay.state.v1.GetCallResponse\x12g\n" +
-	"\x0eListDeliveries\x12).callrelay.state.v1.ListDeliveriesRequest\x1a*.callrelay.state.v1.ListDeliveriesResponse\x12L\n" +
-	"\x05Retry\x12 .callrelay.state.v1.RetryRequest\x1a!.callrelay.state.v1.RetryResponse\x12R\n" +
-	"\aDiscard\x12\".callrelay.state.v1.DiscardRequest\x1a#.callrelay.state.v1.DiscardResponse\x12I\n" +
-	"\x04Hold\x12\x1f.callrelay.state.v1.HoldRequest\x1a .callrelay.state.v1.HoldResponse\x12R\n" +
-	"\aRelease\x12\".callrelay.state.v1.ReleaseRequest\x1a#.callrelay.state.v1.ReleaseResponse\x12m\n" +
-	"\x10ListDestinations\x12+.callrelay.state.v1.ListDestinationsRequest\x1a,.callrelay.state.v1.ListDestinationsResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
+	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12O\n" +
+	"\x06Report\x12!.callrelay.state.v1.ReportRequest\x1a\".callrelay.state.v1.ReportResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
 	file_callrelay_state_v1_state_proto_rawDescOnce sync.Once
@@ -2761,119 +2120,88 @@ func file_callrelay_state_v1_state_proto_rawDescGZIP() []byte {
 	return file_callrelay_state_v1_state_proto_rawDescData
 }
 
-var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_callrelay_state_v1_state_proto_goTypes = []any{
-	(CommitStatus)(0),                // 0: callrelay.state.v1.CommitStatus
-	(*LoadRequest)(nil),              // 1: callrelay.state.v1.LoadRequest
-	(*LoadItem)(nil),                 // 2: callrelay.state.v1.LoadItem
-	(*LoadResponse)(nil),             // 3: callrelay.state.v1.LoadResponse
-	(*LoadAnswer)(nil),               // 4: callrelay.state.v1.LoadAnswer
-	(*CallState)(nil),                // 5: callrelay.state.v1.CallState
-	(*CommitRequest)(nil),            // 6: callrelay.state.v1.CommitRequest
-	(*CommitItem)(nil),               // 7: callrelay.state.v1.CommitItem
-	(*Message)(nil),                  // 8: callrelay.state.v1.Message
-	(*Outcome)(nil),                  // 9: callrelay.state.v1.Outcome
-	(*Timer)(nil),                    // 10: callrelay.state.v1.Timer
-	(*Entry)(nil),                    // 11: callrelay.state.v1.Entry
-	(*DeliveryResult)(nil),           // 12: callrelay.state.v1.DeliveryResult
-	(*CommitResponse)(nil),           // 13: callrelay.state.v1.CommitResponse
-	(*CommitAnswer)(nil),             // 14: callrelay.state.v1.CommitAnswer
-	(*LeaseRequest)(nil),             // 15: callrelay.state.v1.LeaseRequest
-	(*LeaseResponse)(nil),            // 16: callrelay.state.v1.LeaseResponse
-	(*LeaseWork)(nil),                // 17: callrelay.state.v1.LeaseWork
-	(*LeaseResult)(nil),              // 18: callrelay.state.v1.LeaseResult
-	(*Done)(nil),                     // 19: callrelay.state.v1.Done
-	(*RetryLater)(nil),               // 20: callrelay.state.v1.RetryLater
-	(*End)(nil),                      // 21: callrelay.state.v1.End
-	(*HoldDestination)(nil),          // 22: callrelay.state.v1.HoldDestination
-	(*LeaseAnswer)(nil),              // 23: callrelay.state.v1.LeaseAnswer
-	(*GetCallRequest)(nil),           // 24: callrelay.state.v1.GetCallRequest
-	(*GetCallResponse)(nil),          // 25: callrelay.state.v1.GetCallResponse
-	(*ListDeliveriesRequest)(nil),    // 26: callrelay.state.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil),   // 27: callrelay.state.v1.ListDeliveriesResponse
-	(*CallDelivery)(nil),             // 28: callrelay.state.v1.CallDelivery
-	(*RetryRequest)(nil),             // 29: callrelay.state.v1.RetryRequest
-	(*RetryResponse)(nil),            // 30: callrelay.state.v1.RetryResponse
-	(*DiscardRequest)(nil),           // 31: callrelay.state.v1.DiscardRequest
-	(*DiscardResponse)(nil),          // 32: callrelay.state.v1.DiscardResponse
-	(*HoldRequest)(nil),              // 33: callrelay.state.v1.HoldRequest
-	(*HoldResponse)(nil),             // 34: callrelay.state.v1.HoldResponse
-	(*ReleaseRequest)(nil),           // 35: callrelay.state.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),          // 36: callrelay.state.v1.ReleaseResponse
-	(*ListDestinationsRequest)(nil),  // 37: callrelay.state.v1.ListDestinationsRequest
-	(*ListDestinationsResponse)(nil), // 38: callrelay.state.v1.ListDestinationsResponse
-	(*Destination)(nil),              // 39: callrelay.state.v1.Destination
-	(*v1.Error)(nil),                 // 40: callrelay.errors.v1.Error
-	(*Delivery)(nil),                 // 41: callrelay.state.v1.Delivery
-	(*Attempt)(nil),                  // 42: callrelay.state.v1.Attempt
-	(DeliveryState)(0),               // 43: callrelay.state.v1.DeliveryState
-	(*Record)(nil),                   // 44: callrelay.state.v1.Record
-	(*Journal)(nil),                  // 45: callrelay.state.v1.Journal
+	(Bucket)(0),             // 0: callrelay.state.v1.Bucket
+	(CommitStatus)(0),       // 1: callrelay.state.v1.CommitStatus
+	(*LoadRequest)(nil),     // 2: callrelay.state.v1.LoadRequest
+	(*LoadItem)(nil),        // 3: callrelay.state.v1.LoadItem
+	(*LoadResponse)(nil),    // 4: callrelay.state.v1.LoadResponse
+	(*LoadAnswer)(nil),      // 5: callrelay.state.v1.LoadAnswer
+	(*CallState)(nil),       // 6: callrelay.state.v1.CallState
+	(*CommitRequest)(nil),   // 7: callrelay.state.v1.CommitRequest
+	(*CommitItem)(nil),      // 8: callrelay.state.v1.CommitItem
+	(*Message)(nil),         // 9: callrelay.state.v1.Message
+	(*Move)(nil),            // 10: callrelay.state.v1.Move
+	(*Outcome)(nil),         // 11: callrelay.state.v1.Outcome
+	(*Timer)(nil),           // 12: callrelay.state.v1.Timer
+	(*Entry)(nil),           // 13: callrelay.state.v1.Entry
+	(*DeliveryResult)(nil),  // 14: callrelay.state.v1.DeliveryResult
+	(*CommitResponse)(nil),  // 15: callrelay.state.v1.CommitResponse
+	(*CommitAnswer)(nil),    // 16: callrelay.state.v1.CommitAnswer
+	(*LeaseRequest)(nil),    // 17: callrelay.state.v1.LeaseRequest
+	(*LeaseResponse)(nil),   // 18: callrelay.state.v1.LeaseResponse
+	(*LeaseWork)(nil),       // 19: callrelay.state.v1.LeaseWork
+	(*LeaseResult)(nil),     // 20: callrelay.state.v1.LeaseResult
+	(*Done)(nil),            // 21: callrelay.state.v1.Done
+	(*RetryLater)(nil),      // 22: callrelay.state.v1.RetryLater
+	(*End)(nil),             // 23: callrelay.state.v1.End
+	(*HoldDestination)(nil), // 24: callrelay.state.v1.HoldDestination
+	(*LeaseAnswer)(nil),     // 25: callrelay.state.v1.LeaseAnswer
+	(*ReportRequest)(nil),   // 26: callrelay.state.v1.ReportRequest
+	(*ReportResponse)(nil),  // 27: callrelay.state.v1.ReportResponse
+	(*v1.Error)(nil),        // 28: callrelay.errors.v1.Error
+	(*Delivery)(nil),        // 29: callrelay.state.v1.Delivery
+	(*Attempt)(nil),         // 30: callrelay.state.v1.Attempt
+	(DeliveryState)(0),      // 31: callrelay.state.v1.DeliveryState
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
-	2,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
-	4,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
-	40, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
-	5,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
-	41, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
-	7,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
-	41, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
-	10, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
-	9,  // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
-	11, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
-	8,  // 10: callrelay.state.v1.CommitItem.messages:type_name -> callrelay.state.v1.Message
-	8,  // 11: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
-	12, // 12: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
-	14, // 13: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	40, // 14: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
-	0,  // 15: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
-	9,  // 16: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
-	5,  // 17: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
-	18, // 18: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
-	17, // 19: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
-	23, // 20: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	41, // 21: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
-	11, // 22: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	42, // 23: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
-	19, // 24: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
-	20, // 25: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
-	21, // 26: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
-	22, // 27: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	43, // 28: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	40, // 29: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
-	44, // 30: callrelay.state.v1.GetCallResponse.record:type_name -> callrelay.state.v1.Record
-	41, // 31: callrelay.state.v1.GetCallResponse.deliveries:type_name -> callrelay.state.v1.Delivery
-	45, // 32: callrelay.state.v1.GetCallResponse.journal:type_name -> callrelay.state.v1.Journal
-	43, // 33: callrelay.state.v1.ListDeliveriesRequest.states:type_name -> callrelay.state.v1.DeliveryState
-	28, // 34: callrelay.state.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.state.v1.CallDelivery
-	41, // 35: callrelay.state.v1.CallDelivery.delivery:type_name -> callrelay.state.v1.Delivery
-	39, // 36: callrelay.state.v1.ListDestinationsResponse.destinations:type_name -> callrelay.state.v1.Destination
-	1,  // 37: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
-	6,  // 38: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
-	15, // 39: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	24, // 40: callrelay.state.v1.StateService.GetCall:input_type -> callrelay.state.v1.GetCallRequest
-	26, // 41: callrelay.state.v1.StateService.ListDeliveries:input_type -> callrelay.state.v1.ListDeliveriesRequest
-	29, // 42: callrelay.state.v1.StateService.Retry:input_type -> callrelay.state.v1.RetryRequest
-	31, // 43: callrelay.state.v1.StateService.Discard:input_type -> callrelay.state.v1.DiscardRequest
-	33, // 44: callrelay.state.v1.StateService.Hold:input_type -> callrelay.state.v1.HoldRequest
-	35, // 45: callrelay.state.v1.StateService.Release:input_type -> callrelay.state.v1.ReleaseRequest
-	37, // 46: callrelay.state.v1.StateService.ListDestinations:input_type -> callrelay.state.v1.ListDestinationsRequest
-	3,  // 47: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	13, // 48: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	16, // 49: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	25, // 50: callrelay.state.v1.StateService.GetCall:output_type -> callrelay.state.v1.GetCallResponse
-	27, // 51: callrelay.state.v1.StateService.ListDeliveries:output_type -> callrelay.state.v1.ListDeliveriesResponse
-	30, // 52: callrelay.state.v1.StateService.Retry:output_type -> callrelay.state.v1.RetryResponse
-	32, // 53: callrelay.state.v1.StateService.Discard:output_type -> callrelay.state.v1.DiscardResponse
-	34, // 54: callrelay.state.v1.StateService.Hold:output_type -> callrelay.state.v1.HoldResponse
-	36, // 55: callrelay.state.v1.StateService.Release:output_type -> callrelay.state.v1.ReleaseResponse
-	38, // 56: callrelay.state.v1.StateService.ListDestinations:output_type -> callrelay.state.v1.ListDestinationsResponse
-	47, // [47:57] is the sub-list for method output_type
-	37, // [37:47] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	3,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
+	5,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
+	28, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
+	6,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
+	29, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
+	8,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
+	29, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
+	12, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
+	11, // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
+	13, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
+	9,  // 10: callrelay.state.v1.CommitItem.messages:type_name -> callrelay.state.v1.Message
+	10, // 11: callrelay.state.v1.CommitItem.moves:type_name -> callrelay.state.v1.Move
+	0,  // 12: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
+	9,  // 13: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
+	14, // 14: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
+	16, // 15: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
+	28, // 16: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	1,  // 17: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
+	11, // 18: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
+	6,  // 19: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
+	20, // 20: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
+	19, // 21: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
+	25, // 22: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
+	29, // 23: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	13, // 24: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
+	30, // 25: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	21, // 26: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
+	22, // 27: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
+	23, // 28: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
+	24, // 29: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
+	31, // 30: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	28, // 31: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	2,  // 32: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
+	7,  // 33: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
+	17, // 34: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
+	26, // 35: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
+	4,  // 36: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	15, // 37: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	18, // 38: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	27, // 39: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
+	36, // [36:40] is the sub-list for method output_type
+	32, // [32:36] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_state_proto_init() }
@@ -2882,7 +2210,7 @@ func file_callrelay_state_v1_state_proto_init() {
 		return
 	}
 	file_callrelay_state_v1_record_proto_init()
-	file_callrelay_state_v1_state_proto_msgTypes[17].OneofWrappers = []any{
+	file_callrelay_state_v1_state_proto_msgTypes[18].OneofWrappers = []any{
 		(*LeaseResult_Done)(nil),
 		(*LeaseResult_Retry)(nil),
 		(*LeaseResult_End)(nil),
@@ -2893,8 +2221,8 @@ func file_callrelay_state_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_state_proto_rawDesc), len(file_callrelay_state_v1_state_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   39,
+			NumEnums:      2,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

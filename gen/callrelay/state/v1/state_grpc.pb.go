@@ -22,16 +22,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	StateService_Load_FullMethodName             = "/callrelay.state.v1.StateService/Load"
-	StateService_Commit_FullMethodName           = "/callrelay.state.v1.StateService/Commit"
-	StateService_Lease_FullMethodName            = "/callrelay.state.v1.StateService/Lease"
-	StateService_GetCall_FullMethodName          = "/callrelay.state.v1.StateService/GetCall"
-	StateService_ListDeliveries_FullMethodName   = "/callrelay.state.v1.StateService/ListDeliveries"
-	StateService_Retry_FullMethodName            = "/callrelay.state.v1.StateService/Retry"
-	StateService_Discard_FullMethodName          = "/callrelay.state.v1.StateService/Discard"
-	StateService_Hold_FullMethodName             = "/callrelay.state.v1.StateService/Hold"
-	StateService_Release_FullMethodName          = "/callrelay.state.v1.StateService/Release"
-	StateService_ListDestinations_FullMethodName = "/callrelay.state.v1.StateService/ListDestinations"
+	StateService_Load_FullMethodName   = "/callrelay.state.v1.StateService/Load"
+	StateService_Commit_FullMethodName = "/callrelay.state.v1.StateService/Commit"
+	StateService_Lease_FullMethodName  = "/callrelay.state.v1.StateService/Lease"
+	StateService_Report_FullMethodName = "/callrelay.state.v1.StateService/Report"
 )
 
 // StateServiceClient is the client API for StateService service.
@@ -44,20 +38,8 @@ type StateServiceClient interface {
 	Commit(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CommitRequest, CommitResponse], error)
 	// Lease hands out work for one destination against credit, and takes its results, each answered.
 	Lease(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LeaseRequest, LeaseResponse], error)
-	// GetCall shows everything stored of one call.
-	GetCall(ctx context.Context, in *GetCallRequest, opts ...grpc.CallOption) (*GetCallResponse, error)
-	// ListDeliveries finds deliveries that are not delivered, oldest first within a partition.
-	ListDeliveries(ctx context.Context, in *ListDeliveriesRequest, opts ...grpc.CallOption) (*ListDeliveriesResponse, error)
-	// Retry puts a dead, asked or expired delivery back at the end of its line. Refused when its gate was served since.
-	Retry(ctx context.Context, in *RetryRequest, opts ...grpc.CallOption) (*RetryResponse, error)
-	// Discard ends a delivery that is not final, or settles a dead one, for good.
-	Discard(ctx context.Context, in *DiscardRequest, opts ...grpc.CallOption) (*DiscardResponse, error)
-	// Hold stops a destination: nothing more is leased. Work that is out runs on and counts.
-	Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error)
-	// Release ends a hold.
-	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
-	// ListDestinations shows each destination with its backlog and hold.
-	ListDestinations(ctx context.Context, in *ListDestinationsRequest, opts ...grpc.CallOption) (*ListDestinationsResponse, error)
+	// Report is how ingress says what it has spooled, every few seconds.
+	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error)
 }
 
 type stateServiceClient struct {
@@ -107,70 +89,10 @@ func (c *stateServiceClient) Lease(ctx context.Context, opts ...grpc.CallOption)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type StateService_LeaseClient = grpc.BidiStreamingClient[LeaseRequest, LeaseResponse]
 
-func (c *stateServiceClient) GetCall(ctx context.Context, in *GetCallRequest, opts ...grpc.CallOption) (*GetCallResponse, error) {
+func (c *stateServiceClient) Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(GetCallResponse)
-	err := c.cc.Invoke(ctx, StateService_GetCall_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *stateServiceClient) ListDeliveries(ctx context.Context, in *ListDeliveriesRequest, opts ...grpc.CallOption) (*ListDeliveriesResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ListDeliveriesResponse)
-	err := c.cc.Invoke(ctx, StateService_ListDeliveries_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *stateServiceClient) Retry(ctx context.Context, in *RetryRequest, opts ...grpc.CallOption) (*RetryResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(RetryResponse)
-	err := c.cc.Invoke(ctx, StateService_Retry_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *stateServiceClient) Discard(ctx context.Context, in *DiscardRequest, opts ...grpc.CallOption) (*DiscardResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(DiscardResponse)
-	err := c.cc.Invoke(ctx, StateService_Discard_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *stateServiceClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(HoldResponse)
-	err := c.cc.Invoke(ctx, StateService_Hold_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *stateServiceClient) Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ReleaseResponse)
-	err := c.cc.Invoke(ctx, StateService_Release_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *stateServiceClient) ListDestinations(ctx context.Context, in *ListDestinationsRequest, opts ...grpc.CallOption) (*ListDestinationsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ListDestinationsResponse)
-	err := c.cc.Invoke(ctx, StateService_ListDestinations_FullMethodName, in, out, cOpts...)
+	out := new(ReportResponse)
+	err := c.cc.Invoke(ctx, StateService_Report_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -187,20 +109,8 @@ type StateServiceServer interface {
 	Commit(grpc.BidiStreamingServer[CommitRequest, CommitResponse]) error
 	// Lease hands out work for one destination against credit, and takes its results, each answered.
 	Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error
-	// GetCall shows everything stored of one call.
-	GetCall(context.Context, *GetCallRequest) (*GetCallResponse, error)
-	// ListDeliveries finds deliveries that are not delivered, oldest first within a partition.
-	ListDeliveries(context.Context, *ListDeliveriesRequest) (*ListDeliveriesResponse, error)
-	// Retry puts a dead, asked or expired delivery back at the end of its line. Refused when its gate was served since.
-	Retry(context.Context, *RetryRequest) (*RetryResponse, error)
-	// Discard ends a delivery that is not final, or settles a dead one, for good.
-	Discard(context.Context, *DiscardRequest) (*DiscardResponse, error)
-	// Hold stops a destination: nothing more is leased. Work that is out runs on and counts.
-	Hold(context.Context, *HoldRequest) (*HoldResponse, error)
-	// Release ends a hold.
-	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
-	// ListDestinations shows each destination with its backlog and hold.
-	ListDestinations(context.Context, *ListDestinationsRequest) (*ListDestinationsResponse, error)
+	// Report is how ingress says what it has spooled, every few seconds.
+	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 	mustEmbedUnimplementedStateServiceServer()
 }
 
@@ -220,26 +130,8 @@ func (UnimplementedStateServiceServer) Commit(grpc.BidiStreamingServer[CommitReq
 func (UnimplementedStateServiceServer) Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error {
 	return status.Error(codes.Unimplemented, "method Lease not implemented")
 }
-func (UnimplementedStateServiceServer) GetCall(context.Context, *GetCallRequest) (*GetCallResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method GetCall not implemented")
-}
-func (UnimplementedStateServiceServer) ListDeliveries(context.Context, *ListDeliveriesRequest) (*ListDeliveriesResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListDeliveries not implemented")
-}
-func (UnimplementedStateServiceServer) Retry(context.Context, *RetryRequest) (*RetryResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Retry not implemented")
-}
-func (UnimplementedStateServiceServer) Discard(context.Context, *DiscardRequest) (*DiscardResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Discard not implemented")
-}
-func (UnimplementedStateServiceServer) Hold(context.Context, *HoldRequest) (*HoldResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Hold not implemented")
-}
-func (UnimplementedStateServiceServer) Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
-}
-func (UnimplementedStateServiceServer) ListDestinations(context.Context, *ListDestinationsRequest) (*ListDestinationsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListDestinations not implemented")
+func (UnimplementedStateServiceServer) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedStateServiceServer) mustEmbedUnimplementedStateServiceServer() {}
 func (UnimplementedStateServiceServer) testEmbeddedByValue()                      {}
@@ -283,128 +175,20 @@ func _StateService_Lease_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type StateService_LeaseServer = grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]
 
-func _StateService_GetCall_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(GetCallRequest)
+func _StateService_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(StateServiceServer).GetCall(ctx, in)
+		return srv.(StateServiceServer).Report(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: StateService_GetCall_FullMethodName,
+		FullMethod: StateService_Report_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).GetCall(ctx, req.(*GetCallRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _StateService_ListDeliveries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ListDeliveriesRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StateServiceServer).ListDeliveries(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: StateService_ListDeliveries_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).ListDeliveries(ctx, req.(*ListDeliveriesRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _StateService_Retry_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(RetryRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StateServiceServer).Retry(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: StateService_Retry_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).Retry(ctx, req.(*RetryRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _StateService_Discard_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(DiscardRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StateServiceServer).Discard(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: StateService_Discard_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).Discard(ctx, req.(*DiscardRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _StateService_Hold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(HoldRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StateServiceServer).Hold(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: StateService_Hold_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).Hold(ctx, req.(*HoldRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _StateService_Release_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ReleaseRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StateServiceServer).Release(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: StateService_Release_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).Release(ctx, req.(*ReleaseRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _StateService_ListDestinations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ListDestinationsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(StateServiceServer).ListDestinations(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: StateService_ListDestinations_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StateServiceServer).ListDestinations(ctx, req.(*ListDestinationsRequest))
+		return srv.(StateServiceServer).Report(ctx, req.(*ReportRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -417,32 +201,8 @@ var StateService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*StateServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "GetCall",
-			Handler:    _StateService_GetCall_Handler,
-		},
-		{
-			MethodName: "ListDeliveries",
-			Handler:    _StateService_ListDeliveries_Handler,
-		},
-		{
-			MethodName: "Retry",
-			Handler:    _StateService_Retry_Handler,
-		},
-		{
-			MethodName: "Discard",
-			Handler:    _StateService_Discard_Handler,
-		},
-		{
-			MethodName: "Hold",
-			Handler:    _StateService_Hold_Handler,
-		},
-		{
-			MethodName: "Release",
-			Handler:    _StateService_Release_Handler,
-		},
-		{
-			MethodName: "ListDestinations",
-			Handler:    _StateService_ListDestinations_Handler,
+			MethodName: "Report",
+			Handler:    _StateService_Report_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -28,7 +28,11 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	svc, err := ingress.New(cfg, tel, router)
+	state, err := rpc.Dial(cfg.StateAddr)
+	if err != nil {
+		return err
+	}
+	svc, err := ingress.New(cfg, tel, router, state)
 	if err != nil {
 		return err
 	}

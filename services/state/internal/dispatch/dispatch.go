@@ -308,6 +308,9 @@ func (l *line) hand(ctx context.Context, c *Consumer, work []*statev1.LeaseWork)
 	}
 }
 
+// Alone says that no other state process is alive.
+func (d *Dispatcher) Alone() bool { return d.alone.Load() }
+
 // Due tells that members became due now.
 func (d *Dispatcher) Due(refs []store.Ref) {
 	if len(refs) == 0 {

@@ -278,7 +278,7 @@ func TestCommitLeasesAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := stored.GetDeliveries()[0], work[0].GetDelivery(); got.GetState() != want.GetState() || got.GetEndpoint() != want.GetEndpoint() ||
+	if got, want := stored.Deliveries[0], work[0].GetDelivery(); got.GetState() != want.GetState() || got.GetEndpoint() != want.GetEndpoint() ||
 		string(got.GetPayload()) != string(want.GetPayload()) || got.GetRequestId() != want.GetRequestId() || got.GetNumber() != want.GetNumber() {
 		t.Errorf("leased\n%v\nstored\n%v", want, got)
 	}

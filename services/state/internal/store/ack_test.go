@@ -114,7 +114,7 @@ func TestNothingHalfWritten(t *testing.T) {
 		complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
 		call := get(t, s, "ameyo/1")
 		return func() error {
-			_, err := s.Settle(ctx, call, call.GetDeliveries()[0], &statev1.Action{What: what, Reason: "r"}, 0)
+			_, err := s.Settle(ctx, call, call.Deliveries[0], &statev1.Action{What: what, Reason: "r"}, 0)
 			return err
 		}
 	}

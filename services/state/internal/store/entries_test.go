@@ -123,7 +123,7 @@ func testResults(t *testing.T, s *Store) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Settle(ctx, c, c.GetDeliveries()[delivery-1], &statev1.Action{What: what, Delivery: uint32(delivery), Reason: "why"}, 0); err != nil {
+		if _, err := s.Settle(ctx, c, c.Deliveries[delivery-1], &statev1.Action{What: what, Delivery: uint32(delivery), Reason: "why"}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,7 +133,7 @@ func testResults(t *testing.T, s *Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := item("kommo/1/a", "r1", c.GetVersion(), "c2")
+	in := item("kommo/1/a", "r1", c.Version, "c2")
 	in.Entry = old.GetEntry()
 	want(t, "which outdates the first", statuses(commit(t, s, in)), "[STALE]")
 	now := leaseEntry(t, s, "kommo/1/a", "=1")

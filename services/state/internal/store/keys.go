@@ -19,6 +19,10 @@ const (
 	keyDestinations = "cr:destinations" // SET of every destination that was ever used
 	keyReplicas     = "cr:replicas"     // ZSET state process -> last heartbeat (ms)
 	channelWake     = "cr:wake"         // PUBLISH of members that became due, see dispatch
+	channelJournal  = "cr:journal"      // PUBLISH of journal entries, for the live tail of other state processes
+	keySpools       = "cr:spools"       // HASH ingress process -> when it reported (ms), a blank, serialised ReportRequest
+	keyComparison   = "cr:comparison"   // STRING serialised Accounting: the last comparison of counters and journals
+	keyAlarms       = "cr:alarms"       // HASH alarm -> since (ms), so that one state process tells of it
 )
 
 // keyHold is a HASH per destination: epoch, total (ms under finished holds), and while it is held reason, since, probe.
@@ -28,13 +32,14 @@ func keyHold(destination string) string { return "cr:h:" + destination }
 //
 //	v          id of the commit that wrote it         r   serialised Record
 //	j1, j2...  pieces of journal (serialised Journal) jn  how many, jb how many bytes, jx bytes that did not fit
-//	i:<input>  outcome of each input ever committed   o   open deliveries and timers; 0 starts the time to live
+//	i:<input>  outcome of each input ever committed,  o   open deliveries and timers; 0 starts the time to live
+//	           and where its request is counted (lua/lib.lua)
 //	m:<name>   what an entry brings: a message to another call (name ">" and its id), or a reply (name "=" and the delivery)
 //	<n>w       its result is an input of the call
 //	t:<name>   id of the commit that set the timer    q:<dest>  numbers of the deliveries that still have to go out, in order
 //	<n>        serialised Delivery, never changed     <n>s  state letter      <n>a  attempts    <n>u  uncertain; 0 = a person looked since
 //	<n>t       token of its last lease                <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason
-//	<n>b       a person retried it then (ms)
+//	<n>b       a person retried it then (ms)          a:<n> where a delivery is counted that no request of the call caused
 func keyCall(call string) string { return tag(call) + "c:" + call }
 
 // keyDue is a ZSET of a destination in the call's partition: members due at a time. A member is a call (its head
@@ -67,6 +72,19 @@ func keyAccountLease(id string) string { return "cr:{accounts}:l:" + id }
 
 // keyLimit is a STRING per limit: when its next place is free (us); it ends by itself.
 func keyLimit(name string) string { return "cr:limit:" + name }
+
+// keyCounters is a HASH per partition, the accounting: <hour><bucket letter> -> requests (lua/lib.lua). Hours are Unix time
+// divided by 3,600,000 ms.
+func keyCounters(p int) string { return tags[p] + "n" }
+
+// keyIndex is a ZSET whose members, all with score 0, say that a call can be found by a term (index.go). It belongs to a span of
+// time and to the terms with one hash, not to a call: an index entry that is lost costs a search hit, nothing else.
+func keyIndex(span int64, width byte, shard int) string {
+	return "cr:i:" + strconv.FormatInt(span, 36) + ":" + string(width) + strconv.FormatInt(int64(shard), 36)
+}
+
+// keyRecent is a LIST of the calls that began in a span of time, in the order in which they did.
+func keyRecent(span int64) string { return "cr:i:" + strconv.FormatInt(span, 36) + ":r" }
 
 var tags = func() (t [Partitions]string) {
 	for p := range t {

@@ -29,10 +29,20 @@ func (s *Store) Wake(ctx context.Context, text string) error {
 	return s.client.Publish(ctx, channelWake, text).Err()
 }
 
+// Tell tells the other state processes what was written to the journal.
+func (s *Store) Tell(ctx context.Context, text string) error {
+	return s.client.Publish(ctx, channelJournal, text).Err()
+}
+
+// Told is what they tell.
+func (s *Store) Told(ctx context.Context) <-chan string { return s.subscribe(ctx, channelJournal) }
+
 // Woken is what they tell, until ctx ends. The subscription reconnects by itself; what is missed is found by the sweep.
-func (s *Store) Woken(ctx context.Context) <-chan string {
+func (s *Store) Woken(ctx context.Context) <-chan string { return s.subscribe(ctx, channelWake) }
+
+func (s *Store) subscribe(ctx context.Context, channel string) <-chan string {
 	out := make(chan string)
-	sub := s.client.Subscribe(ctx, channelWake)
+	sub := s.client.Subscribe(ctx, channel)
 	go func() {
 		defer close(out)
 		defer func() { _ = sub.Close() }()

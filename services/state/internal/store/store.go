@@ -45,6 +45,8 @@ type Store struct {
 
 	mu           sync.Mutex
 	destinations map[string]bool
+
+	index index
 }
 
 // quiet takes what go-redis would print for each failed connection; whoever owns the store says once that Redis is gone.
@@ -326,9 +328,9 @@ func fill(errs []error, err error) []error {
 
 func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens []string, now int64) (invocation, error) {
 	call, p := item.GetCall(), Partition(item.GetCall())
-	keys := make([]string, 3, 3+2*len(item.GetDeliveries()))
+	keys := make([]string, 3, 4+2*len(item.GetDeliveries()))
 	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
-	args := make([]any, 0, 15+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers()))
+	args := make([]any, 0, 22+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers()))
 	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
 		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
@@ -365,7 +367,7 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 	for _, name := range item.GetCancelTimers() {
 		args = append(args, name)
 	}
-	return invocation{keys, args}, nil
+	return invocation{append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)}, nil
 }
 
 // Rules is the destination whose work are inputs for the router.
@@ -417,15 +419,17 @@ func (s *Store) Destinations() []string {
 	return out
 }
 
-// outcomeText is what is stored per input: one byte is enough so far.
+// outcomeText is what is stored per input: one byte, behind which commit.lua puts where the request is counted.
 func outcomeText(o *statev1.Outcome) string {
 	if o.GetDuplicate() {
 		return "d"
 	}
-	return ""
+	return "-"
 }
 
-func outcome(text string) *statev1.Outcome { return &statev1.Outcome{Duplicate: text == "d"} }
+func outcome(text string) *statev1.Outcome {
+	return &statev1.Outcome{Duplicate: strings.HasPrefix(text, "d")}
+}
 
 // Lease takes due work for one destination, at most one per ref. Refs that are not due (any more) give nothing. After an
 // error it also returns the leases that may stand although nobody gets the work.
@@ -495,6 +499,8 @@ type Verdict struct {
 	DueMS int64
 	// Result: the rules asked for it, and it waits in `rules`.
 	Result bool
+	// Journal is what it left in the call's journal.
+	Journal []byte
 }
 
 // Complete takes results of deliveries (not of timers) and returns a verdict or an error for each.
@@ -521,14 +527,14 @@ func (s *Store) Complete(ctx context.Context, results []*statev1.LeaseResult) ([
 		case *statev1.LeaseResult_Hold:
 			counts, reason = "", v.Hold.GetReason()
 		}
-		verdicts[i].DueMS = due
+		verdicts[i].DueMS, verdicts[i].Journal = due, resultJournal(r, now)
 		p := Partition(r.GetCall())
 		calls[i] = invocation{
 			[]string{keyCall(r.GetCall()), keyDue(p, r.GetDestination()), keyLeases(p, r.GetDestination()), keyLetters(p, r.GetDestination()),
-				keyDue(p, Rules), keyLeases(p, Rules)},
+				keyDue(p, Rules), keyLeases(p, Rules), keyCounters(p)},
 			[]any{r.GetCall(), r.GetDestination(), r.GetDelivery(), r.GetToken(), verb, final, due, now,
 				s.cfg.Retention.Milliseconds(), counts, flag(r.GetAttempt().GetUncertain()), paused, reason,
-				resultJournal(r, now), s.cfg.JournalLimit, r.GetDone().GetReply(), rand.Text()},
+				verdicts[i].Journal, s.cfg.JournalLimit, r.GetDone().GetReply(), rand.Text(), r.GetRequestId()},
 		}
 	}
 	replies, errs := s.run(ctx, completeScript, calls)
@@ -567,13 +573,17 @@ func resultJournal(r *statev1.LeaseResult, now int64) []byte {
 	case r.GetEnd() != nil:
 		e.Fact = &statev1.JournalEntry_Ended{Ended: &statev1.Ended{
 			Delivery: r.GetDelivery(), State: r.GetEnd().GetState(), Reason: r.GetEnd().GetReason()}}
+	case r.GetDone() != nil:
+		e.Fact = &statev1.JournalEntry_Ended{Ended: &statev1.Ended{
+			Delivery: r.GetDelivery(), State: statev1.DeliveryState_DELIVERY_STATE_DELIVERED}}
 	default:
 		return nil
 	}
-	return marshalJournal(e)
+	return MarshalJournal(e)
 }
 
-func marshalJournal(entries ...*statev1.JournalEntry) []byte {
+// MarshalJournal makes a piece of journal.
+func MarshalJournal(entries ...*statev1.JournalEntry) []byte {
 	b, err := proto.Marshal(&statev1.Journal{Entries: entries})
 	if err != nil {
 		// Only invalid UTF-8 in a string can do that; a fact is worth more than its text.
@@ -621,7 +631,7 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 					continue
 				}
 				if number = n; maybeSent {
-					entries[i] = marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
+					entries[i] = MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
 						Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: l.Destination,
 							Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
 							Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
@@ -710,14 +720,52 @@ func (s *Store) ReturnTimer(ctx context.Context, r *statev1.LeaseResult, againIn
 	return errs[0]
 }
 
-// Call is everything stored of one call; nil when there is nothing.
-func (s *Store) Call(ctx context.Context, call string) (*statev1.GetCallResponse, error) {
+// Call is everything stored of one call.
+type Call struct {
+	Key, Version string
+	Record       *statev1.Record
+	Deliveries   []*statev1.Delivery
+	Journal      []*statev1.JournalEntry
+	// JournalDropped is how many bytes of journal did not fit.
+	JournalDropped int64
+	// Counted says where accounting counts each request, by request id.
+	Counted map[string]Counted
+}
+
+// Call reads one call; nil when there is nothing.
+func (s *Store) Call(ctx context.Context, call string) (*Call, error) {
 	fields, err := s.client.HGetAll(ctx, keyCall(call)).Result()
 	if err != nil || len(fields) == 0 {
 		return nil, err
 	}
-	out := &statev1.GetCallResponse{Call: call, Version: fields["v"], JournalDropped: atoi(fields["jx"]),
-		Record: &statev1.Record{}, Journal: &statev1.Journal{}}
+	return readCall(call, fields)
+}
+
+// Calls reads several calls at once; nil for what there is nothing of.
+func (s *Store) Calls(ctx context.Context, calls []string) ([]*Call, error) {
+	p := s.client.Pipeline()
+	cmds := make([]*redis.MapStringStringCmd, len(calls))
+	for i, call := range calls {
+		cmds[i] = p.HGetAll(ctx, keyCall(call))
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return nil, err
+	}
+	out := make([]*Call, len(calls))
+	for i, cmd := range cmds {
+		if len(cmd.Val()) == 0 {
+			continue
+		}
+		var err error
+		if out[i], err = readCall(calls[i], cmd.Val()); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func readCall(call string, fields map[string]string) (out *Call, err error) {
+	out = &Call{Key: call, Version: fields["v"], JournalDropped: atoi(fields["jx"]), Record: &statev1.Record{}, Counted: readCounted(fields)}
 	if err := proto.Unmarshal([]byte(fields["r"]), out.Record); err != nil {
 		return nil, fmt.Errorf("record of %s is unreadable: %w", call, err)
 	}
@@ -726,25 +774,28 @@ func (s *Store) Call(ctx context.Context, call string) (*statev1.GetCallResponse
 		if err := proto.Unmarshal([]byte(fields["j"+strconv.FormatInt(n, 10)]), piece); err != nil {
 			return nil, fmt.Errorf("journal of %s is unreadable: %w", call, err)
 		}
-		out.Journal.Entries = append(out.Journal.Entries, piece.GetEntries()...)
+		out.Journal = append(out.Journal, piece.GetEntries()...)
 	}
 	out.Deliveries, err = readDeliveries(fields)
 	return out, err
 }
+
+// ErrPageToken says that a page token is not one that this program gave.
+var ErrPageToken = errors.New("not a page token")
 
 // ErrConflict says that the call changed while a person's action was prepared; try again.
 var ErrConflict = errors.New("the call changed meanwhile")
 
 // Settle retries or discards a delivery of a call that was read by Call. A retried one is as old as if it were new; pausedMS
 // is the time its destination has ever spent under a hold. It returns whether the pair has a head that is due now.
-func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *statev1.Delivery, a *statev1.Action, pausedMS int64) (bool, error) {
-	now, p := s.clock.Now(), Partition(c.GetCall())
-	entry := marshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Action{Action: a}})
+func (s *Store) Settle(ctx context.Context, c *Call, d *statev1.Delivery, a *statev1.Action, pausedMS int64) (bool, error) {
+	now, p := s.clock.Now(), Partition(c.Key)
+	entry := MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Action{Action: a}})
 	replies, errs := s.run(ctx, settleScript, []invocation{{
-		[]string{keyCall(c.GetCall()), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination()), keyDue(p, Rules), keyLeases(p, Rules)},
-		[]any{c.GetCall(), d.GetDestination(), d.GetNumber(), c.GetVersion(), rand.Text(), letter(d.GetState()), a.GetWhat(), now,
+		[]string{keyCall(c.Key), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination()), keyDue(p, Rules), keyLeases(p, Rules), keyCounters(p)},
+		[]any{c.Key, d.GetDestination(), d.GetNumber(), c.Version, rand.Text(), letter(d.GetState()), a.GetWhat(), now,
 			s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason(),
-			now - d.GetCreatedMs() + d.GetPausedMs() - pausedMS, rand.Text()},
+			now - d.GetCreatedMs() + d.GetPausedMs() - pausedMS, rand.Text(), d.GetRequestId()},
 	}})
 	if errs[0] != nil {
 		return false, errs[0]
@@ -756,46 +807,8 @@ func (s *Store) Settle(ctx context.Context, c *statev1.GetCallResponse, d *state
 	case r[0] == "conflict":
 		return false, ErrConflict
 	}
-	s.wrote(&statev1.CommitItem{Call: c.GetCall(), Journal: entry, Deliveries: []*statev1.Delivery{d}})
+	s.wrote(&statev1.CommitItem{Call: c.Key, Journal: entry, Deliveries: []*statev1.Delivery{d}})
 	return r[1] == "1", nil
-}
-
-// Letters lists deliveries of a destination that ended dead, expired or asked and are wanted, oldest first per partition,
-// at most limit.
-func (s *Store) Letters(ctx context.Context, destination string, limit int, wanted func(*statev1.Delivery) bool) ([]*statev1.CallDelivery, error) {
-	const page = 256
-	var out []*statev1.CallDelivery
-	for p := range Partitions {
-		for from := int64(0); ; from += page {
-			members, err := s.client.ZRange(ctx, keyLetters(p, destination), from, from+page-1).Result()
-			if err != nil {
-				return nil, err
-			}
-			for _, m := range members {
-				call, number, _ := strings.Cut(m, "\t")
-				c, err := s.Call(ctx, call)
-				if err != nil {
-					return nil, err
-				}
-				n := int(atoi(number))
-				if c == nil || n < 1 || n > len(c.GetDeliveries()) {
-					s.client.ZRem(ctx, keyLetters(p, destination), m) // the call's time was over
-					from--                                            // and the rest moves up
-					continue
-				}
-				if d := c.GetDeliveries()[n-1]; wanted(d) {
-					out = append(out, &statev1.CallDelivery{Call: call, Delivery: d})
-				}
-				if len(out) == limit {
-					return out, nil
-				}
-			}
-			if len(members) < page {
-				break
-			}
-		}
-	}
-	return out, nil
 }
 
 // Backlog counts a destination's heads that wait, that are leased, and its dead, expired and asked deliveries, and says
@@ -821,4 +834,11 @@ func (s *Store) Backlog(ctx context.Context, destination string) (waiting, lease
 		}
 	}
 	return waiting, leased, letters, oldestMS, nil
+}
+
+// ReadJournal reads a piece of journal.
+func ReadJournal(raw []byte) ([]*statev1.JournalEntry, error) {
+	journal := &statev1.Journal{}
+	err := proto.Unmarshal(raw, journal)
+	return journal.GetEntries(), err
 }

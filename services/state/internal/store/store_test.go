@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -186,7 +187,7 @@ func ends(state statev1.DeliveryState) func(*statev1.LeaseResult) {
 	}
 }
 
-func get(t *testing.T, s *Store, call string) *statev1.GetCallResponse {
+func get(t *testing.T, s *Store, call string) *Call {
 	t.Helper()
 	c, err := s.Call(ctx, call)
 	if err != nil {
@@ -217,7 +218,7 @@ func testVersions(t *testing.T, s *Store) {
 	want(t, "a conflict shows the call as it is", a.GetCurrent().GetVersion(), "c2")
 	want(t, "its record", string(a.GetCurrent().GetRecord()), string(record("c2")))
 	want(t, "its deliveries", len(a.GetCurrent().GetDeliveries()), 2)
-	want(t, "nothing written by conflicts", len(get(t, s, "ameyo/1").GetJournal().GetEntries()), 2)
+	want(t, "nothing written by conflicts", len(get(t, s, "ameyo/1").Journal), 2)
 }
 
 // Rule 2: the same commit sent again, verbatim and after others, is answered with the earlier outcome and writes nothing.
@@ -229,7 +230,7 @@ func testSameInputTwice(t *testing.T, s *Store) {
 	answers := commit(t, s, first, first)
 	want(t, "status", statuses(answers), "[EARLIER EARLIER]")
 	want(t, "outcome", answers[0].GetOutcome().GetDuplicate(), true)
-	if !proto.Equal(before, get(t, s, "ameyo/1")) {
+	if !reflect.DeepEqual(before, get(t, s, "ameyo/1")) {
 		t.Error("a repeated input changed the call")
 	}
 }
@@ -241,8 +242,8 @@ func testJournalOnly(t *testing.T, s *Store) {
 	dup.Record = nil
 	want(t, "status", statuses(commit(t, s, dup, item("ameyo/1", "i3", "c1", "c3"))), "[OK OK]")
 	c := get(t, s, "ameyo/1")
-	want(t, "version", c.GetVersion(), "c3")
-	want(t, "entries", len(c.GetJournal().GetEntries()), 3)
+	want(t, "version", c.Version, "c3")
+	want(t, "entries", len(c.Journal), 3)
 }
 
 func testJournalIsBounded(t *testing.T, s *Store) {
@@ -252,8 +253,8 @@ func testJournalIsBounded(t *testing.T, s *Store) {
 	more.Journal = note(strings.Repeat("y", 200))
 	commit(t, s, big, more)
 	c := get(t, s, "ameyo/1")
-	want(t, "entries", len(c.GetJournal().GetEntries()), 1)
-	want(t, "dropped bytes", c.GetJournalDropped(), len(more.GetJournal()))
+	want(t, "entries", len(c.Journal), 1)
+	want(t, "dropped bytes", int(c.JournalDropped), len(more.GetJournal()))
 
 	size := func() int64 { return s.client.HLen(ctx, keyCall("ameyo/1")).Val() }
 	before := size()
@@ -309,7 +310,7 @@ func testTokens(t *testing.T, s *Store) {
 	want(t, "retry of the old lease", complete(t, s, first, again(0)).Superseded, true)
 	want(t, "dead of the old lease", complete(t, s, first, ends(statev1.DeliveryState_DELIVERY_STATE_DEAD)).Superseded, true)
 	want(t, "done of the old lease", complete(t, s, first, done).Superseded, false)
-	want(t, "state", get(t, s, "ameyo/1").GetDeliveries()[0].GetState(), statev1.DeliveryState_DELIVERY_STATE_DELIVERED)
+	want(t, "state", get(t, s, "ameyo/1").Deliveries[0].GetState(), statev1.DeliveryState_DELIVERY_STATE_DELIVERED)
 	want(t, "done of the new lease comes too late", complete(t, s, second, done).Superseded, true)
 	leases, _ := s.Leases(ctx, dest)
 	want(t, "no lease is left", len(leases), 0)
@@ -433,7 +434,7 @@ func testTimeToLive(t *testing.T, s *Store) {
 	complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
 	want(t, "dead", ttl(t, s, "ameyo/1") < 0, true)
 	c := get(t, s, "ameyo/1")
-	if _, err := s.Settle(ctx, c, c.GetDeliveries()[1], &statev1.Action{What: "discard", Reason: "r"}, 0); err != nil {
+	if _, err := s.Settle(ctx, c, c.Deliveries[1], &statev1.Action{What: "discard", Reason: "r"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "discarded", ttl(t, s, "ameyo/1") > 0, true)
@@ -444,16 +445,17 @@ func testTimeToLive(t *testing.T, s *Store) {
 func testSettle(t *testing.T, s *Store) {
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1, 2))
 	complete(t, s, lease(t, s, "ameyo/1")[0], ends(statev1.DeliveryState_DELIVERY_STATE_DEAD))
-	letters, err := s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	queue := Queue{Destination: dest, Partition: Partition("ameyo/1"), Kind: KindLetters}
+	letters, err := s.Seats(ctx, queue, Seat{}, 10)
 	want(t, "listed", fmt.Sprint(len(letters), err), "1 <nil>")
 	old := get(t, s, "ameyo/1")
-	if _, err := s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+	if _, err := s.Settle(ctx, old, old.Deliveries[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "rules that looked before", statuses(commit(t, s, item("ameyo/1", "i2", "c1", "c2"))), "[CONFLICT]")
-	_, err = s.Settle(ctx, old, old.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0)
+	_, err = s.Settle(ctx, old, old.Deliveries[0], &statev1.Action{What: "retry"}, 0)
 	want(t, "a second click", err, ErrConflict)
-	letters, _ = s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	letters, _ = s.Seats(ctx, queue, Seat{}, 10)
 	want(t, "not listed any more", len(letters), 0)
 	work := lease(t, s, "ameyo/1")
 	want(t, "at the end of its line", numbers(work), "[ameyo/1:2]")
@@ -462,7 +464,7 @@ func testSettle(t *testing.T, s *Store) {
 	s.clock.offset.Add(100_000)
 	complete(t, s, lease(t, s, "ameyo/5")[0], ends(statev1.DeliveryState_DELIVERY_STATE_EXPIRED))
 	expired := get(t, s, "ameyo/5")
-	if _, err := s.Settle(ctx, expired, expired.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+	if _, err := s.Settle(ctx, expired, expired.Deliveries[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if w := lease(t, s, "ameyo/5")[0]; w.GetAgeMs() > 10_000 || w.GetWallAgeMs() > 10_000 {
@@ -476,14 +478,14 @@ func testSettle(t *testing.T, s *Store) {
 		r.Attempt.Uncertain = true
 	})
 	asked := get(t, s, "ameyo/6")
-	if _, err := s.Settle(ctx, asked, asked.GetDeliveries()[0], &statev1.Action{What: "retry"}, 0); err != nil {
+	if _, err := s.Settle(ctx, asked, asked.Deliveries[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "uncertain for the consumer", lease(t, s, "ameyo/6")[0].GetDelivery().GetUncertain(), false)
-	want(t, "uncertain for the gate", get(t, s, "ameyo/6").GetDeliveries()[0].GetUncertain(), true)
+	want(t, "uncertain for the gate", get(t, s, "ameyo/6").Deliveries[0].GetUncertain(), true)
 
 	c := get(t, s, "ameyo/1")
-	head, err := s.Settle(ctx, c, c.GetDeliveries()[0], &statev1.Action{What: "discard", Reason: "r"}, 0)
+	head, err := s.Settle(ctx, c, c.Deliveries[0], &statev1.Action{What: "discard", Reason: "r"}, 0)
 	want(t, "discarded from the middle of the line", fmt.Sprint(head, err), "false <nil>")
 	complete(t, s, work[0], done)
 	want(t, "nothing left", numbers(lease(t, s, "ameyo/1")), "[]")
@@ -497,13 +499,14 @@ func testLateDoneAfterAsked(t *testing.T, s *Store) {
 	complete(t, s, w, ends(statev1.DeliveryState_DELIVERY_STATE_ASKED))
 	second := lease(t, s, "ameyo/1")
 	want(t, "asked ones do not hold back", numbers(second), "[ameyo/1:2]")
-	letters, _ := s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	queue := Queue{Destination: dest, Partition: Partition("ameyo/1"), Kind: KindLetters}
+	letters, _ := s.Seats(ctx, queue, Seat{}, 10)
 	want(t, "listed", len(letters), 1)
 	want(t, "late done", complete(t, s, w, done).Superseded, false)
-	letters, _ = s.Letters(ctx, dest, 10, func(*statev1.Delivery) bool { return true })
+	letters, _ = s.Seats(ctx, queue, Seat{}, 10)
 	want(t, "not listed any more", len(letters), 0)
 	want(t, "nothing is leased twice", numbers(lease(t, s, "ameyo/1")), "[]")
-	want(t, "the other is still leased", get(t, s, "ameyo/1").GetDeliveries()[1].GetState(), statev1.DeliveryState_DELIVERY_STATE_LEASED)
+	want(t, "the other is still leased", get(t, s, "ameyo/1").Deliveries[1].GetState(), statev1.DeliveryState_DELIVERY_STATE_LEASED)
 	want(t, "and completes", complete(t, s, second[0], done).Superseded, false)
 	want(t, "nothing open", ttl(t, s, "ameyo/1") > 0, true)
 }

@@ -1,10 +1,12 @@
 -- commit: the only way in which rules change a call. Checks everything, then writes; Redis does not roll back.
--- KEYS 1 call HASH, 2 due ZSET of `rules`, 3 leases HASH of `rules`, then for each delivery: due ZSET, leases HASH
+-- KEYS 1 call HASH, 2 due ZSET of `rules`, 3 leases HASH of `rules`, then for each delivery: due ZSET, leases HASH; last:
+--      counters HASH
 -- ARGV 1 input id, 2 expected version, 3 commit id ('' = journal only), 4 record, 5 journal, 6 outcome, 7 now (ms),
 --      8 retention (ms), 9 journal limit (bytes), 10 call key, 11 entry timer ('' = none), 12 entry timer id,
 --      13 number of deliveries, of timers set, of timers cancelled (three arguments),
 --      then number, destination, body, lease token ('' = none), '1' if its result is an input of each delivery; name,
---      due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled
+--      due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled;
+--      then hour, and request id, bucket letter, delivery numbers of each request that is moved
 -- A delivery with a lease token that becomes the head of its line is leased at once.
 -- returns {'earlier', outcome} | {'conflict', field, value, ...} | {'stale'} | {'ok', for each delivery: 'due' = the new
 --      head of its line, 'leased', or '' = it waits behind another}
@@ -17,6 +19,7 @@ local at = 16
 for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 5 end
 for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 3 end
 for _ = 1, cancelled do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 1 end
+for i = at + 1, #ARGV, 3 do fields[#fields + 1] = 'i:' .. ARGV[i] end
 local known = redis.call(unpack(fields))
 
 if known[1] then return {'earlier', known[1]} end
@@ -107,7 +110,27 @@ end
 
 -- Repeats without end must not make a call grow without end: once its journal is full, a repeat leaves no input id. To
 -- commit it a second time would only count its bytes again.
-if add_journal(set, call, ARGV[5], ARGV[9], known[4], known[5]) or commit ~= '' then put('i:' .. ARGV[1], ARGV[6]) end
+-- Neither does it count.
+if add_journal(set, call, ARGV[5], ARGV[9], known[4], known[5]) or commit ~= '' then
+  local own = ARGV[6]
+  local hour, counters = ARGV[at], KEYS[#KEYS]
+  for i = at + 1, #ARGV, 3 do
+    local value, to, numbers = known[next_known], ARGV[i + 1], ARGV[i + 2]
+    next_known = next_known + 1
+    if ARGV[i] == ARGV[1] then
+      own = own .. to .. hour .. ' ' .. numbers
+      redis.call('HINCRBY', counters, hour .. to, 1)
+    elseif value then
+      move(set, counters, 'i:' .. ARGV[i], value, to, numbers)
+    else
+      for number in string.gmatch(numbers, '%S+') do
+        put('a:' .. number, 'oq' .. hour .. ' ' .. number)
+        redis.call('HINCRBY', counters, hour .. 'oq', 1)
+      end
+    end
+  end
+  put('i:' .. ARGV[1], own)
+end
 if open ~= before then put('o', tostring(open)) end
 if #set > 2 then redis.call(unpack(set)) end
 if #gone > 0 then redis.call('HDEL', call, unpack(gone)) end

@@ -1,12 +1,14 @@
 -- complete: takes the result of a leased delivery. `done` is a fact and counts from any token while the delivery is not
 -- final (or waits for a person); everything else only from the current token.
--- KEYS 1 call HASH, 2 due ZSET, 3 leases HASH, 4 letters ZSET of the destination, 5 due ZSET, 6 leases HASH of `rules`
+-- KEYS 1 call HASH, 2 due ZSET, 3 leases HASH, 4 letters ZSET of the destination, 5 due ZSET, 6 leases HASH of `rules`,
+--      7 counters HASH
 -- ARGV 1 call key, 2 destination, 3 number, 4 token, 5 verb: done | end | again, 6 state letter to end in, 7 due (ms),
 --      8 now (ms), 9 retention (ms), 10 '1' if the attempt counts, 11 '1' if uncertain, 12 paused (ms) to add,
---      13 reason, 14 journal, 15 journal limit (bytes), 16 reply, 17 id of this result
+--      13 reason, 14 journal, 15 journal limit (bytes), 16 reply, 17 id of this result, 18 request id
 -- returns {'ok', '1' if the pair has a head that is due now, '1' if `rules` got the result} | {'superseded', state letter}
 local call, key, destination, number = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local d = redis.call('HMGET', call, number .. 's', number .. 't', number .. 'a', number .. 'z', 'q:' .. destination, 'o', 'jn', 'jb', number .. 'w')
+local d = redis.call('HMGET', call, number .. 's', number .. 't', number .. 'a', number .. 'z', 'q:' .. destination, 'o', 'jn', 'jb',
+  number .. 'w', 'i:' .. ARGV[18], 'a:' .. number)
 local state = d[1] or ''
 -- A token counts only in state l: what it once was is not removed.
 if ARGV[5] == 'done' then
@@ -35,6 +37,7 @@ if ARGV[5] == 'again' then
 end
 
 put(number .. 's', ARGV[6])
+moved(set, KEYS[7], call, ARGV[18], d[10], d[11], number, ARGV[6])
 put(number .. 'f', ARGV[8])
 local letter = key .. '\t' .. number
 if ARGV[6] == 'x' or ARGV[6] == 'a' or ARGV[6] == 'e' then

@@ -1,13 +1,14 @@
 -- settle: a person retries or discards a delivery. Changes the version, so that rules which looked at the call before
 -- decide again.
--- KEYS 1 call HASH, 2 due ZSET, 3 letters ZSET of the destination, 4 due ZSET, 5 leases HASH of `rules`
+-- KEYS 1 call HASH, 2 due ZSET, 3 letters ZSET of the destination, 4 due ZSET, 5 leases HASH of `rules`, 6 counters HASH
 -- ARGV 1 call key, 2 destination, 3 number, 4 expected version, 5 new version, 6 state letter it must be in,
 --      7 verb: retry | discard, 8 now (ms), 9 retention (ms), 10 journal, 11 journal limit (bytes), 12 reason,
---      13 paused (ms) with which its age begins anew, 14 id of this result
+--      13 paused (ms) with which its age begins anew, 14 id of this result, 15 request id
 -- returns {'ok', '1' if the pair has a head that is due now} | {'conflict'}
 local call, key, number = KEYS[1], ARGV[1], ARGV[3]
 local line = 'q:' .. ARGV[2]
-local d = redis.call('HMGET', call, 'v', number .. 's', 'o', 'jn', 'jb', line, number .. 'u')
+local d = redis.call('HMGET', call, 'v', number .. 's', 'o', 'jn', 'jb', line, number .. 'u',
+  'i:' .. ARGV[15], 'a:' .. number)
 local state = d[2] or ''
 if (d[1] or '') ~= ARGV[4] or state ~= ARGV[6] then return {'conflict'} end
 
@@ -21,6 +22,7 @@ redis.call('ZREM', KEYS[3], key .. '\t' .. number)
 local open = tonumber(d[3] or '0')
 local counted = state == 'q' or state == 'x' or state == 'a'
 local due = ''
+moved(set, KEYS[6], call, ARGV[15], d[8], d[9], number, ARGV[7] == 'retry' and 'q' or 'c')
 
 if ARGV[7] == 'retry' then
   put(number .. 's', 'q')

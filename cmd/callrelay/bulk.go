@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+)
+
+type progressStream = grpc.ServerStreamingClient[operatorv1.Progress]
+
+// bulk is what retry and discard share: one delivery, or with --all those that the flags name. Ctrl-C ends it between two
+// deliveries.
+type bulk struct {
+	c                    *cobra.Command
+	all, json            bool
+	in                   []string
+	destination, because string
+}
+
+func newBulk(c *cobra.Command) *bulk {
+	b := &bulk{c: c}
+	c.Flags().BoolVar(&b.all, "all", false, "all dead, expired and asked deliveries, or those that the other flags name")
+	c.Flags().StringSliceVar(&b.in, "in", nil, "with --all: only in these states (dead, expired, asked)")
+	c.Flags().StringVar(&b.destination, "destination", "", "with --all: only of this destination")
+	c.Flags().StringVar(&b.because, "because", "", "with --all: only those whose reason contains this")
+	c.Flags().BoolVar(&b.json, "json", false, "print JSON, for programs; progress is a line each")
+	c.Args = func(c *cobra.Command, args []string) error {
+		filters := len(b.in) > 0 || b.destination != "" || b.because != ""
+		switch {
+		case b.all && len(args) > 0:
+			return errors.New("either <call> <delivery> or --all")
+		case !b.all && filters:
+			return errors.New("--in, --destination and --because go with --all")
+		case !b.all:
+			return cobra.ExactArgs(2)(c, args)
+		}
+		return nil
+	}
+	return b
+}
+
+func (b *bulk) one(m proto.Message, err error) error {
+	if err != nil {
+		return err
+	}
+	return printJSON(b.c.OutOrStdout(), m)
+}
+
+func (b *bulk) run(ctx context.Context, did string, start func(context.Context, *operatorv1.DeliveryFilter) (progressStream, error)) error {
+	stream, err := start(ctx, &operatorv1.DeliveryFilter{State: b.in, Destination: b.destination, ReasonContains: b.because})
+	if err != nil {
+		return err
+	}
+	out := b.c.OutOrStdout()
+	var last *operatorv1.Progress
+	for {
+		p, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			if last != nil {
+				fmt.Fprintf(out, "\nbroken off: %d %s\n", last.GetDone(), did)
+			}
+			return err
+		}
+		last = p
+		if b.json {
+			line, err := stableJSON(p, "")
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(out, line)
+			continue
+		}
+		bar(out, p)
+		for _, r := range p.GetRefusals() {
+			fmt.Fprintln(out, "refused:", printable(r))
+		}
+	}
+	if !last.GetFinished() {
+		return errors.New("the relay ended it before it was finished; start it again for the rest")
+	}
+	if !b.json {
+		fmt.Fprintf(out, "%d %s, %d refused\n", last.GetDone(), did, last.GetRefused())
+	}
+	if last.GetRefused() > 0 {
+		return fmt.Errorf("%w: %d were refused", errAlarm, last.GetRefused())
+	}
+	return nil
+}
+
+// bar draws how far it is, on a terminal.
+func bar(out io.Writer, p *operatorv1.Progress) {
+	if !isTerminal(out) {
+		return
+	}
+	const width = 30
+	done := width
+	if p.GetTotal() > 0 && !p.GetFinished() {
+		done = min(width, int(width*p.GetSeen()/p.GetTotal()))
+	}
+	fmt.Fprintf(out, "\r[%s%s] %d of %d", strings.Repeat("#", done), strings.Repeat(".", width-done), p.GetSeen(), max(p.GetSeen(), p.GetTotal()))
+	if p.GetFinished() {
+		fmt.Fprintln(out)
+	}
+}
+
+func isTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,418 @@
+package router
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"callrelay/callback"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
+	"callrelay/platform/telemetry"
+	"callrelay/services/router/ameyo"
+	"callrelay/services/router/diagnose"
+	"callrelay/services/router/explain"
+)
+
+// Limits of what advice is asked.
+const (
+	maxCallbacks  = 100
+	maxRulesTexts = 4
+	maxRulesText  = 256 << 10
+	maxSet        = 50
+	maxReason     = 500
+	maxValue      = 16 << 10
+	// resendTime is how long the store may take; past it the outcome is unknown and the same request tells it.
+	resendTime = 10 * time.Second
+)
+
+// advice serves diagnose, explain and resend.
+type advice struct {
+	operatorv1.UnimplementedAdviceServiceServer
+	engine *engine
+	shelf  *shelf
+}
+
+// callKey reads a call's key; a bare id is one of Ameyo's.
+func callKey(text string) (string, error) {
+	source, id, ok := strings.Cut(text, "/")
+	if !ok {
+		source, id = callback.Ameyo, text
+	}
+	if source == callback.Ameyo {
+		normal, ok := callback.NormalCallID(id)
+		if !ok {
+			return "", errkind.Invalid("call", "call must be 1 to 18 digits or a key like ameyo/193416")
+		}
+		id = normal
+	}
+	if id == "" || len(text) > 256 {
+		return "", errkind.Invalid("call", "call is required, e.g. ameyo/193416")
+	}
+	return source + "/" + id, nil
+}
+
+func deliveryID(call string, number uint32) string {
+	return call + "/" + strconv.FormatUint(uint64(number), 10)
+}
+
+// own takes the caller along to state.
+func own(ctx context.Context, caller rpc.Caller) context.Context {
+	caller.Masked = false // what is read is for the rules; what is shown is masked here
+	return metadata.NewOutgoingContext(ctx, caller.Metadata())
+}
+
+// Diagnose walks the checklist over a call.
+func (a *advice) Diagnose(ctx context.Context, req *operatorv1.DiagnoseRequest) (*operatorv1.DiagnoseResponse, error) {
+	key, err := callKey(req.GetCall())
+	if err != nil {
+		return nil, err
+	}
+	caller := rpc.CallerOf(ctx)
+	ctx = own(ctx, caller)
+	call, err := a.shelf.call(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if call == nil {
+		return diagnose.Diagnose(diagnose.Call{Key: key}), nil
+	}
+	if call.Holds, err = a.shelf.holds(ctx); err != nil {
+		return nil, err
+	}
+	if _, call.NowMS, err = a.engine.loadCall(ctx, key); err != nil {
+		return nil, err
+	}
+	return diagnose.Diagnose(*call), nil // it shows no number: reasons and notes are masked where they are written
+}
+
+// Explain decides callbacks without any effect.
+func (a *advice) Explain(ctx context.Context, req *operatorv1.ExplainRequest) (*operatorv1.ExplainResponse, error) {
+	switch {
+	case len(req.GetCallbacks()) == 0 || len(req.GetCallbacks()) > maxCallbacks:
+		return nil, errkind.Invalid("callbacks", "callbacks must be 1 to %d", maxCallbacks)
+	case len(req.GetRules()) > maxRulesTexts:
+		return nil, errkind.Invalid("rules", "rules must be at most %d", maxRulesTexts)
+	}
+	inForce := a.engine.rules
+	rules := []explain.Rules{{Name: inForce.Rules.Name() + " (" + inForce.Profile + ")", Config: inForce}}
+	for i, text := range req.GetRules() {
+		if len(text.GetText()) > maxRulesText {
+			return nil, errkind.Invalid("rules", "a rules text is at most %d bytes long", maxRulesText)
+		}
+		name := text.GetName()
+		if name == "" {
+			name = fmt.Sprintf("rules %d", i+1)
+		}
+		other, err := explain.With(inForce, name, []byte(text.GetText()), text.GetProfile())
+		if err != nil {
+			return nil, errkind.Invalid("rules", "%s", err)
+		}
+		rules = append(rules, other)
+	}
+	caller := rpc.CallerOf(ctx)
+	ctx = own(ctx, caller)
+	var stored func(string) (ameyo.Call, error)
+	if req.GetStored() {
+		stored = func(key string) (ameyo.Call, error) {
+			state, _, err := a.engine.loadCall(ctx, key)
+			if err != nil {
+				return ameyo.Call{}, err
+			}
+			return readCall(state)
+		}
+	}
+	nowMS, known := a.engine.clock.now()
+	if !known {
+		nowMS = time.Now().UnixMilli() // only shown
+	}
+	session := explain.NewSession(rules, a.engine.options, stored)
+	resp := &operatorv1.ExplainResponse{}
+	for _, text := range req.GetCallbacks() {
+		answer, err := session.Explain(text, nowMS)
+		if err != nil {
+			return nil, err
+		}
+		e := answer.Proto(caller.Masked)
+		if e.GetDiffers() {
+			resp.Differing++
+		}
+		resp.Explanations = append(resp.Explanations, e)
+	}
+	return resp, nil
+}
+
+var resendID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// Resend takes a callback through the rules again, in place of the request it came in.
+func (a *advice) Resend(ctx context.Context, req *operatorv1.ResendRequest) (*operatorv1.ResendResponse, error) {
+	of := req.GetRequestId()
+	switch {
+	case of == "" || len(of) > 128:
+		return nil, errkind.Invalid("request_id", "request_id is required")
+	case strings.TrimSpace(req.GetReason()) == "" || utf8.RuneCountInString(req.GetReason()) > maxReason:
+		return nil, errkind.Invalid("reason", "reason is required, at most %d characters: it is all that the next person will know", maxReason)
+	case len(req.GetSet()) > maxSet:
+		return nil, errkind.Invalid("set", "set corrects at most %d parameters", maxSet)
+	case req.GetResendId() != "" && !resendID.MatchString(req.GetResendId()):
+		return nil, errkind.Invalid("resend_id", "resend_id must be 1 to 64 letters, digits, - and _")
+	}
+	caller := rpc.CallerOf(ctx)
+	if caller.Role != rpc.RoleOperator {
+		return nil, errkind.Forbidden("resending needs the role operator")
+	}
+	ctx, cancel := context.WithTimeout(own(ctx, caller), resendTime)
+	defer cancel()
+	key := req.GetCall()
+	var err error
+	if key == "" {
+		key, err = a.shelf.callOf(ctx, of)
+	} else {
+		key, err = callKey(key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	stored, err := a.shelf.call(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	first, err := original(stored, of)
+	if err != nil {
+		return nil, err
+	}
+	in, err := a.corrected(req, first, caller)
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(key, "ameyo/") && in.call != key {
+		return nil, errkind.Invalid("set", "the call id of an accepted callback cannot be corrected: discard its delivery and send the right callback anew (callrelay send)")
+	}
+
+	// A click that happened before is told from what it left.
+	if done := a.resent(ctx, in); done != nil {
+		return done, a.close(ctx, key, in, first, stored)
+	}
+	if by := supersededBy(stored, of); by != "" && !req.GetForce() {
+		return nil, errkind.Refused("request %s was replaced by request %s; resend that one, or use force", of, by)
+	}
+	if _, err := a.engine.process(ctx, in); err != nil {
+		if done := a.resent(ctx, in); done != nil { // another click was faster
+			return done, a.close(ctx, key, in, first, stored)
+		}
+		return nil, err
+	}
+	if err := a.close(ctx, key, in, first, stored); err != nil {
+		return nil, err
+	}
+	if done := a.resent(ctx, in); done != nil {
+		done.Already = false
+		return done, nil
+	}
+	return &operatorv1.ResendResponse{RequestId: in.id, Call: in.call}, nil // the journal is full
+}
+
+// first is a request as it was received.
+type first struct {
+	entry    *statev1.JournalEntry
+	received *statev1.Received
+	rejected *statev1.Rejected
+}
+
+func original(call *diagnose.Call, of string) (*first, error) {
+	f := &first{}
+	if call != nil {
+		for _, e := range call.Journal {
+			if e.GetRequestId() != of {
+				continue
+			}
+			if r := e.GetReceived(); r != nil && f.entry == nil {
+				f.entry, f.received = e, r
+			}
+			if r := e.GetRejected(); r != nil {
+				f.rejected = r
+			}
+		}
+	}
+	if f.entry == nil {
+		return nil, errkind.NotFound("there is no request %s, or it is no longer kept (say which call it belongs to if it was accepted)", of)
+	}
+	return f, nil
+}
+
+func supersededBy(call *diagnose.Call, of string) string {
+	for _, e := range call.Journal {
+		if a := e.GetAction(); e.GetRequestId() == of && a.GetWhat() == superseded {
+			return a.GetRequestId()
+		}
+	}
+	return ""
+}
+
+// Words of Action.what.
+const (
+	resend     = "resend"
+	superseded = "superseded"
+)
+
+// corrected makes the input of the new request.
+func (a *advice) corrected(req *operatorv1.ResendRequest, f *first, caller rpc.Caller) (*input, error) {
+	params := callback.ParseQuery(string(f.received.GetQuery()))
+	for _, name := range slices.Sorted(maps.Keys(req.GetSet())) {
+		value := req.GetSet()[name]
+		if name == "" || len(name) > 128 || len(value) > maxValue {
+			return nil, errkind.Invalid("set", "set must name parameters with values of at most %d bytes", maxValue)
+		}
+		params = slices.DeleteFunc(params, func(p callback.Param) bool { return p.Name == name })
+		if value != "" {
+			params = append(params, callback.Param{Name: name, Value: value})
+		}
+	}
+	id := req.GetResendId()
+	if id == "" {
+		sum := sha256.Sum256([]byte(req.GetRequestId() + "\n" + params.Encode()))
+		id = base32.StdEncoding.EncodeToString(sum[:16])[:26]
+	} else {
+		// Inputs of different origin never share an id.
+		sum := sha256.Sum256([]byte(req.GetRequestId() + "\nid\n" + id))
+		id = base32.StdEncoding.EncodeToString(sum[:16])[:26]
+	}
+	in := &input{
+		id: "resend-" + id, since: time.Now(),
+		receivedMS: f.entry.GetAtMs() - f.received.GetAgeMs(),
+		received:   &statev1.Received{Source: f.received.GetSource(), Query: []byte(params.Encode()), Peer: f.received.GetPeer()},
+		resend: &resending{of: req.GetRequestId(), force: req.GetForce(),
+			action: &statev1.Action{Actor: caller.Actor, What: resend, Reason: telemetry.MaskDigits(req.GetReason()), RequestId: req.GetRequestId()}},
+	}
+	in.ameyo.RequestID = in.id
+	source := in.received.GetSource()
+	if source == "" { // it was refused before anybody said what it was
+		source = explain.SourceEnd
+		if strings.Contains(f.rejected.GetPath(), "start") || strings.Contains(f.rejected.GetPath(), "Start") {
+			source = explain.SourceStart
+		}
+		in.received.Source = source
+	}
+	var callID string
+	var err error
+	switch source {
+	case explain.SourceStart:
+		var start callback.CallStart
+		start, err = callback.DecodeCallStart(params, a.engine.options)
+		in.ameyo.CallStart, callID = &start, start.CallID
+	case explain.SourceEnd:
+		var end callback.CallEnd
+		end, err = callback.DecodeCallEnd(params, a.engine.options)
+		in.ameyo.CallEnd, callID = &end, end.CallID
+	default:
+		return nil, errkind.Refused("requests of %s cannot be resent", source)
+	}
+	if err != nil {
+		return nil, invalid(err)
+	}
+	in.call = callback.CallKey(callback.Ameyo, callID)
+	return in, nil
+}
+
+// resent tells what the new request became; nil when it is not there.
+func (a *advice) resent(ctx context.Context, in *input) *operatorv1.ResendResponse {
+	call, err := a.shelf.call(ctx, in.call)
+	if err != nil || call == nil {
+		return nil
+	}
+	var resp *operatorv1.ResendResponse
+	for _, e := range call.Journal {
+		if e.GetRequestId() != in.id {
+			continue
+		}
+		if resp == nil {
+			resp = &operatorv1.ResendResponse{RequestId: in.id, Call: in.call, Already: true}
+		}
+		if d := e.GetDecided(); d != nil {
+			resp.Rule, resp.Flow, resp.Deliveries = d.GetRule(), d.GetFlow(), d.GetDeliveries()
+		}
+	}
+	return resp
+}
+
+// close settles what the new request replaced: the mark on a refused one's own record, and deliveries that wait for a person.
+// None of it can be sent any more, so it does not matter if this is done late or twice.
+func (a *advice) close(ctx context.Context, key string, in *input, f *first, stored *diagnose.Call) error {
+	if key != in.call {
+		nowMS, known := a.engine.clock.now()
+		if !known {
+			nowMS = f.entry.GetAtMs()
+		}
+		item := newCommit(&input{id: in.id + ":" + superseded, call: key}, "", nowMS, in.supersededEntry(nowMS))
+		for range conflicts {
+			answer, err := a.engine.commitOne(ctx, item)
+			if err != nil {
+				return err
+			}
+			if answer.GetStatus() != statev1.CommitStatus_COMMIT_STATUS_CONFLICT {
+				break
+			}
+			item = proto.CloneOf(item)
+			item.ExpectedVersion = answer.GetCurrent().GetVersion()
+		}
+	}
+	for _, d := range stored.Deliveries {
+		if d.GetRequestId() != in.resend.of {
+			continue
+		}
+		switch d.GetState() {
+		case statev1.DeliveryState_DELIVERY_STATE_DEAD, statev1.DeliveryState_DELIVERY_STATE_ASKED, statev1.DeliveryState_DELIVERY_STATE_EXPIRED:
+			err := a.shelf.discard(ctx, key, d.GetNumber(), in.resend.action.GetActor(), "superseded by request "+in.id)
+			if err != nil && errkind.From(err).Kind != errorsv1.Kind_KIND_REFUSED { // refused: somebody settled it meanwhile
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// resending is what an input carries that replaces a request.
+type resending struct {
+	of     string
+	force  bool
+	action *statev1.Action
+}
+
+// entries are the journal's facts about it.
+func (in *input) resendEntries(nowMS int64) []*statev1.JournalEntry {
+	entries := []*statev1.JournalEntry{{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Action{Action: in.resend.action}}}
+	return append(entries, in.supersededEntry(nowMS))
+}
+
+func (in *input) supersededEntry(nowMS int64) *statev1.JournalEntry {
+	a := in.resend.action
+	return &statev1.JournalEntry{AtMs: nowMS, RequestId: in.resend.of, Fact: &statev1.JournalEntry_Action{
+		Action: &statev1.Action{Actor: a.GetActor(), What: superseded, Reason: a.GetReason(), RequestId: in.id}}}
+}
+
+// refusal makes the rules' refusal one for the caller.
+func refusal(err error) error {
+	r, ok := errors.AsType[*ameyo.Refusal](err)
+	if !ok {
+		return err
+	}
+	if r.NeedsForce {
+		return errkind.Refused("%s; force resends it all the same", r.Message)
+	}
+	return errkind.Refused("%s", r.Message)
+}

@@ -1,0 +1,151 @@
+package ameyo
+
+import (
+	"fmt"
+	"slices"
+
+	"callrelay/callback"
+)
+
+// Refusal is why a callback is not sent again, for people. NeedsForce: it would be, if asked to regardless.
+type Refusal struct {
+	Message    string
+	NeedsForce bool
+}
+
+func (r *Refusal) Error() string { return r.Message }
+
+// Resend decides a callback in place of the request `of` of the same call: that one's gates, waiting record and mark become
+// the new request's in the same step, so that nothing of it can be sent beside the new one and a late repeat of it stays a
+// duplicate. It is decided as of in.ReceivedMS, which is when the first one was received.
+//
+// The error is a *Refusal: while a delivery of the request is under way always; else without force where the CRM has, or
+// may have, what the request led to, and where another request holds the gate.
+func Resend(cfg *Config, call Call, in Input, of string, force bool, nowMS int64) (Call, Effects, error) {
+	key, customer := "", ""
+	if in.CallStart != nil {
+		key = startKey(in.CallStart)
+	} else {
+		key, customer = endKey(in.CallEnd), in.CallEnd.CustomerID
+	}
+	if err := call.resendable(key, of, in.ReceivedMS); err != nil && (!force || !err.NeedsForce) {
+		return call, Effects{}, err
+	}
+
+	d := decision{cfg: cfg, call: call, in: in, at: in.ReceivedMS, now: nowMS}
+	d.change()
+	var replaced []Gate
+	d.call.Gates = slices.DeleteFunc(d.call.Gates, func(g Gate) bool {
+		if g.Owner == of {
+			replaced = append(replaced, g)
+		}
+		return g.Owner == of || g.Key == key
+	})
+	ours := func(key string) bool {
+		return key != "" && slices.ContainsFunc(replaced, func(g Gate) bool { return g.Key == key })
+	}
+	var cancel []string
+	d.call.Phone1 = slices.DeleteFunc(d.call.Phone1, func(p Phone1) bool {
+		waiting := p.RequestID == of && !p.LateMark && p.TakenBy == ""
+		if waiting {
+			cancel = append(cancel, timerPrefix+p.CustomerID)
+		}
+		return waiting
+	})
+	for i := range d.call.Phone1 {
+		p := &d.call.Phone1[i]
+		switch {
+		case p.LateMark && ours(p.TakenBy):
+			p.TakenBy = "" // it absorbs the same phone 1 again
+		case ours(p.TakenBy):
+			p.TakenBy = key // and the same status is read again
+		}
+		if p.LateMark && ours(p.Gate) && p.CustomerID == customer {
+			p.Gate = key
+		}
+	}
+
+	next, effects := Decide(cfg, d.call, in, nowMS)
+	effects.Changed = true
+	for _, name := range cancel {
+		if !slices.ContainsFunc(effects.SetTimers, func(t Timer) bool { return t.Name == name }) && !slices.Contains(effects.CancelTimers, name) {
+			effects.CancelTimers = append(effects.CancelTimers, name)
+		}
+	}
+	var deliveries []uint32
+	for _, n := range effects.Deliveries {
+		if n.RequestID == in.RequestID {
+			deliveries = append(deliveries, n.Number)
+		}
+	}
+	for _, g := range replaced {
+		if g.Key == key {
+			continue
+		}
+		g.Owner, g.Deliveries, g.WaitingPhone2 = in.RequestID, deliveries, false
+		g.ProcessedMS = max(nowMS, g.ProcessedMS)
+		next.Gates = append(next.Gates, g)
+	}
+	return next, effects, nil
+}
+
+// resendable is nil when nothing of the request is or may be with the CRM.
+func (c *Call) resendable(key, of string, at int64) *Refusal {
+	var force *Refusal
+	needs := func(format string, a ...any) {
+		if force == nil {
+			force = &Refusal{Message: fmt.Sprintf(format, a...), NeedsForce: true}
+		}
+	}
+	for i := range c.Deliveries {
+		d := &c.Deliveries[i]
+		switch {
+		case d.RequestID != of:
+		case d.State < Delivered:
+			return &Refusal{Message: fmt.Sprintf("delivery %d of it is still under way: wait, or discard it first", d.Number)}
+		case d.State == Delivered:
+			needs("delivery %d of it was delivered", d.Number)
+		case d.State == Asked || d.Uncertain:
+			needs("delivery %d of it may have been delivered: look in the CRM first", d.Number)
+		case d.State == Discarded:
+			needs("delivery %d of it was discarded by a person", d.Number)
+		}
+	}
+	for i := range c.Phone1 {
+		if p := &c.Phone1[i]; p.RequestID == of && !p.LateMark && p.TakenBy != "" {
+			needs("its phone-1 status was sent together with phone 2")
+		}
+	}
+	if i := c.gate(key); i >= 0 && c.Gates[i].Owner != of {
+		if status, _ := c.status(&c.Gates[i], at); status != "" {
+			for _, n := range c.Gates[i].Deliveries {
+				if d := c.delivery(n); d != nil && d.State < Delivered {
+					return &Refusal{Message: fmt.Sprintf("request %s was accepted for the same callback and its delivery %d is still under way", c.Gates[i].Owner, n)}
+				}
+			}
+			needs("request %s was accepted for the same callback", c.Gates[i].Owner)
+		}
+	}
+	return force
+}
+
+// Name returns the name that the rules were read under.
+func (r *Rules) Name() string { return r.name }
+
+// Reason says in words which inputs of the table a call end meets, with the phones as the call's record makes them.
+func Reason(c *callback.CallEnd, phones uint32) string {
+	combination := 0
+	if c.Connected {
+		combination |= isConnected
+	}
+	if c.Disposition != "" {
+		combination |= isGiven
+	}
+	if c.DialIndex >= 1 {
+		combination |= isPhone2
+	}
+	if phones >= 2 {
+		combination |= isManyPhones
+	}
+	return describe(combination)
+}

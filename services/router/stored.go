@@ -1,0 +1,70 @@
+package router
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	"callrelay/platform/rpc"
+	"callrelay/services/router/diagnose"
+)
+
+// shelf is what advice reads of the store, and the one thing it changes there: settling deliveries that were replaced.
+type shelf struct {
+	operator operatorv1.OperatorServiceClient
+}
+
+func newShelf(conn grpc.ClientConnInterface) *shelf {
+	return &shelf{operator: operatorv1.NewOperatorServiceClient(conn)}
+}
+
+// call is everything stored of a call; nil when there is nothing.
+func (s *shelf) call(ctx context.Context, key string) (*diagnose.Call, error) {
+	c, err := s.operator.GetCall(ctx, &operatorv1.GetCallRequest{Call: key})
+	if status.Code(err) == codes.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	call := &diagnose.Call{Key: key, Record: c.GetRecord(), JournalDropped: c.GetJournalDropped() > 0}
+	for _, d := range c.GetDeliveries() {
+		call.Deliveries = append(call.Deliveries, d.GetFacts())
+	}
+	for _, e := range c.GetJournal() {
+		call.Journal = append(call.Journal, e.GetFact())
+	}
+	return call, nil
+}
+
+// holds are the destinations that are held, with the reason.
+func (s *shelf) holds(ctx context.Context) (map[string]string, error) {
+	held := map[string]string{}
+	list, err := s.operator.ListDestinations(ctx, &operatorv1.ListDestinationsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range list.GetDestinations() {
+		if d.GetHeld() {
+			held[d.GetName()] = d.GetHoldReason()
+		}
+	}
+	return held, err
+}
+
+// callOf finds the call of a request: that of a refused one is its own record.
+func (s *shelf) callOf(ctx context.Context, requestID string) (string, error) {
+	r, err := s.operator.GetRequest(ctx, &operatorv1.GetRequestRequest{RequestId: requestID})
+	return r.GetCall(), err
+}
+
+// discard settles a delivery that a resent request replaces.
+func (s *shelf) discard(ctx context.Context, call string, number uint32, actor, reason string) error {
+	ctx = metadata.NewOutgoingContext(ctx, rpc.Caller{Actor: actor, Role: rpc.RoleOperator}.Metadata())
+	_, err := s.operator.DiscardDelivery(ctx, &operatorv1.DiscardDeliveryRequest{Delivery: deliveryID(call, number), Reason: reason})
+	return err
+}

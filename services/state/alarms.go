@@ -1,0 +1,207 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/errkind"
+	"callrelay/services/state/internal/store"
+)
+
+const (
+	// lookEvery is how long an alarm may go unnoticed.
+	lookEvery = 5 * time.Second
+	// tellTries is how often one alarm is sent; then it is only in the API and the log.
+	tellTries = 5
+)
+
+// watchman looks for what somebody should know of, and tells the webhook of what is new and of what is over. It keeps nothing
+// of its own: alarms follow from what is stored and from what ingress reports.
+type watchman struct {
+	*Service
+	client *http.Client
+}
+
+func newWatchman(s *Service) *watchman {
+	return &watchman{Service: s, client: &http.Client{Timeout: 10 * time.Second}}
+}
+
+// Report takes what an ingress process says of its spool.
+func (s *server) Report(ctx context.Context, req *statev1.ReportRequest) (*statev1.ReportResponse, error) {
+	if req.GetInstance() == "" || len(req.GetInstance()) > 200 {
+		return nil, errkind.Invalid("instance", "instance is required")
+	}
+	if err := s.store.Report(ctx, req); err != nil {
+		return nil, unavailable(err)
+	}
+	return &statev1.ReportResponse{}, nil
+}
+
+// run looks until ctx ends.
+func (w *watchman) run(ctx context.Context) {
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		alarms, err := w.look(ctx)
+		if err != nil {
+			continue // Redis is gone, which the service says once
+		}
+		begun, over, err := w.store.Alarms(ctx, alarmKeys(alarms))
+		if err != nil {
+			continue
+		}
+		for _, a := range alarms {
+			if _, ok := begun[alarmKey(a)]; ok {
+				w.tel.Log().WarnContext(ctx, "ALARM: "+a.GetText(), "alarm", a.GetName(), "subject", a.GetSubject())
+				telling.Go(func() { w.tell(ctx, "alarm.begun", a) })
+			}
+		}
+		for key, since := range over {
+			name, subject, _ := strings.Cut(key, " ")
+			a := &operatorv1.Alarm{Name: name, Subject: subject, SinceMs: since, Text: "over"}
+			w.tel.Log().InfoContext(ctx, "alarm is over", "alarm", name, "subject", subject)
+			telling.Go(func() { w.tell(ctx, "alarm.over", a) })
+		}
+	}
+}
+
+func alarmKey(a *operatorv1.Alarm) string { return a.GetName() + " " + a.GetSubject() }
+
+func alarmKeys(alarms []*operatorv1.Alarm) []string {
+	keys := make([]string, len(alarms))
+	for i, a := range alarms {
+		keys[i] = alarmKey(a)
+	}
+	return keys
+}
+
+// look says what is wrong now.
+func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
+	var alarms []*operatorv1.Alarm
+	now := w.store.Now()
+	last, err := w.ledger.latest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(last.GetDifferences()) > 0 {
+		d := last.GetDifferences()[0]
+		alarms = append(alarms, &operatorv1.Alarm{Name: "accounting_difference", SinceMs: last.GetCheckedMs(), Text: fmt.Sprintf(
+			"counters and journals differ, first in %s: %d counted, %d journaled", d.GetBucket(), d.GetCounted(), d.GetJournaled())})
+	}
+	holds, err := w.store.Holds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for name, h := range holds {
+		if h.Held() {
+			alarms = append(alarms, &operatorv1.Alarm{Name: "destination_held", Subject: name, SinceMs: h.SinceMS,
+				Text: name + " is held: " + h.Reason})
+		}
+		if name == store.Rules {
+			continue
+		}
+		_, _, _, oldest, err := w.store.Backlog(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if age := time.Duration(now-oldest) * time.Millisecond; oldest != 0 && age > w.cfg.AlarmOldest {
+			alarms = append(alarms, &operatorv1.Alarm{Name: "oldest_waiting", Subject: name, SinceMs: oldest,
+				Text: fmt.Sprintf("the oldest delivery to %s has been due for %s", name, age.Round(time.Second))})
+		}
+	}
+	spool, err := w.store.Reports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n := spool.GetSpooled(); n > 0 {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "spool_in_use", SinceMs: now - spool.GetOldestMs(),
+			Text: fmt.Sprintf("%d callbacks are in the spool of ingress, the oldest for %s", n, (time.Duration(spool.GetOldestMs()) * time.Millisecond).Round(time.Second))})
+	}
+	if n := spool.GetRefusedAfterAck(); n > 0 {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "refused_after_ack", SinceMs: now,
+			Text: fmt.Sprintf("%d callbacks were acknowledged out of the spool and then refused", n)})
+	}
+	return alarms, nil
+}
+
+// ListAlarms lists what somebody should look at now.
+func (o *operator) ListAlarms(ctx context.Context, _ *operatorv1.ListAlarmsRequest) (*operatorv1.ListAlarmsResponse, error) {
+	alarms, err := o.watch.look(ctx)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &operatorv1.ListAlarmsResponse{Alarms: alarms}, nil
+}
+
+// tell sends an alarm to the webhook, by the headers of Standard Webhooks (https://www.standardwebhooks.com), until it is
+// taken or was tried often enough.
+func (w *watchman) tell(ctx context.Context, kind string, a *operatorv1.Alarm) {
+	if w.cfg.AlarmWebhookURL.Reveal() == "" {
+		return
+	}
+	now := time.UnixMilli(w.store.Now())
+	body, err := json.Marshal(map[string]any{"type": kind, "timestamp": now.UTC().Format(time.RFC3339), "data": map[string]any{
+		"name": a.GetName(), "subject": a.GetSubject(), "text": a.GetText(), "since": time.UnixMilli(a.GetSinceMs()).UTC().Format(time.RFC3339)}})
+	if err != nil {
+		return // strings only
+	}
+	id := "msg_" + rand.Text()
+	for try := range tellTries {
+		if err = w.post(ctx, id, now, body); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second << (2 * try)):
+		}
+	}
+	w.tel.Log().ErrorContext(ctx, "the alarm webhook does not take an alarm", "alarm", a.GetName(), "error", err)
+}
+
+func (w *watchman) post(ctx context.Context, id string, now time.Time, body []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.cfg.AlarmWebhookURL.Reveal(), bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("ALARM_WEBHOOK_URL cannot be called")
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("webhook-id", id)
+	req.Header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
+	req.Header.Set("webhook-signature", sign(w.cfg.webhookKey(), id, now, body))
+	resp, err := w.client.Do(req)
+	if err != nil {
+		return fmt.Errorf("no answer") // the error would name the URL, which may hold a secret
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("HTTP %d", resp.StatusCode)
+	}
+	return nil
+}
+
+// sign is the signature of Standard Webhooks, version 1.
+func sign(key []byte, id string, at time.Time, body []byte) string {
+	mac := hmac.New(sha256.New, key)
+	fmt.Fprintf(mac, "%s.%d.%s", id, at.Unix(), body)
+	return "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+}

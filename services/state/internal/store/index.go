@@ -1,0 +1,333 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"hash/fnv"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// The search index. A term of a call is a member of a sorted set: what it is found by, the minute, the call; sets are
+// searched by their members' order. There is a set for each span of time and each hash of terms, small enough that Redis
+// packs it (up to 128 members; about 30 bytes for each then), and no more spans than spansKept: so a search asks the same
+// number of sets however many calls are stored. A span has few sets for its first calls, many for the rest of a busy one.
+//
+// A phone number's digits are data in there, as they are in the journal; other terms are hashed.
+const (
+	spansKept   = 72
+	narrow      = 'n'
+	wide        = 'w'
+	narrowSets  = 256
+	wideSets    = 16384
+	narrowTerms = narrowSets * 100
+	// phoneDigits are kept of a number, and minPhoneDigits at least are needed to find it.
+	phoneDigits    = 10
+	minPhoneDigits = 4
+	// perSet bounds what is read of one set.
+	perSet = 1000
+)
+
+// Found says what a call can be found by.
+type Found struct {
+	Call string
+	AtMS int64
+	// First: nothing was known of the call before.
+	First  bool
+	Terms  []string
+	Phones []string
+}
+
+// index is what this process knows of the sets it writes.
+type index struct {
+	mu      sync.Mutex
+	span    int64
+	terms   int
+	expires map[string]bool // keys of this span that have their time to live
+}
+
+// spanMS is how much time one span covers: the index is kept for twice the retention, because a call may be open as long as
+// that and is kept as long again.
+func (s *Store) spanMS() int64 {
+	return max(hourMS, 2*s.cfg.Retention.Milliseconds()/spansKept)
+}
+
+// Index makes calls findable.
+func (s *Store) Index(ctx context.Context, found []Found) error {
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	sets, recent := map[string][]redis.Z{}, map[string][]any{}
+	ends := map[string]int64{}
+	for _, f := range found {
+		span := f.AtMS / s.spanMS()
+		if span != s.index.span {
+			s.index.span, s.index.terms, s.index.expires = span, 0, map[string]bool{}
+		}
+		end := (span+1)*s.spanMS() + 2*s.cfg.Retention.Milliseconds()
+		slot := s.slot(f.AtMS)
+		add := func(prefix string, hash uint64) {
+			key := s.setOf(span, s.width(), hash)
+			sets[key] = append(sets[key], redis.Z{Member: prefix + slot + f.Call})
+			ends[key] = end
+			s.index.terms++
+		}
+		for i, term := range f.Terms {
+			if term = normalTerm(term); term != "" && !slices.Contains(f.Terms[:i], term) {
+				add(termPrefix(term))
+			}
+		}
+		for i, phone := range f.Phones {
+			digits := phoneTail(phone)
+			if len(digits) >= minPhoneDigits && !slices.ContainsFunc(f.Phones[:i], func(p string) bool { return phoneTail(p) == digits }) {
+				add(phonePrefix(digits, true))
+			}
+		}
+		if f.First {
+			key := keyRecent(span)
+			recent[key], ends[key] = append(recent[key], f.Call), end
+		}
+	}
+	p := s.client.Pipeline()
+	for key, members := range sets {
+		p.ZAdd(ctx, key, members...)
+	}
+	for key, calls := range recent {
+		p.RPush(ctx, key, calls...)
+	}
+	for key, end := range ends {
+		if !s.index.expires[key] {
+			p.PExpireAt(ctx, key, time.UnixMilli(end))
+			s.index.expires[key] = true
+		}
+	}
+	_, err := p.Exec(ctx)
+	return err
+}
+
+func (s *Store) width() byte {
+	if s.index.terms < narrowTerms {
+		return narrow
+	}
+	return wide
+}
+
+func (s *Store) setOf(span int64, width byte, hash uint64) string {
+	if width == narrow {
+		return keyIndex(span, narrow, int(hash%narrowSets))
+	}
+	return keyIndex(span, wide, int(hash%wideSets))
+}
+
+// slot is the minute within the span, the latest first.
+func (s *Store) slot(atMS int64) string {
+	minutes := atMS % s.spanMS() / 60_000
+	return string(binary.BigEndian.AppendUint16(nil, uint16(max(0, 0xffff-minutes))))
+}
+
+func normalTerm(term string) string { return strings.ToLower(strings.TrimSpace(term)) }
+
+func hashOf(text string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(text))
+	return h.Sum64()
+}
+
+// termPrefix is how members of a term begin: the part of its hash that does not choose the set.
+func termPrefix(term string) (prefix string, hash uint64) {
+	hash = hashOf(term)
+	return "v" + string(binary.BigEndian.AppendUint64(nil, hash)[:6]), hash
+}
+
+// phonePrefix is how members of a number begin: its digits from the last one on. What ends alike stands together, in the set
+// of its last four.
+func phonePrefix(digits string, whole bool) (prefix string, hash uint64) {
+	reversed := []byte("p" + digits)
+	slices.Reverse(reversed[1:])
+	if whole {
+		reversed = append(reversed, 0)
+	}
+	return string(reversed), hashOf("p" + digits[len(digits)-minPhoneDigits:])
+}
+
+// phoneTail is what is the same in all ways to write a number: the last digits, without Japan's country code or the 0 that
+// stands for it.
+func phoneTail(phone string) string {
+	digits := strings.Map(func(r rune) rune {
+		switch {
+		case r >= '0' && r <= '9':
+			return r
+		case r >= '０' && r <= '９':
+			return r - '０' + '0'
+		}
+		return -1
+	}, phone)
+	if len(digits) > phoneDigits {
+		digits = strings.TrimPrefix(strings.TrimPrefix(digits, "00"), "81")
+	}
+	if len(digits) >= phoneDigits {
+		digits = strings.TrimPrefix(digits, "0")
+	}
+	return digits[max(0, len(digits)-phoneDigits):]
+}
+
+// isPhone says whether a query may be a number: digits and what people put between them.
+func isPhone(query string) bool {
+	return strings.Trim(query, "0123456789０１２３４５６７８９+-() .ー－") == "" && len(phoneTail(query)) >= minPhoneDigits
+}
+
+// Page is a part of what a search found, the latest first.
+type Page struct {
+	Calls []string
+	// Next is where to go on; empty = there is nothing more.
+	Next string
+}
+
+// hit is a place in the order of what is found.
+type hit struct {
+	span int64
+	slot string
+	call string
+}
+
+func (h hit) compare(o hit) int {
+	return cmp.Or(-cmp.Compare(h.span, o.span), cmp.Compare(h.slot, o.slot), cmp.Compare(h.call, o.call))
+}
+
+// Find looks a query up: the last digits of a phone number, or a term as it is. At most limit calls that have an entry since
+// sinceMS, after the place `after`.
+func (s *Store) Find(ctx context.Context, query string, sinceMS int64, limit int, after string) (Page, error) {
+	type search struct {
+		prefix string
+		hash   uint64
+	}
+	var searches []search
+	prefix, hash := termPrefix(normalTerm(query))
+	searches = append(searches, search{prefix, hash})
+	if isPhone(query) {
+		prefix, hash = phonePrefix(phoneTail(query), false)
+		searches = append(searches, search{prefix, hash})
+	}
+	last, err := parseHit(after)
+	if err != nil {
+		return Page{}, err
+	}
+	newest, oldest := s.clock.Now()/s.spanMS(), max(sinceMS, s.clock.Now()-2*s.cfg.Retention.Milliseconds())/s.spanMS()
+	if after != "" {
+		newest = last.span
+	}
+	var hits []hit
+	// A few spans at first: for what is found often they are enough. Then all others at once.
+	for group, from := int64(2), newest; from >= oldest && len(hits) <= limit; group *= 100 {
+		p := s.client.Pipeline()
+		var cmds []*redis.StringSliceCmd
+		var of []hit
+		var prefixes []string
+		for span := from; span > from-group && span >= oldest; span-- {
+			for _, width := range []byte{narrow, wide} {
+				for _, look := range searches {
+					cmds = append(cmds, p.ZRangeByLex(ctx, s.setOf(span, width, look.hash),
+						&redis.ZRangeBy{Min: "[" + look.prefix, Max: "(" + look.prefix + "\xff\xff\xff\xff", Count: perSet}))
+					of, prefixes = append(of, hit{span: span}), append(prefixes, look.prefix)
+				}
+			}
+		}
+		if _, err := p.Exec(ctx); err != nil {
+			return Page{}, err
+		}
+		for i, cmd := range cmds {
+			for _, member := range cmd.Val() {
+				rest := member[len(prefixes[i]):]
+				if prefixes[i][0] == 'p' {
+					if _, rest, _ = strings.Cut(rest, "\x00"); rest == "" {
+						continue
+					}
+				}
+				if len(rest) < 3 {
+					continue
+				}
+				h := hit{of[i].span, rest[:2], rest[2:]}
+				if after == "" || h.compare(last) > 0 {
+					hits = append(hits, h)
+				}
+			}
+		}
+		from -= group
+	}
+	slices.SortFunc(hits, hit.compare)
+	page := Page{}
+	for i, h := range hits {
+		if slices.Contains(page.Calls, h.call) {
+			continue
+		}
+		if len(page.Calls) == limit {
+			page.Next = hits[i-1].String()
+			break
+		}
+		page.Calls = append(page.Calls, h.call)
+	}
+	return page, nil
+}
+
+// String is a page token.
+func (h hit) String() string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(h.span, 10) + " " + h.slot + h.call))
+}
+
+func parseHit(token string) (hit, error) {
+	if token == "" {
+		return hit{}, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(token)
+	span, rest, _ := strings.Cut(string(raw), " ")
+	n, err2 := strconv.ParseInt(span, 10, 64)
+	if err != nil || err2 != nil || len(rest) < 3 {
+		return hit{}, ErrPageToken
+	}
+	return hit{n, rest[:2], rest[2:]}, nil
+}
+
+// Recent lists calls by when they began, the latest first: at most limit since sinceMS (to the span), after the place `after`.
+func (s *Store) Recent(ctx context.Context, sinceMS int64, limit int, after string) (Page, error) {
+	span, oldest := s.clock.Now()/s.spanMS(), max(sinceMS, s.clock.Now()-2*s.cfg.Retention.Milliseconds())/s.spanMS()
+	end := int64(-2) // index of the last one wanted
+	if after != "" {
+		at, index, ok := strings.Cut(after, ".")
+		n, err := strconv.ParseInt(at, 10, 64)
+		i, err2 := strconv.ParseInt(index, 10, 64)
+		if !ok || err != nil || err2 != nil || i < 0 || n > span {
+			return Page{}, ErrPageToken
+		}
+		span, end = n, i-1
+	}
+	var page Page
+	for ; span >= oldest; span-- {
+		if end < -1 {
+			n, err := s.client.LLen(ctx, keyRecent(span)).Result()
+			if err != nil {
+				return Page{}, err
+			}
+			end = n - 1
+		}
+		if end >= 0 {
+			start := max(0, end-int64(limit-len(page.Calls))+1)
+			calls, err := s.client.LRange(ctx, keyRecent(span), start, end).Result()
+			if err != nil {
+				return Page{}, err
+			}
+			slices.Reverse(calls)
+			if page.Calls = append(page.Calls, calls...); len(page.Calls) == limit {
+				page.Next = strconv.FormatInt(span, 10) + "." + strconv.FormatInt(start, 10)
+				return page, nil
+			}
+		}
+		end = -2 // the spans before this one are read from their ends
+	}
+	return page, nil
+}

@@ -1,0 +1,179 @@
+// Package words says what is stored in words for people, and masks it. It owns neither the facts nor who may see them.
+package words
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"callrelay/callback"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
+)
+
+// Entry says one journal entry; further lines are details.
+func Entry(e *statev1.JournalEntry) []string {
+	switch fact := e.GetFact().(type) {
+	case *statev1.JournalEntry_Received:
+		f := fact.Received
+		line := fmt.Sprintf("received %s from %s as request %s", f.GetSource(), orDash(f.GetPeer()), orDash(e.GetRequestId()))
+		if f.GetAgeMs() >= 1000 {
+			line += fmt.Sprintf(", %v earlier", milliseconds(f.GetAgeMs()))
+		}
+		lines := []string{line}
+		if len(f.GetQuery()) > 0 {
+			lines = append(lines, Query(f.GetQuery()))
+		}
+		if f.GetTraceId() != "" {
+			lines = append(lines, "trace "+f.GetTraceId())
+		}
+		return lines
+	case *statev1.JournalEntry_Decided:
+		return []string{decided(fact.Decided)}
+	case *statev1.JournalEntry_Rejected:
+		f := fact.Rejected
+		return []string{fmt.Sprintf("refused request %s with %d: %s (%s)", orDash(e.GetRequestId()), f.GetStatus(), f.GetMessage(),
+			list(about("field ", f.GetField()), words(f.GetMethod(), f.GetPath())))}
+	case *statev1.JournalEntry_Duplicate:
+		f := fact.Duplicate
+		line := fmt.Sprintf("request %s is a duplicate of %s, which is %s", orDash(e.GetRequestId()), orDash(f.GetOf()), f.GetGate())
+		if f.GetDiffers() {
+			line += "; IT DIFFERS in dial index or disposition"
+		}
+		return []string{line}
+	case *statev1.JournalEntry_Attempt:
+		return []string{attempted(fact.Attempt)}
+	case *statev1.JournalEntry_Ended:
+		f := fact.Ended
+		return []string{fmt.Sprintf("delivery %d is %s", f.GetDelivery(), State(f.GetState())) + about(": ", f.GetReason())}
+	case *statev1.JournalEntry_Phone1:
+		f := fact.Phone1
+		return []string{fmt.Sprintf("phone-1 record %s: %s", f.GetWhat(), list(f.GetStatus(), about("customer ", f.GetCustomerId()), about("called ", f.GetCallTime())))}
+	case *statev1.JournalEntry_Undecided:
+		return []string{"undecided: " + fact.Undecided.GetReason()}
+	case *statev1.JournalEntry_Note:
+		return []string{"note: " + fact.Note}
+	case *statev1.JournalEntry_Action:
+		f := fact.Action
+		line := words(f.GetActor()+":", f.GetWhat())
+		if f.GetDelivery() > 0 {
+			line += fmt.Sprintf(" delivery %d", f.GetDelivery())
+		}
+		return []string{line + about(" because ", f.GetReason())}
+	default:
+		return []string{"(an entry that this version does not know)"}
+	}
+}
+
+func decided(f *statev1.Decided) string {
+	line := fmt.Sprintf("rule %s: %s", orDash(f.GetRule()), f.GetFlow())
+	if f.GetRule() != "start" {
+		line += fmt.Sprintf(" (dial index %d, phones %d)", f.GetDialIndex(), f.GetPhones())
+	}
+	line += about(" errorInfo1 ", f.GetErrorInfo1()) + about(" errorInfo2 ", f.GetErrorInfo2())
+	if f.GetPhone1StateUsed() {
+		line += ", phone-1 record used"
+	}
+	for i, n := range f.GetDeliveries() {
+		line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
+	}
+	return line
+}
+
+func attempted(f *statev1.Attempt) string {
+	line := fmt.Sprintf("delivery %d, attempt %d, %s %s:", f.GetDelivery(), f.GetNumber(), f.GetDestination(), f.GetEndpoint())
+	if f.GetHttpCode() > 0 {
+		line += fmt.Sprintf(" HTTP %d", f.GetHttpCode())
+	}
+	line = words(line, f.GetResult(), f.GetMessageCode(), f.GetSubMessageCode(), f.GetError())
+	line += fmt.Sprintf(" after %v", max(milliseconds(f.GetDurationMs()), time.Millisecond))
+	if f.GetUncertain() {
+		line += "; IT MAY HAVE ARRIVED"
+	}
+	if f.GetNext() != "" {
+		line += " -> " + f.GetNext()
+	}
+	if f.GetRetryInMs() > 0 {
+		line += fmt.Sprintf(" in %v", milliseconds(f.GetRetryInMs()))
+	}
+	return line
+}
+
+// Query shows a query decoded.
+func Query(query []byte) string {
+	var parts []string
+	for _, p := range callback.ParseQuery(string(query)) {
+		parts = append(parts, p.Name+"="+p.Value)
+	}
+	return strings.Join(parts, " ")
+}
+
+// State is the last word of a delivery state's name.
+func State(s statev1.DeliveryState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "DELIVERY_STATE_"))
+}
+
+// words joins what is not empty with spaces, list with commas.
+func words(parts ...string) string { return join(" ", parts) }
+func list(parts ...string) string  { return join(", ", parts) }
+
+func join(separator string, parts []string) string {
+	var given []string
+	for _, p := range parts {
+		if p = strings.TrimSpace(p); p != "" {
+			given = append(given, p)
+		}
+	}
+	return strings.Join(given, separator)
+}
+
+// about introduces a value, and is nothing without one.
+func about(intro, value string) string {
+	if value == "" {
+		return ""
+	}
+	return intro + value
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func milliseconds(ms int64) time.Duration { return time.Duration(ms) * time.Millisecond }
+
+var payloadPhone = regexp.MustCompile(`("(?:targetTel|\w*[pP]hone\w*)"\s*:\s*")([^"]*)(")`)
+
+// Mask hides all phone numbers of an entry but for their last digits.
+func Mask(e *statev1.JournalEntry) {
+	switch f := e.GetFact().(type) {
+	case *statev1.JournalEntry_Received:
+		f.Received.Query = []byte(callback.ParseQuery(string(f.Received.GetQuery())).Masked().Encode())
+	case *statev1.JournalEntry_Attempt:
+		f.Attempt.Body = []byte(telemetry.MaskDigits(string(f.Attempt.GetBody())))
+	case *statev1.JournalEntry_Duplicate:
+		f.Duplicate.Key = MaskGate(f.Duplicate.GetKey())
+	case *statev1.JournalEntry_Rejected:
+		f.Rejected.Message = telemetry.MaskDigits(f.Rejected.GetMessage())
+	}
+}
+
+// MaskDelivery does the same for a delivery.
+func MaskDelivery(d *statev1.Delivery) {
+	d.Gate = MaskGate(d.GetGate())
+	d.Payload = payloadPhone.ReplaceAllFunc(d.GetPayload(), func(m []byte) []byte {
+		parts := payloadPhone.FindSubmatch(m)
+		return []byte(string(parts[1]) + callback.MaskPhones(string(parts[2])) + string(parts[3]))
+	})
+}
+
+// MaskGate masks the number at the end of a call start's gate.
+func MaskGate(key string) string {
+	if i := strings.LastIndexByte(key, '/'); strings.HasPrefix(key, "start/") && i >= 0 {
+		return key[:i] + callback.MaskPhones(key[i:])
+	}
+	return key
+}
