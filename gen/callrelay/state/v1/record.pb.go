@@ -463,6 +463,7 @@ type JournalEntry struct {
 	//	*JournalEntry_Phone1
 	//	*JournalEntry_Note
 	//	*JournalEntry_Action
+	//	*JournalEntry_Card
 	Fact          isJournalEntry_Fact `protobuf_oneof:"fact"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -600,6 +601,15 @@ func (x *JournalEntry) GetAction() *Action {
 	return nil
 }
 
+func (x *JournalEntry) GetCard() *PbxCard {
+	if x != nil {
+		if x, ok := x.Fact.(*JournalEntry_Card); ok {
+			return x.Card
+		}
+	}
+	return nil
+}
+
 type isJournalEntry_Fact interface {
 	isJournalEntry_Fact()
 }
@@ -641,6 +651,10 @@ type JournalEntry_Action struct {
 	Action *Action `protobuf:"bytes,11,opt,name=action,proto3,oneof"`
 }
 
+type JournalEntry_Card struct {
+	Card *PbxCard `protobuf:"bytes,20,opt,name=card,proto3,oneof"`
+}
+
 func (*JournalEntry_Received) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Decided) isJournalEntry_Fact() {}
@@ -658,6 +672,8 @@ func (*JournalEntry_Phone1) isJournalEntry_Fact() {}
 func (*JournalEntry_Note) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Action) isJournalEntry_Fact() {}
+
+func (*JournalEntry_Card) isJournalEntry_Fact() {}
 
 // A callback came in.
 type Received struct {
@@ -751,7 +767,9 @@ type Decided struct {
 	ErrorInfo2      string `protobuf:"bytes,6,opt,name=error_info2,json=errorInfo2,proto3" json:"error_info2,omitempty"`
 	Phone1StateUsed bool   `protobuf:"varint,7,opt,name=phone1_state_used,json=phone1StateUsed,proto3" json:"phone1_state_used,omitempty"`
 	// Numbers of the deliveries that were queued.
-	Deliveries    []uint32 `protobuf:"varint,8,rep,packed,name=deliveries,proto3" json:"deliveries,omitempty"`
+	Deliveries []uint32 `protobuf:"varint,8,rep,packed,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// The leg it is about, where a call has legs (a SubCallID).
+	Leg           string `protobuf:"bytes,20,opt,name=leg,proto3" json:"leg,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -840,6 +858,13 @@ func (x *Decided) GetDeliveries() []uint32 {
 		return x.Deliveries
 	}
 	return nil
+}
+
+func (x *Decided) GetLeg() string {
+	if x != nil {
+		return x.Leg
+	}
+	return ""
 }
 
 // The request was answered with an error.
@@ -1540,7 +1565,7 @@ var File_callrelay_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\"\x88\x02\n" +
+	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\x1a\x1ccallrelay/state/v1/pbx.proto\"\x88\x02\n" +
 	"\x06Record\x12.\n" +
 	"\x05gates\x18\x01 \x03(\v2\x18.callrelay.state.v1.GateR\x05gates\x122\n" +
 	"\x06phone1\x18\x02 \x03(\v2\x1a.callrelay.state.v1.Phone1R\x06phone1\x12#\n" +
@@ -1581,7 +1606,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\"E\n" +
 	"\aJournal\x12:\n" +
-	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xac\x04\n" +
+	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xdf\x04\n" +
 	"\fJournalEntry\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1d\n" +
 	"\n" +
@@ -1595,14 +1620,15 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x06phone1\x18\t \x01(\v2\x1e.callrelay.state.v1.Phone1FactH\x00R\x06phone1\x12\x14\n" +
 	"\x04note\x18\n" +
 	" \x01(\tH\x00R\x04note\x124\n" +
-	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06actionB\x06\n" +
+	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x121\n" +
+	"\x04card\x18\x14 \x01(\v2\x1b.callrelay.state.v1.PbxCardH\x00R\x04cardB\x06\n" +
 	"\x04fact\"~\n" +
 	"\bReceived\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05query\x18\x02 \x01(\fR\x05query\x12\x12\n" +
 	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x19\n" +
 	"\btrace_id\x18\x04 \x01(\tR\atraceId\x12\x15\n" +
-	"\x06age_ms\x18\x05 \x01(\x03R\x05ageMs\"\xf6\x01\n" +
+	"\x06age_ms\x18\x05 \x01(\x03R\x05ageMs\"\x88\x02\n" +
 	"\aDecided\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04flow\x18\x02 \x01(\tR\x04flow\x12\x1d\n" +
@@ -1616,7 +1642,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x11phone1_state_used\x18\a \x01(\bR\x0fphone1StateUsed\x12\x1e\n" +
 	"\n" +
 	"deliveries\x18\b \x03(\rR\n" +
-	"deliveries\"~\n" +
+	"deliveries\x12\x10\n" +
+	"\x03leg\x18\x14 \x01(\tR\x03leg\"~\n" +
 	"\bRejected\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\x05R\x06status\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x18\n" +
@@ -1726,6 +1753,7 @@ var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(*Action)(nil),       // 13: callrelay.state.v1.Action
 	(*Delivery)(nil),     // 14: callrelay.state.v1.Delivery
 	nil,                  // 15: callrelay.state.v1.Record.BlobsEntry
+	(*PbxCard)(nil),      // 16: callrelay.state.v1.PbxCard
 }
 var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.Record.gates:type_name -> callrelay.state.v1.Gate
@@ -1740,13 +1768,14 @@ var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	11, // 9: callrelay.state.v1.JournalEntry.ended:type_name -> callrelay.state.v1.Ended
 	12, // 10: callrelay.state.v1.JournalEntry.phone1:type_name -> callrelay.state.v1.Phone1Fact
 	13, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
-	0,  // 12: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
-	0,  // 13: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 12: callrelay.state.v1.JournalEntry.card:type_name -> callrelay.state.v1.PbxCard
+	0,  // 13: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
+	0,  // 14: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_record_proto_init() }
@@ -1754,6 +1783,7 @@ func file_callrelay_state_v1_record_proto_init() {
 	if File_callrelay_state_v1_record_proto != nil {
 		return
 	}
+	file_callrelay_state_v1_pbx_proto_init()
 	file_callrelay_state_v1_record_proto_msgTypes[4].OneofWrappers = []any{
 		(*JournalEntry_Received)(nil),
 		(*JournalEntry_Decided)(nil),
@@ -1764,6 +1794,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		(*JournalEntry_Phone1)(nil),
 		(*JournalEntry_Note)(nil),
 		(*JournalEntry_Action)(nil),
+		(*JournalEntry_Card)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
