@@ -33,7 +33,9 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		return nil, err
 	}
 	client := statev1.NewStateServiceClient(state)
-	return &Service{tel: tel, state: client, engine: newEngine(rules, options, tel, client), stopping: make(chan struct{})}, nil
+	s := &Service{tel: tel, state: client, engine: newEngine(rules, options, tel, client), stopping: make(chan struct{})}
+	s.engine.pbx.configs, err = cfg.Pbx.rules()
+	return s, err
 }
 
 // Register adds the gRPC service.
