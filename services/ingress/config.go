@@ -24,6 +24,8 @@ type Config struct {
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
 	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"Where set, callbacks are taken only under /SECRET/...; at least 16 letters, digits, - or _."`
 
+	Pbx pbxConfig
+
 	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
 	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`
 }
@@ -71,6 +73,9 @@ func (c *Config) Validate() error {
 		if len(secret) < 16 || strings.Trim(secret, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
 			problems = append(problems, errors.New("AMEYO_PATH_SECRET: must be at least 16 letters, digits, - or _"))
 		}
+	}
+	if _, err := c.Pbx.table(); err != nil {
+		problems = append(problems, err)
 	}
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))

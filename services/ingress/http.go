@@ -36,18 +36,24 @@ var callbackPaths = map[string]bool{
 
 // newHandler is everything ingress serves over HTTP.
 func newHandler(s *Service) (http.Handler, error) {
-	gateway := runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
-		runtime.WithErrorHandler(s.gatewayError),
-		runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
-			s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})
-		}),
-		runtime.WithDisablePathLengthFallback(),
-	)
+	newGateway := func() *runtime.ServeMux {
+		return runtime.NewServeMux(
+			runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
+			runtime.WithErrorHandler(s.gatewayError),
+			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+				s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})
+			}),
+			runtime.WithDisablePathLengthFallback(),
+		)
+	}
+	gateway, pbxGateway := newGateway(), newGateway()
 	if err := ingressv1.RegisterAmeyoServiceHandlerServer(context.Background(), gateway, s.ameyo); err != nil {
 		return nil, err
 	}
-	callbacks := s.traced(s.checked(gateway))
+	if err := ingressv1.RegisterPbxServiceHandlerServer(context.Background(), pbxGateway, s.pbx); err != nil {
+		return nil, err
+	}
+	callbacks, events := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway)
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
@@ -65,6 +71,10 @@ func newHandler(s *Service) (http.Handler, error) {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.underWay.Add(1)
 		defer s.underWay.Add(-1)
+		if strings.HasPrefix(r.URL.Path, pbxPath) {
+			events.ServeHTTP(w, r)
+			return
+		}
 		ours, allowed := s.door(r)
 		switch {
 		case ours && allowed:
@@ -137,9 +147,8 @@ func (s *Service) traced(next http.Handler) http.Handler {
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
 
-// checked gives a callback its request id, refuses what cannot be read, and rewrites its query so that the gateway reads it
-// as PHP did.
-func (s *Service) checked(next http.Handler) http.Handler {
+// identified gives a callback its request id, and answers for its panics.
+func (s *Service) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: s.peer(r), method: r.Method, path: r.URL.Path}
 		header := w.Header()
@@ -154,9 +163,18 @@ func (s *Service) checked(next http.Handler) http.Handler {
 				writeError(w, &refusal{status: http.StatusInternalServerError, message: "internal error"}, req.id)
 			}
 		}()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// checked refuses callbacks that cannot be read, and rewrites their query so that the gateway reads it as PHP did.
+func (s *Service) checked(next http.Handler) http.Handler {
+	return s.identified(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := r.Context()
+		req := ctx.Value(requestKey{}).(*request)
 		switch {
 		case r.Method != http.MethodGet:
-			header.Set("Allow", http.MethodGet)
+			w.Header().Set("Allow", http.MethodGet)
 			s.refuse(ctx, w, r, &refusal{status: http.StatusMethodNotAllowed, message: "use GET"})
 			return
 		case len(req.query) > maxQuery:
@@ -164,14 +182,13 @@ func (s *Service) checked(next http.Handler) http.Handler {
 			s.refuse(ctx, w, r, &refusal{status: http.StatusRequestURITooLong, message: "the query is longer than 16384 bytes"})
 			return
 		}
-		r = r.WithContext(ctx)
 		if !callback.Clean(r.URL.RawQuery) {
 			u := *r.URL
 			u.RawQuery = callback.ParseQuery(r.URL.RawQuery).Encode()
 			r.URL = &u
 		}
 		next.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // refusal is an answer that acknowledges nothing.
@@ -229,6 +246,9 @@ type ackWriter struct{ *runtime.JSONPb }
 
 // Marshal writes one answer. The ids and messages of an Ack are ours and need no escaping.
 func (a ackWriter) Marshal(v any) ([]byte, error) {
+	if event, ok := v.(*ingressv1.PbxAck); ok {
+		return []byte(`{"success":true,"requestId":"` + event.GetRequestId() + `"}`), nil
+	}
 	ack, ok := v.(*ingressv1.Ack)
 	if !ok {
 		return a.JSONPb.Marshal(v)

@@ -299,7 +299,7 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("%s is not described", path)
 		}
 	}
-	if len(doc.Paths) != len(callbackPaths) {
-		t.Errorf("%d routes are described, %d are served", len(doc.Paths), len(callbackPaths))
+	if doc.Paths["/ext-event/{token}"] == nil || len(doc.Paths) != len(callbackPaths)+1 {
+		t.Errorf("%d routes are described, %d are served", len(doc.Paths), len(callbackPaths)+1)
 	}
 }

@@ -27,6 +27,7 @@ type Service struct {
 	tel    *telemetry.Telemetry
 	pipe   *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
 	ameyo  *ameyoServer
+	pbx    *pbxServer
 	http   *http.Server
 	listen net.Listener
 
@@ -41,6 +42,9 @@ func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) 
 		return nil, err
 	}
 	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe}
+	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
+		return nil, err
+	}
 	handler, err := newHandler(s)
 	if err != nil {
 		return nil, err
@@ -82,7 +86,10 @@ func newPipe(client routerv1.RouterServiceClient) *rpc.Pipe[*routerv1.RouteItem,
 }
 
 // Register adds the gRPC services.
-func (s *Service) Register(r grpc.ServiceRegistrar) { ingressv1.RegisterAmeyoServiceServer(r, s.ameyo) }
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	ingressv1.RegisterAmeyoServiceServer(r, s.ameyo)
+	ingressv1.RegisterPbxServiceServer(r, s.pbx)
+}
 
 // Ready is nil while there is a stream to router.
 func (s *Service) Ready() error {
