@@ -7,8 +7,10 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel/metric/noop"
@@ -27,8 +29,9 @@ import (
 type Service struct {
 	cfg    Config
 	log    *slog.Logger
-	topsii *delivery.Consumer
 	client *topsii.Client
+	// consumers work off one destination each; the first is TopS.II's.
+	consumers []*delivery.Consumer
 }
 
 var _ run.Service = (*Service)(nil)
@@ -53,6 +56,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		}
 	}
 	client := topsii.New(options)
+	stateClient := statev1.NewStateServiceClient(state)
 	consumer, err := delivery.New(delivery.Config{
 		Destination: "topsii",
 		Workers:     cfg.Concurrency,
@@ -69,11 +73,15 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 			ProbeInterval:    cfg.ProbeInterval,
 		},
 		Breaker: delivery.BreakerSettings{Failures: cfg.BreakerFailures, Open: cfg.BreakerOpen, Probes: cfg.BreakerProbes},
-	}, statev1.NewStateServiceClient(state), client, tel)
+	}, stateClient, client, tel)
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, log: tel.Log(), topsii: consumer, client: client}, nil
+	hooks, err := webhooks(cfg, tel, stateClient, options.Trace)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg, log: tel.Log(), client: client, consumers: append([]*delivery.Consumer{consumer}, hooks...)}, nil
 }
 
 // Register adds nothing: upstream is not called, it asks for work.
@@ -88,8 +96,14 @@ func (s *Service) Run(ctx context.Context) error {
 		s.log.Warn("SENDING IS DISABLED: nothing is sent to TopS.II, now or later; ENABLE_REAL_SEND=true sends",
 			"environment", s.cfg.Environment, "url", to)
 	}
-	return s.topsii.Run(ctx)
+	var running sync.WaitGroup
+	errs := make([]error, len(s.consumers))
+	for i, c := range s.consumers {
+		running.Go(func() { errs[i] = c.Run(ctx) })
+	}
+	running.Wait()
+	return errors.Join(errs...)
 }
 
 // Ready reports whether work can be leased.
-func (s *Service) Ready() error { return s.topsii.Ready() }
+func (s *Service) Ready() error { return s.consumers[0].Ready() }
