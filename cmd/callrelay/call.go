@@ -20,7 +20,7 @@ func newCall() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "call <id>",
 		Short:   "Show what became of a call: its journal and its deliveries",
-		Example: "  callrelay call 193416\n  callrelay call ameyo/193416 --json",
+		Example: "  callrelay call 193416\n  callrelay call ameyo/193416 --json\n  callrelay call pbx/acme/31573def04f4624d233bfa37ab23dc5c",
 		Args:    cobra.ExactArgs(1),
 	}
 	asJSON := jsonFlag(c)
@@ -120,6 +120,8 @@ func describe(e *statev1.JournalEntry) []string {
 	case *statev1.JournalEntry_Phone1:
 		f := fact.Phone1
 		return []string{fmt.Sprintf("phone-1 record %s: %s", f.GetWhat(), list(f.GetStatus(), about("customer ", f.GetCustomerId()), about("called ", f.GetCallTime())))}
+	case *statev1.JournalEntry_Card:
+		return []string{card(fact.Card)}
 	case *statev1.JournalEntry_Note:
 		return []string{"note: " + printable(fact.Note)}
 	case *statev1.JournalEntry_Action:
@@ -136,7 +138,9 @@ func describe(e *statev1.JournalEntry) []string {
 
 func decided(f *statev1.Decided) string {
 	line := fmt.Sprintf("rule %s: %s", orDash(f.GetRule()), f.GetFlow())
-	if f.GetRule() != "start" {
+	if f.GetLeg() != "" {
+		line += ", leg " + printable(f.GetLeg())
+	} else if f.GetRule() != "start" {
 		line += fmt.Sprintf(" (dial index %d, phones %d)", f.GetDialIndex(), f.GetPhones())
 	}
 	line += about(" errorInfo1 ", f.GetErrorInfo1()) + about(" errorInfo2 ", f.GetErrorInfo2())
@@ -147,6 +151,13 @@ func decided(f *statev1.Decided) string {
 		line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
 	}
 	return line
+}
+
+// card says what a user sees from now on.
+func card(f *statev1.PbxCard) string {
+	line := fmt.Sprintf("card of %s: %s, %s %s on %s", printable(f.GetUser()), f.GetState(), f.GetDirection(),
+		printable(callback.MaskPhones(f.GetNumber())), f.GetExtension())
+	return line + about(", taken by ", f.GetTakenBy()) + fmt.Sprintf(", leg %s version %d", printable(f.GetId()), f.GetVersion())
 }
 
 func attempted(f *statev1.Attempt) string {
@@ -177,7 +188,7 @@ func queryInWords(query []byte) string {
 	return strings.Join(parts, " ")
 }
 
-var payloadPhone = regexp.MustCompile(`("targetTel"\s*:\s*")([^"]*)(")`)
+var payloadPhone = regexp.MustCompile(`("(?:targetTel|number|did)"\s*:\s*")([^"]*)(")`)
 
 // maskCall returns a copy in which no phone number is left in queries and payloads.
 func maskCall(call *statev1.GetCallResponse) *statev1.GetCallResponse {
@@ -192,6 +203,14 @@ func maskCall(call *statev1.GetCallResponse) *statev1.GetCallResponse {
 		if f := e.GetDuplicate(); f != nil {
 			f.Key = maskGate(f.GetKey())
 		}
+	}
+	for _, e := range masked.GetJournal().GetEntries() {
+		if f := e.GetCard(); f != nil {
+			f.Number, f.Did = callback.MaskPhones(f.GetNumber()), callback.MaskPhones(f.GetDid())
+		}
+	}
+	if r := masked.GetRecord(); r != nil {
+		r.Blobs = nil // what rules keep for themselves; the journal says what it came to
 	}
 	for _, g := range masked.GetRecord().GetGates() {
 		g.Key = maskGate(g.GetKey())
