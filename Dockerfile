@@ -13,10 +13,12 @@ COPY . .
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     if [ "$SERVICE" = topsii-sim ]; then program=callrelay/sim/cmd/topsii-sim; \
     else program="callrelay/services/$SERVICE/cmd/$SERVICE"; fi && \
-    CGO_ENABLED=0 go build -trimpath -buildvcs=false -o /program "$program"
+    CGO_ENABLED=0 go build -trimpath -buildvcs=false -o /program "$program" && mkdir /spool
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /program /program
+# Where ingress spools: a volume mounted here belongs to the user below.
+COPY --from=build --chown=65532:65532 /spool /spool
 USER 65532:65532
 ENTRYPOINT ["/program"]

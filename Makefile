@@ -10,7 +10,7 @@ DATA_DIR ?= data
 BINARIES := callrelay/cmd/callrelay \
 	callrelay/services/ingress/cmd/ingress callrelay/services/router/cmd/router \
 	callrelay/services/state/cmd/state callrelay/services/upstream/cmd/upstream \
-	callrelay/sim/cmd/topsii-sim callrelay/bench/cmd/bench
+	callrelay/sim/cmd/topsii-sim callrelay/sim/cmd/kommo-sim callrelay/bench/cmd/bench
 GO_TOOLS := bin/tools/.installed
 BUF := bin/tools/buf
 

@@ -26,7 +26,7 @@ require (
 	callrelay/services/router v0.0.0-00010101000000-000000000000
 	callrelay/services/state v0.0.0-00010101000000-000000000000
 	callrelay/services/upstream v0.0.0-00010101000000-000000000000
-	callrelay/sim v0.0.0-00010101000000-000000000000
+	callrelay/sim v0.0.0
 	github.com/spf13/cobra v1.10.2
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
@@ -51,7 +51,8 @@ require (
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/redis/go-redis/v9 v9.23.0 // indirect
 	github.com/sony/gobreaker/v2 v2.4.0 // indirect
-	github.com/spf13/pflag v1.0.9 // indirect
+	github.com/spf13/pflag v1.0.10 // indirect
+	go.etcd.io/bbolt v1.5.0 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
 	go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp v0.72.0 // indirect
 	go.opentelemetry.io/otel v1.47.0 // indirect

@@ -21,13 +21,14 @@ replace callrelay/sim => ../sim
 replace callrelay/cmd => ../cmd
 
 require (
+	callrelay/callback v0.0.0-00010101000000-000000000000
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0
 	callrelay/services/ingress v0.0.0-00010101000000-000000000000
 	callrelay/services/router v0.0.0-00010101000000-000000000000
 	callrelay/services/state v0.0.0-00010101000000-000000000000
 	callrelay/services/upstream v0.0.0-00010101000000-000000000000
-	callrelay/sim v0.0.0-00010101000000-000000000000
+	callrelay/sim v0.0.0
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/sdk v1.47.0
@@ -37,7 +38,6 @@ require (
 )
 
 require (
-	callrelay/callback v0.0.0-00010101000000-000000000000 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/caarlos0/env/v11 v11.4.2 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
@@ -64,6 +64,7 @@ require (
 	github.com/sirupsen/logrus v1.10.1 // indirect
 	github.com/sony/gobreaker/v2 v2.4.0 // indirect
 	github.com/xhit/go-str2duration/v2 v2.1.0 // indirect
+	go.etcd.io/bbolt v1.5.0 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
 	go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp v0.72.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace v1.47.0 // indirect

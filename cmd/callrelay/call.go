@@ -91,6 +91,9 @@ func describe(e *statev1.JournalEntry) []string {
 		if f.GetAgeMs() >= 1000 {
 			line += fmt.Sprintf(", %v earlier", milliseconds(f.GetAgeMs()))
 		}
+		if f.GetSpooled() {
+			line += ", acknowledged from the spool"
+		}
 		lines := []string{line}
 		if len(f.GetQuery()) > 0 {
 			lines = append(lines, queryInWords(f.GetQuery()))
@@ -124,6 +127,13 @@ func describe(e *statev1.JournalEntry) []string {
 		return []string{card(fact.Card)}
 	case *statev1.JournalEntry_Note:
 		return []string{"note: " + printable(fact.Note)}
+	case *statev1.JournalEntry_Undecided:
+		f := fact.Undecided
+		line := "UNDECIDED: " + printable(f.GetReason()) + about(" in field ", f.GetField())
+		if f.GetAcknowledged() {
+			line += "; ITS SENDER HAS A 200 and will not send it again"
+		}
+		return []string{line}
 	case *statev1.JournalEntry_Action:
 		f := fact.Action
 		line := words(f.GetActor()+":", f.GetWhat())

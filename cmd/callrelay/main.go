@@ -56,6 +56,6 @@ Exit codes: 0 done, 1 error, 3 no such call or delivery.`,
 	}
 	add("run", newUp(), newSend(), newProve(), newVersion())
 	add("look", newCall(), newDeliveries(), newDestinations())
-	add("act", newRetry(), newDiscard(), newHold(), newRelease())
+	add("act", newRetry(), newDiscard(), newHold(), newRelease(), newIntegrations())
 	return root
 }

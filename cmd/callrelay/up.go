@@ -19,12 +19,12 @@ func newUp() *cobra.Command {
 		Short: "Start the whole relay here: Redis, all four services, and on request a simulated TopS.II",
 		Long: `Start the whole relay here: Redis, all four services, and on request a simulated TopS.II.
 
-Uses the Redis of REDIS_URL, or runs a private one whose data is in --data-dir. Every setting is read from the
+Uses the Redis of REDIS_URL, or runs a private one whose data is in --data-dir, as the spool is. Every setting is read from the
 environment. Ctrl-C stops everything in order.`,
 		Example: "  callrelay up --sim\n  REDIS_URL=redis://10.0.0.5:6379/0 ENABLE_REAL_SEND=true callrelay up",
 		Args:    cobra.NoArgs,
 	}
-	dataDir := c.Flags().String("data-dir", cmp.Or(os.Getenv("DATA_DIR"), "data"), "where the private Redis keeps its data (DATA_DIR)")
+	dataDir := c.Flags().String("data-dir", cmp.Or(os.Getenv("DATA_DIR"), "data"), "where the private Redis and the spool keep their data (DATA_DIR)")
 	sim := c.Flags().Bool("sim", false, "also start the TopS.II simulator and send to it, unless the environment says where to send")
 	simAddr := c.Flags().String("sim-addr", "127.0.0.1:8090", "where the simulator listens")
 	split := c.Flags().Bool("split", false, "four processes (state, router, upstream, ingress from beside this program) instead of one")

@@ -25,6 +25,7 @@ type Server struct {
 	Addr string
 	dir  string
 	args []string
+	env  []string
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 }
@@ -45,7 +46,12 @@ func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
 // Start runs a server with the durability settings of a relay, except that it does not wait for the disk.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
-	s := &Server{Addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), dir: t.TempDir()}
+	return start(t, nil, args...)
+}
+
+func start(t testing.TB, env []string, args ...string) *Server {
+	t.Helper()
+	s := &Server{Addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), dir: t.TempDir(), env: env}
 	_, port, _ := net.SplitHostPort(s.Addr)
 	s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "yes",
 		"--appendfsync", "everysec", "--maxmemory-policy", "noeviction", "--logfile", filepath.Join(s.dir, "redis.log"),
@@ -119,6 +125,7 @@ func (s *Server) Launch(t testing.TB, args ...string) {
 	s.mu.Lock()
 	s.cmd = exec.Command("redis-server", append(slices.Clone(s.args), args...)...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	s.cmd.Env = append(os.Environ(), s.env...)
 	err := s.cmd.Start()
 	s.mu.Unlock()
 	if err != nil {

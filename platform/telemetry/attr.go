@@ -11,6 +11,7 @@ var (
 	Rule        = attribute.Key("callrelay.rule")        // string: the rule that decided
 	Flow        = attribute.Key("callrelay.flow")        // string: the flow of the rule that was taken
 	Duplicate   = attribute.Key("callrelay.duplicate")   // bool
+	Spooled     = attribute.Key("callrelay.spooled")     // bool: acknowledged from ingress' spool
 	Destination = attribute.Key("callrelay.destination") // string: the queue, so the system behind it
 	Endpoint    = attribute.Key("callrelay.endpoint")    // string: the operation there
 	Delivery    = attribute.Key("callrelay.delivery")    // string: the delivery's id

@@ -18,10 +18,10 @@ import (
 	"callrelay/callback"
 	"callrelay/callback/wire"
 	callbackv1 "callrelay/gen/callrelay/callback/v1"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	"callrelay/platform/errkind"
-	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 )
 
@@ -32,7 +32,9 @@ type ameyoServer struct {
 	options callback.Options
 	tel     *telemetry.Telemetry
 	metrics *metrics
-	pipe    *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
+	pipe    *routePipe
+	spool   *spooling
+	load    *load
 }
 
 // request is what the edge knows of a callback beside its parameters.
@@ -47,12 +49,15 @@ type request struct {
 
 type requestKey struct{}
 
+// methodGRPC stands for the HTTP method of a request that came over gRPC.
+const methodGRPC = "gRPC"
+
 // requestOf finds what the HTTP side put into the context, or makes it for a gRPC client.
 func requestOf(ctx context.Context, m proto.Message) *request {
 	if r, ok := ctx.Value(requestKey{}).(*request); ok {
 		return r
 	}
-	r := &request{id: newRequestID(), received: time.Now(), query: []byte(wire.Params(m).Encode()), method: "gRPC",
+	r := &request{id: newRequestID(), received: time.Now(), query: []byte(wire.Params(m).Encode()), method: methodGRPC,
 		path: string(m.ProtoReflect().Descriptor().Name())}
 	_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", r.id)) // also of a refusal
 	if p, ok := peer.FromContext(ctx); ok {
@@ -68,18 +73,29 @@ func newRequestID() string { return rand.Text() }
 
 // CallStart takes a call-start callback.
 func (s *ameyoServer) CallStart(ctx context.Context, m *callbackv1.AmeyoCallStart) (*ingressv1.Ack, error) {
-	_, err := callback.DecodeCallStart(wire.Params(m), s.options)
-	return s.accept(ctx, requestOf(ctx, m), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
+	c, err := callback.DecodeCallStart(wire.Params(m), s.options)
+	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
 }
 
 // CallEnd takes a call-end or not-answered callback.
 func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (*ingressv1.Ack, error) {
-	_, err := callback.DecodeCallEnd(wire.Params(m), s.options)
-	return s.accept(ctx, requestOf(ctx, m), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
+	c, err := callback.DecodeCallEnd(wire.Params(m), s.options)
+	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
 }
 
-// accept routes one callback and acknowledges it when it is committed; a malformed one is recorded and refused.
-func (s *ameyoServer) accept(ctx context.Context, r *request, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
+// accept has one callback committed or spooled and acknowledges it; a malformed one is recorded and refused.
+func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
+	r := requestOf(ctx, m)
+	if r.method == methodGRPC { // an HTTP request was counted at the door
+		if !s.load.enter() {
+			return nil, tooMany()
+		}
+		defer s.load.leave()
+		if len(r.query) > maxQuery {
+			r.query = r.query[:maxQuery]
+			malformed = errkind.Invalid("", "the callback is longer than %d bytes", maxQuery)
+		}
+	}
 	var span trace.Span = noop.Span{}
 	if s.tel.Tracing() {
 		ctx, span = s.tel.Tracer().Start(ctx, "ingress.accept", trace.WithAttributes(telemetry.RequestID.String(r.id)))
@@ -92,19 +108,40 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, malformed error, i
 		s.metrics.answered(ctx, refused, r.received)
 		return nil, refusal
 	}
-	answer, err := s.route(ctx, r, item)
+	outcome, err := s.keep(ctx, r, call, item)
+	s.metrics.answered(ctx, outcome, r.received)
 	if err != nil {
 		span.SetStatus(codes.Error, "not committed")
-		s.metrics.answered(ctx, unrecorded, r.received)
 		return nil, err
 	}
-	outcome := accepted
-	if answer.GetDuplicate() {
-		outcome = duplicate
+	span.SetAttributes(telemetry.Duplicate.Bool(outcome == duplicate))
+	if outcome == spooled {
+		span.SetAttributes(telemetry.Spooled.Bool(true))
 	}
-	s.metrics.answered(ctx, outcome, r.received)
-	span.SetAttributes(telemetry.Duplicate.Bool(answer.GetDuplicate()))
-	return &ingressv1.Ack{Success: true, Message: "Data Received", Duplicate: answer.GetDuplicate(), RequestId: r.id}, nil
+	return &ingressv1.Ack{Success: true, Message: "Data Received", Duplicate: outcome == duplicate, RequestId: r.id}, nil
+}
+
+// keep has a callback committed or, when that takes too long, spooled.
+func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *routerv1.RouteItem) (outcome string, err error) {
+	if !s.spool.behind(call) {
+		answer, err := s.route(ctx, r, item, s.cfg.AckBudget-min(s.cfg.AckBudget/4, 500*time.Millisecond))
+		switch {
+		case err == nil && answer.GetDuplicate():
+			return duplicate, nil
+		case err == nil:
+			return accepted, nil
+		case errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE, ctx.Err() != nil: // nobody waits any more
+			return unrecorded, err
+		}
+		s.spool.missed()
+	}
+	// Whether it was committed is unknown: it keeps its request id, by which it will be recognised.
+	ctx, cancel := context.WithDeadline(ctx, r.received.Add(s.cfg.AckBudget))
+	defer cancel()
+	if err := s.spool.put(ctx, r, call, item, 1); err != nil {
+		return unrecorded, err
+	}
+	return spooled, nil
 }
 
 func refusalOf(err error) *errkind.Error {
@@ -112,12 +149,15 @@ func refusalOf(err error) *errkind.Error {
 	if errors.As(err, &field) {
 		return errkind.Invalid(field.Field, "%s", field.Message)
 	}
+	if e, ok := errors.AsType[*errkind.Error](err); ok {
+		return e
+	}
 	return errkind.Internal(err)
 }
 
-// route sends one item and waits for its commit, at most the ack budget.
-func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem) (*routerv1.RouteAnswer, error) {
-	deadline := r.received.Add(s.cfg.AckBudget)
+// route sends one item and waits for its commit, at most so long after it was received.
+func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem, budget time.Duration) (*routerv1.RouteAnswer, error) {
+	deadline := r.received.Add(budget)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	item.RequestId, item.Query, item.Peer = r.id, r.query, r.peer
@@ -128,7 +168,11 @@ func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.Rout
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	if e := errkind.FromProto(answer.GetError()); e != nil {
+	e := errkind.FromProto(answer.GetError())
+	if e == nil || e.Kind != errorsv1.Kind_KIND_UNAVAILABLE {
+		s.spool.committed()
+	}
+	if e != nil {
 		return nil, e
 	}
 	return answer, nil
@@ -140,15 +184,24 @@ func unavailable(err error) error {
 	return e
 }
 
+// recordTime is how long the answer to a refused request waits for its record before that is left to the spool.
+const recordTime = 250 * time.Millisecond
+
 // record journals a refused request as request/<id>, so that it can be found and sent again corrected. The refusal stands
 // whether or not this succeeds.
 func (s *ameyoServer) record(ctx context.Context, r *request, status int, field, message string) {
-	_, err := s.route(ctx, r, &routerv1.RouteItem{Callback: &routerv1.RouteItem_Refused{Refused: &routerv1.Refused{
-		Method: r.method, Path: r.path, Status: int32(status), Field: field, Message: message}}})
-	log := s.tel.Log()
-	if err != nil {
-		log.WarnContext(ctx, "a refused request could not be recorded", "request_id", r.id, "field", field, "error", err)
-		return
+	ctx = context.WithoutCancel(ctx)
+	item := &routerv1.RouteItem{Callback: &routerv1.RouteItem_Refused{Refused: &routerv1.Refused{
+		Method: r.method, Path: r.path, Status: int32(status), Field: field, Message: message}}}
+	err := errors.New("router is away")
+	if !s.spool.away.Load() {
+		_, err = s.route(ctx, r, item, recordTime)
 	}
-	log.InfoContext(ctx, "request refused", "request_id", r.id, "status", status, "field", field, "message", telemetry.MaskDigits(message))
+	if err != nil {
+		ctx, cancel := context.WithTimeout(ctx, recordTime)
+		defer cancel()
+		err = s.spool.put(ctx, r, callback.RequestKey(r.id), item, refusedPart)
+	}
+	s.tel.Log().InfoContext(ctx, "request refused", "request_id", r.id, "status", status, "field", field,
+		"message", telemetry.MaskDigits(message), "recorded", err == nil)
 }

@@ -1,9 +1,11 @@
 package ingress
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -18,7 +20,16 @@ type Config struct {
 	RouterAddr  string `env:"ROUTER_GRPC_ADDR" envDefault:"127.0.0.1:9081" desc:"Where router is; whoever calls it takes several, separated by commas, one for each replica."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9180" desc:"Where metrics are served."`
 
-	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"How long a callback may wait for its durable commit before it is answered 503."`
+	AckBudget time.Duration `env:"ACK_BUDGET" envDefault:"2s" desc:"How long a callback may wait for its answer: for its commit, and for the last quarter (at most 500ms) for the spool."`
+
+	DataDir    string `env:"DATA_DIR" envDefault:"data" desc:"Where the private Redis and the spool keep their data; --data-dir wins."`
+	SpoolDir   string `env:"SPOOL_DIR" desc:"Directory of the spool, for this process alone, on a local disk; empty means DATA_DIR/spool."`
+	SpoolBytes int64  `env:"SPOOL_MAX_BYTES" envDefault:"1073741824" desc:"Bytes of callbacks that may be spooled; the file becomes up to three times as large. Beyond it callbacks are answered 503."`
+	SpoolItems int    `env:"SPOOL_MAX_ITEMS" envDefault:"1000000" desc:"Callbacks that may be spooled, each about 200 bytes of memory. Beyond it callbacks are answered 503."`
+
+	MaxConnections int           `env:"INGRESS_MAX_CONNECTIONS" envDefault:"4096" desc:"HTTP connections at once; when all are taken, idle ones are closed for new ones."`
+	MaxRequests    int           `env:"INGRESS_MAX_REQUESTS" envDefault:"2048" desc:"Requests under way at once; more are answered 503."`
+	StopDelay      time.Duration `env:"INGRESS_STOP_DELAY" envDefault:"0s" desc:"How long a stopping ingress, not ready any more, goes on taking callbacks: the time that a balancer needs to notice."`
 
 	AllowedNetworks Networks      `env:"AMEYO_ALLOWED_NETWORKS" desc:"Comma-separated networks (10.0.0.0/8) and addresses from which callbacks are taken; empty means all."`
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
@@ -69,14 +80,28 @@ func (c *Config) Validate() error {
 	if c.AckBudget < 100*time.Millisecond || c.AckBudget > time.Minute {
 		problems = append(problems, fmt.Errorf("ACK_BUDGET: must be 100ms to 1m, not %v", c.AckBudget))
 	}
+	for _, limit := range []struct {
+		name       string
+		value, min int64
+	}{
+		{"SPOOL_MAX_BYTES", c.SpoolBytes, 1 << 20},
+		{"SPOOL_MAX_ITEMS", int64(c.SpoolItems), 1},
+		{"INGRESS_MAX_CONNECTIONS", int64(c.MaxConnections), 16},
+		{"INGRESS_MAX_REQUESTS", int64(c.MaxRequests), 1},
+	} {
+		if limit.value < limit.min {
+			problems = append(problems, fmt.Errorf("%s: must be at least %d, not %d", limit.name, limit.min, limit.value))
+		}
+	}
+	if c.StopDelay < 0 || c.StopDelay > time.Minute {
+		problems = append(problems, fmt.Errorf("INGRESS_STOP_DELAY: must be 0s to 1m, not %v", c.StopDelay))
+	}
 	if secret := c.PathSecret.Reveal(); secret != "" {
 		if len(secret) < 16 || strings.Trim(secret, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
 			problems = append(problems, errors.New("AMEYO_PATH_SECRET: must be at least 16 letters, digits, - or _"))
 		}
 	}
-	if _, err := c.Pbx.table(); err != nil {
-		problems = append(problems, err)
-	}
+	problems = append(problems, c.Pbx.problems()...)
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}
@@ -85,6 +110,13 @@ func (c *Config) Validate() error {
 	}
 	return errors.Join(problems...)
 }
+
+func (c *Config) spoolDir() string {
+	return cmp.Or(c.SpoolDir, filepath.Join(c.DataDir, "spool"))
+}
+
+// StopTimeout bounds stopping in order.
+func (c *Config) StopTimeout() time.Duration { return c.StopDelay + c.AckBudget + 2*time.Second }
 
 func (c *Config) options() callback.Options {
 	zone, err := time.LoadLocation(c.Timezone)

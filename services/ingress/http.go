@@ -69,15 +69,23 @@ func newHandler(s *Service) (http.Handler, error) {
 		_, _ = w.Write(gen.OpenAPI)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.underWay.Add(1)
-		defer s.underWay.Add(-1)
-		if strings.HasPrefix(r.URL.Path, pbxPath) {
-			events.ServeHTTP(w, r)
-			return
+		if s.stopping.Load() {
+			w.Header().Set("Connection", "close")
 		}
 		ours, allowed := s.door(r)
+		event := strings.HasPrefix(r.URL.Path, pbxPath)
 		switch {
-		case ours && allowed:
+		case ours && allowed, event:
+			if !s.load.enter() {
+				e := tooMany()
+				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
+				return
+			}
+			defer s.load.leave()
+			if event {
+				events.ServeHTTP(w, r)
+				return
+			}
 			callbacks.ServeHTTP(w, r)
 		case ours:
 			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")

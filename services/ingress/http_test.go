@@ -62,7 +62,33 @@ func accept(*routerv1.RouteItem) *routerv1.RouteAnswer { return &routerv1.RouteA
 // serve runs ingress' HTTP side in front of the fake router.
 func serve(t *testing.T, f *fakeRouter, env map[string]string) *httptest.Server {
 	t.Helper()
+	front, _ := serveService(t, f, env)
+	return front
+}
+
+func serveService(t *testing.T, f *fakeRouter, env map[string]string) (*httptest.Server, *Service) {
+	t.Helper()
+	s := newService(t, f, env)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.pipe.Run(ctx) })
+	wg.Go(func() { s.spool.run(ctx) })
+	front := httptest.NewServer(s.http.Handler)
+	t.Cleanup(func() {
+		front.Close()
+		cancel()
+		wg.Wait()
+	})
+	return front, s
+}
+
+// newService makes a service that does not run yet, in front of the fake router.
+func newService(t *testing.T, f *fakeRouter, env map[string]string) *Service {
+	t.Helper()
 	env["INGRESS_HTTP_ADDR"] = "127.0.0.1:0"
+	if env["SPOOL_DIR"] == "" {
+		env["SPOOL_DIR"] = t.TempDir()
+	}
 	cfg, err := config.LoadFrom[Config](env)
 	if err != nil {
 		t.Fatal(err)
@@ -74,18 +100,11 @@ func serve(t *testing.T, f *fakeRouter, env map[string]string) *httptest.Server 
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); s.pipe.Run(ctx) }()
-	front := httptest.NewServer(s.http.Handler)
 	t.Cleanup(func() {
-		front.Close()
-		cancel()
-		<-done
 		backend.Stop(time.Second)
-		_ = s.listen.Close()
+		_ = s.Close()
 	})
-	return front
+	return s
 }
 
 func do(t *testing.T, method, url string, header map[string]string) (*http.Response, string) {
@@ -134,10 +153,13 @@ func TestAnswers(t *testing.T) {
 		{"not GET", "POST", "/index.php?" + good, accept, 405, `{"success":false,"message":"use GET","requestId":"<id>"}`, "405"},
 		{"HEAD", "HEAD", "/index.php?" + good, accept, 405, "", "405"},
 		{"too long", "GET", "/index.php?" + good + "&x=" + long, accept, 414, `{"success":false,"message":"the query is longer than 16384 bytes","requestId":"<id>"}`, "414"},
-		{"nothing durable could take it", "GET", "/index.php?" + good,
-			func(*routerv1.RouteItem) *routerv1.RouteAnswer {
+		{"only the spool can take it", "GET", "/index.php?" + good,
+			func(item *routerv1.RouteItem) *routerv1.RouteAnswer {
+				if item.GetSpooled() {
+					return &routerv1.RouteAnswer{}
+				}
 				return &routerv1.RouteAnswer{Error: errkind.Unavailable(nil, "the store does not answer").Proto()}
-			}, 503, `{"success":false,"message":"the store does not answer","requestId":"<id>"}`, "call_end"},
+			}, 200, `{"success":true,"message":"Data Received","requestId":"<id>"}`, "call_end"},
 		{"a bug behind", "GET", "/index.php?" + good,
 			func(*routerv1.RouteItem) *routerv1.RouteAnswer {
 				return &routerv1.RouteAnswer{Error: errkind.Internal(io.EOF).Proto()}
@@ -198,20 +220,6 @@ func TestQueryAsPHPReadIt(t *testing.T) {
 	end := item.GetAmeyoCallEnd()
 	if end.GetUniqueId() != "2" || end.GetCustomerCrtId() != "a;b%zz" || end.GetCustomerId() != "\uFFFDe" {
 		t.Errorf("got %q", end)
-	}
-}
-
-// Without an answer in the ack budget nothing is acknowledged.
-func TestAckBudget(t *testing.T) {
-	f := &fakeRouter{answer: func(*routerv1.RouteItem) *routerv1.RouteAnswer { return nil }}
-	front := serve(t, f, map[string]string{"ACK_BUDGET": "150ms"})
-	began := time.Now()
-	resp, _ := do(t, "GET", front.URL+"/index.php?"+good, nil)
-	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" || time.Since(began) > 5*time.Second {
-		t.Errorf("got %d after %s", resp.StatusCode, time.Since(began))
-	}
-	if b := f.last().GetBudgetMs(); b < 1 || b > 150 {
-		t.Errorf("router was given %d ms", b)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package ingress is the door: HTTP callbacks become protobuf here (grpc-gateway, in process), are checked as far as that
-// needs no state, and are acknowledged once router says that they are committed. It owns sources, limits, request ids and
-// the words of every answer. It does not know rules that need state, and it does not know Redis.
+// needs no state, and are acknowledged once router says that they are committed, or once they are on the local disk where
+// that takes too long. It owns sources, limits, request ids, the spool and the words of every answer. It does not know rules that need state, and it does not know Redis.
 package ingress
 
 import (
@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
@@ -25,23 +27,28 @@ import (
 type Service struct {
 	cfg    Config
 	tel    *telemetry.Telemetry
-	pipe   *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
+	pipe   *routePipe
+	spool  *spooling
 	ameyo  *ameyoServer
 	pbx    *pbxServer
 	http   *http.Server
 	listen net.Listener
 
-	underWay atomic.Int64 // requests
+	load     load
+	stopping atomic.Bool
 }
 
-// New opens the HTTP address, so that a taken port fails at once; requests are served by Run.
+type routePipe = rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
+
+// New opens the HTTP address and the spool, so that a taken port or directory fails at once; requests are served by Run.
 func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) (*Service, error) {
-	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router))}
+	s := &Service{cfg: cfg, tel: tel, pipe: newPipe(routerv1.NewRouterServiceClient(router)), load: load{max: int64(cfg.MaxRequests)}}
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {
 		return nil, err
 	}
-	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe}
+	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts}
+	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
 	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
 		return nil, err
 	}
@@ -52,19 +59,29 @@ func New(cfg Config, tel *telemetry.Telemetry, router grpc.ClientConnInterface) 
 	if s.listen, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
 		return nil, fmt.Errorf("INGRESS_HTTP_ADDR: %w", err)
 	}
+	if s.spool.spool, err = openSpool(cfg, tel); err != nil {
+		return nil, errors.Join(err, s.listen.Close())
+	}
+	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	s.http = &http.Server{
 		Handler:           handler,
+		ConnState:         (&connections{max: cfg.MaxConnections, idle: map[net.Conn]struct{}{}}).state,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       90 * time.Second,
-		MaxHeaderBytes:    256 << 10, // a query that is too long shall get our 414, not a bare 431
+		MaxHeaderBytes:    128 << 10, // a query that is too long shall get our 414, not a bare 431
 	}
 	return s, nil
 }
 
+// Close ends a service that was never run.
+func (s *Service) Close() error { return errors.Join(s.spool.spool.Close(), s.listen.Close()) }
+
 // newPipe speaks the Route stream.
-func newPipe(client routerv1.RouterServiceClient) *rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer] {
+func newPipe(client routerv1.RouterServiceClient) *routePipe {
 	return rpc.NewPipe(rpc.PipeConfig[*routerv1.RouteItem, *routerv1.RouteAnswer]{
 		Open: func(ctx context.Context) (rpc.PipeStream[*routerv1.RouteItem, *routerv1.RouteAnswer], error) {
 			stream, err := client.Route(ctx)
@@ -91,12 +108,13 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	ingressv1.RegisterPbxServiceServer(r, s.pbx)
 }
 
-// Ready is nil while there is a stream to router.
+// Ready is nil while callbacks can be acknowledged: without router too, as long as the spool takes them. A balancer that
+// turned away from here then would find the same router gone elsewhere.
 func (s *Service) Ready() error {
-	if !s.pipe.Connected() {
-		return errors.New("no connection to router")
+	if s.stopping.Load() {
+		return errors.New("stopping")
 	}
-	return nil
+	return s.spool.ready()
 }
 
 // HTTPAddr is the address that callbacks reach, also when the configured port was 0.
@@ -105,18 +123,33 @@ func (s *Service) HTTPAddr() string { return s.listen.Addr().String() }
 // Run serves until ctx ends, then answers what is under way.
 func (s *Service) Run(ctx context.Context) error {
 	s.warnOpen()
-	// The pipe outlives the HTTP server: requests under way still need it.
-	pipeCtx, stopPipe := context.WithCancel(context.WithoutCancel(ctx))
-	pipeDone := make(chan struct{})
-	go func() { defer close(pipeDone); s.pipe.Run(pipeCtx) }()
-	defer func() { stopPipe(); <-pipeDone }()
+	// The spool and the pipe outlive the HTTP server: requests under way still need them.
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { s.pipe.Run(background) })
+	wg.Go(func() { s.spool.run(background) })
+	defer func() {
+		stop()
+		wg.Wait()
+		s.spool.away.Store(true) // nobody waits for the pipe any more
+		if err := s.spool.spool.Close(); err != nil {
+			s.tel.Log().Error("closing the spool", "error", err)
+		}
+	}()
 
 	served := make(chan error, 1)
-	go func() { served <- s.http.Serve(s.listen) }()
+	go func() { served <- s.http.Serve(netutil.LimitListener(s.listen, s.cfg.MaxConnections)) }()
 	select {
 	case err := <-served:
 		return err
 	case <-ctx.Done():
+	}
+	// Not ready any more, and every answer asks its client to come back over a new connection, which goes elsewhere.
+	s.stopping.Store(true)
+	select {
+	case err := <-served:
+		return err
+	case <-time.After(s.cfg.StopDelay):
 	}
 	return s.drain()
 }
@@ -130,7 +163,7 @@ func (s *Service) drain() error {
 	go func() { defer close(idle); _ = s.http.Shutdown(limit) }()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for s.underWay.Load() > 0 {
+	for s.load.now.Load() > 0 {
 		select {
 		case <-tick.C:
 		case <-limit.Done():

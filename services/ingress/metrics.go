@@ -8,19 +8,23 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"callrelay/platform/telemetry"
+	"callrelay/services/ingress/internal/spool"
 )
 
 // metrics counts callbacks by what they were answered and times the answers. All attribute sets are made once.
 type metrics struct {
 	answers metric.Int64Counter
 	latency metric.Float64Histogram
-	outcome map[string]metric.MeasurementOption
+	// refusedLate counts callbacks that were refused after the spool had acknowledged them.
+	refusedLate metric.Int64Counter
+	outcome     map[string]metric.MeasurementOption
 }
 
 // What a callback was answered.
 const (
 	accepted   = "accepted"
 	duplicate  = "duplicate"
+	spooled    = "spooled"
 	refused    = "refused"
 	unrecorded = "unavailable" // nothing durable took it in time, or a bug
 )
@@ -37,7 +41,11 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithExplicitBucketBoundaries(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2)); err != nil {
 		return nil, err
 	}
-	for _, word := range []string{accepted, duplicate, refused, unrecorded} {
+	if m.refusedLate, err = meter.Int64Counter("callrelay.spool.refused", metric.WithUnit("{callback}"),
+		metric.WithDescription("Callbacks that the rules refused after the spool had acknowledged them; each needs a person.")); err != nil {
+		return nil, err
+	}
+	for _, word := range []string{accepted, duplicate, spooled, refused, unrecorded} {
 		m.outcome[word] = metric.WithAttributeSet(attribute.NewSet(telemetry.Outcome.String(word)))
 	}
 	return m, nil
@@ -46,4 +54,30 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 func (m *metrics) answered(ctx context.Context, outcome string, received time.Time) {
 	m.answers.Add(ctx, 1, m.outcome[outcome])
 	m.latency.Record(ctx, time.Since(received).Seconds(), m.outcome[outcome])
+}
+
+// observeSpool registers the gauges of the spool.
+func observeSpool(meter metric.Meter, s *spool.Spool) error {
+	var (
+		gauges [4]metric.Int64ObservableGauge
+		err    error
+	)
+	for i, g := range [...]struct{ name, unit, what string }{
+		{"callrelay.spool.items", "{callback}", "Callbacks that were acknowledged from the spool and wait to be decided."},
+		{"callrelay.spool.size", "By", "Bytes of the spooled callbacks."},
+		{"callrelay.spool.oldest", "ms", "Age of the oldest spooled callback."},
+		{"callrelay.spool.damaged", "{thing}", "Damaged spool files that are kept, and items that could not be read since the start."},
+	} {
+		if gauges[i], err = meter.Int64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.what)); err != nil {
+			return err
+		}
+	}
+	_, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		st := s.Stats()
+		for i, value := range []int64{int64(st.Items), st.Bytes, st.Oldest.Milliseconds(), int64(st.Damaged)} {
+			o.ObserveInt64(gauges[i], value)
+		}
+		return nil
+	}, gauges[0], gauges[1], gauges[2], gauges[3])
+	return err
 }

@@ -2,7 +2,6 @@ package ingress
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -30,14 +29,20 @@ type pbxConfig struct {
 	TokenBurst   int     `env:"PBX_TOKEN_BURST" envDefault:"200" desc:"PBX events that one token may send at once."`
 }
 
-func (c *pbxConfig) table() (*pbxtable.Table, error) {
-	var problems []error
+func (c *pbxConfig) problems() (problems []error) {
 	if c.TokenRate <= 0 {
 		problems = append(problems, fmt.Errorf("PBX_TOKEN_RATE: must be positive, not %v", c.TokenRate))
 	}
 	if c.TokenBurst < 1 {
 		problems = append(problems, fmt.Errorf("PBX_TOKEN_BURST: must be at least 1, not %d", c.TokenBurst))
 	}
+	if _, err := c.table(); err != nil {
+		problems = append(problems, err)
+	}
+	return problems
+}
+
+func (c *pbxConfig) table() (*pbxtable.Table, error) {
 	table := &pbxtable.Table{}
 	if c.Integrations != "" {
 		data, err := os.ReadFile(c.Integrations)
@@ -45,10 +50,10 @@ func (c *pbxConfig) table() (*pbxtable.Table, error) {
 			table, err = pbxtable.Parse(data)
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("PBX_INTEGRATIONS: %w", err))
+			return nil, fmt.Errorf("PBX_INTEGRATIONS: %w", err)
 		}
 	}
-	return table, errors.Join(problems...)
+	return table, nil
 }
 
 // pbxServer takes the events of cloud PBXs, from the gateway and from gRPC clients alike. Tokens end here.
@@ -88,7 +93,7 @@ func (s *pbxServer) Event(ctx context.Context, m *callbackv1.PbxEvent) (*ingress
 		}
 	}
 	m.Token = ""
-	ack, err := s.callbacks.accept(ctx, requestOf(ctx, m), nil, &routerv1.RouteItem{Callback: &routerv1.RouteItem_PbxEvent{
+	ack, err := s.callbacks.accept(ctx, m, callback.PbxCallKey(row.Integration, m.GetCallId()), nil, &routerv1.RouteItem{Callback: &routerv1.RouteItem_PbxEvent{
 		PbxEvent: &routerv1.PbxEvent{Event: m, Integration: row.Integration, ExtensionId: row.ExtensionID, Extension: row.Name, Type: row.Type}}})
 	if err != nil {
 		return nil, err

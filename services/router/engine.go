@@ -56,6 +56,7 @@ type input struct {
 	since       time.Time // when it was received, by this process's clock
 	received    *statev1.Received
 	rejected    *statev1.Rejected // set: nothing is to be decided, only recorded
+	unreadable  error             // set: nothing can be decided, only recorded
 	ameyo       ameyo.Input
 	pbx         *pbxInput      // set: it belongs to a call of a cloud PBX
 	entry       *statev1.Entry // set: it came from `rules`
@@ -101,10 +102,13 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
 		if err != nil {
 			failed = err
-			item = undecided(in, state.GetVersion(), nowMS, err)
+			item = undecided(in, state.GetVersion(), nowMS, receivedMS, err)
 		}
 		if span.IsRecording() {
 			span.SetAttributes(decisionAttributes(effects)...)
+			if in.received.GetSpooled() {
+				span.SetAttributes(telemetry.Spooled.Bool(true))
+			}
 		}
 		item.Traceparent = telemetry.Inject(ctx)
 		answer, err := e.commitOne(ctx, item)
@@ -179,6 +183,9 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 			err = errkind.Internal(fmt.Errorf("panic in the rules: %v", p))
 		}
 	}()
+	if in.unreadable != nil {
+		return nil, effects, in.unreadable
+	}
 	if in.rejected != nil {
 		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
 			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), effects, nil
@@ -231,17 +238,17 @@ func newCommit(in *input, version string, nowMS int64, entries ...*statev1.Journ
 }
 
 // undecided records an input that the rules could not process, so that it is found and nothing waits for it for ever.
-func undecided(in *input, version string, nowMS int64, err error) *statev1.CommitItem {
+func undecided(in *input, version string, nowMS, receivedMS int64, err error) *statev1.CommitItem {
 	var entries []*statev1.JournalEntry
 	if in.received != nil {
-		entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Received{Received: in.received}})
+		entries = append(entries, received(in, nowMS, receivedMS))
 	}
 	cause := err
 	if c := errors.Unwrap(err); c != nil {
 		cause = c
 	}
-	entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Note{
-		Note: "undecided: " + telemetry.MaskDigits(cause.Error())}})
+	entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Undecided{Undecided: &statev1.Undecided{
+		Reason: telemetry.MaskDigits(cause.Error()), Field: errkind.From(err).Field, Acknowledged: in.received.GetSpooled()}}})
 	return newCommit(in, version, nowMS, entries...)
 }
 

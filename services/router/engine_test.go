@@ -150,8 +150,48 @@ func TestPanicHurtsNobodyElse(t *testing.T) {
 	if err := proto.Unmarshal(c.commits[0].GetJournal(), journal); err != nil {
 		t.Fatal(err)
 	}
-	if text := journal.String(); !strings.Contains(text, "undecided") || !strings.Contains(text, "unique_id=666") {
+	if text := journal.String(); journal.GetEntries()[1].GetUndecided().GetReason() == "" || !strings.Contains(text, "unique_id=666") {
 		t.Errorf("journal: %s", text)
+	}
+}
+
+// What the rules refuse or cannot process is recorded as undecided, with its query and under its input id, when it comes
+// out of a spool: its sender has a 200. Then it is out of the way.
+func TestSpooledPoisonIsRecorded(t *testing.T) {
+	e, f := newTestEngine(t)
+	e.decide = func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects) { panic("broken rule") }
+	noCallback := routeItem("r3", "3", "0")
+	noCallback.Callback = nil
+	for _, c := range []struct {
+		name  string
+		item  *routerv1.RouteItem
+		call  string
+		kind  errorsv1.Kind
+		field string
+	}{
+		{"refused", routeItem("r1", "no digits", "0"), "request/r1", errorsv1.Kind_KIND_INVALID, "unique_id"},
+		{"the rules panic", routeItem("r2", "2", "0"), "ameyo/2", errorsv1.Kind_KIND_INTERNAL, ""},
+		{"of a kind that is not known here", noCallback, "request/r3", errorsv1.Kind_KIND_INVALID, "callback"},
+	} {
+		c.item.Spooled, c.item.AgeMs = true, 5000
+		if a := e.send(c.item); a.GetError().GetKind() != c.kind {
+			t.Errorf("%s: answered %v", c.name, a.GetError())
+		}
+		commits := f.call(c.call).commits
+		journal := &statev1.Journal{}
+		if len(commits) != 1 || proto.Unmarshal(commits[0].GetJournal(), journal) != nil || commits[0].GetInputId() != c.item.GetRequestId() {
+			t.Errorf("%s: commits %v", c.name, commits)
+			continue
+		}
+		got, why := journal.GetEntries()[0].GetReceived(), journal.GetEntries()[1].GetUndecided()
+		if !got.GetSpooled() || string(got.GetQuery()) != string(c.item.GetQuery()) || got.GetAgeMs() < 5000 ||
+			why.GetReason() == "" || why.GetField() != c.field || !why.GetAcknowledged() {
+			t.Errorf("%s: journal %v", c.name, journal)
+		}
+	}
+	fresh := routeItem("r4", "no digits", "0")
+	if e.send(fresh); len(f.call("request/r4").commits) != 0 {
+		t.Error("a fresh one is ingress' to record")
 	}
 }
 

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime/debug"
 	"time"
 
@@ -53,10 +54,15 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 		if p := recover(); p != nil {
 			s.engine.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
 			answer.Error = errkind.Internal(errors.New("panic")).Proto()
+			if item.GetSpooled() { // it is not committed, so it must not leave the spool
+				answer.Error = errkind.Unavailable(nil, "the callback could not be recorded").Proto()
+			}
 		}
 	}()
-	in, err := s.input(item, now)
-	if err != nil {
+	in, err := s.read(item, now)
+	if err != nil && item.GetSpooled() && item.GetRequestId() != "" {
+		in = s.unreadable(item, now, err)
+	} else if err != nil {
 		answer.Error = errkind.From(err).Proto()
 		return answer
 	}
@@ -70,18 +76,37 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 	return answer
 }
 
+// read is input; a panic there is this item's error.
+func (s *server) read(item *routerv1.RouteItem, now time.Time) (in *input, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.engine.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
+			err = errkind.Internal(fmt.Errorf("panic: %v", p))
+		}
+	}()
+	return s.input(item, now)
+}
+
+// unreadable is the input of a callback that its sender believes to be taken and that cannot be: it is recorded under its
+// request id, with its query.
+func (s *server) unreadable(item *routerv1.RouteItem, now time.Time, err error) *input {
+	in := s.newInput(item, now)
+	in.call, in.unreadable = callback.RequestKey(item.GetRequestId()), err
+	switch item.GetCallback().(type) {
+	case *routerv1.RouteItem_AmeyoCallStart:
+		in.received.Source = "ameyo.call_start"
+	case *routerv1.RouteItem_AmeyoCallEnd:
+		in.received.Source = "ameyo.call_end"
+	}
+	return in
+}
+
 // input makes what the engine takes of a callback. Ingress has made the same checks; an internal client may not have.
 func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) {
 	if item.GetRequestId() == "" {
 		return nil, errkind.Invalid("request_id", "request_id is required")
 	}
-	in := &input{
-		id: item.GetRequestId(), traceparent: item.GetTraceparent(),
-		since: now.Add(-time.Duration(max(0, item.GetAgeMs())) * time.Millisecond),
-		received: &statev1.Received{Query: item.GetQuery(), Peer: item.GetPeer(),
-			TraceId: traceID(item.GetTraceparent())},
-		ameyo: ameyo.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent()},
-	}
+	in := s.newInput(item, now)
 	switch c := item.GetCallback().(type) {
 	case *routerv1.RouteItem_AmeyoCallStart:
 		start, err := callback.DecodeCallStart(wire.Params(c.AmeyoCallStart), s.engine.options)
@@ -107,6 +132,16 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 		return nil, errkind.Invalid("callback", "callback is required")
 	}
 	return in, nil
+}
+
+func (s *server) newInput(item *routerv1.RouteItem, now time.Time) *input {
+	return &input{
+		id: item.GetRequestId(), traceparent: item.GetTraceparent(),
+		since: now.Add(-time.Duration(max(0, item.GetAgeMs())) * time.Millisecond),
+		received: &statev1.Received{Query: item.GetQuery(), Peer: item.GetPeer(), Spooled: item.GetSpooled(),
+			TraceId: traceID(item.GetTraceparent())},
+		ameyo: ameyo.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent()},
+	}
 }
 
 func invalid(err error) error {

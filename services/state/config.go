@@ -8,6 +8,7 @@ import (
 
 	"callrelay/platform/config"
 	"callrelay/services/state/internal/dailylog"
+	"callrelay/services/state/internal/store"
 )
 
 // Config is everything that can be set of state.
@@ -34,6 +35,8 @@ func (c *Config) Validate() error {
 	var problems []error
 	if c.RedisURL == "" {
 		problems = append(problems, errors.New("REDIS_URL: is required, e.g. redis://127.0.0.1:6379/0 (callrelay up runs a private Redis)"))
+	} else if err := store.CheckURL(c.RedisURL.Reveal()); err != nil {
+		problems = append(problems, fmt.Errorf("REDIS_URL: %w", err))
 	}
 	if c.ReplicasAck < 0 || c.ReplicasAck > 16 {
 		problems = append(problems, fmt.Errorf("STATE_REPLICAS_ACK: must be 0 to 16, not %d", c.ReplicasAck))

@@ -16,7 +16,14 @@ func TestValidate(t *testing.T) {
 	all := maps.Clone(valid)
 	variables := map[string]bool{}
 	for _, wrong := range []struct{ variable, value string }{
+		{"REDIS_URL", "http://127.0.0.1"},
+		{"REDIS_URL", "redis://127.0.0.1:6379/0?nonsense=1"},
+		{"REDIS_URL", "redis://127.0.0.1:26379?master_name="},
+		{"REDIS_URL", "unix:///run/redis.sock?master_name=relay"},
+		{"REDIS_URL", "redis://127.0.0.1:26379?master_name=relay&addr=nowhere"},
 		{"REDIS_URL", ""},
+		{"STATE_REPLICAS_ACK", "-1"},
+		{"STATE_REPLICAS_ACK", "17"},
 		{"CALL_RETENTION", "59m"},
 		{"LEASE_TIME", "999ms"},
 		{"JOURNAL_LIMIT", "1023"},

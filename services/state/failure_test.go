@@ -114,6 +114,7 @@ func TestRedisFails(t *testing.T) {
 			mend: func(t *testing.T, r *redistest.Server, _ *redis.Client) { r.Continue() }},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
+			t.Parallel()
 			r := redistest.Start(t, append([]string{"--enable-debug-command", "yes"}, fault.args...)...)
 			p := startState(t, r.URL())
 			n := startLoad(t, p)
@@ -176,16 +177,17 @@ func wait(t *testing.T, d time.Duration) {
 
 // Rule 7: a pause of state itself, however long, gives nothing back: the consumers' results are unread, not missing.
 func TestStateStopsAndGoesOn(t *testing.T) {
+	t.Parallel()
 	r := redistest.Start(t)
 	p := startState(t, r.URL())
-	n := startLoad(t, p)
+	n := startSlowLoad(t, 1500*time.Millisecond, p)
 	for range 2 {
-		n.progress(t, 200)
+		n.progress(t, 100)
 		p.signal(syscall.SIGSTOP)
 		wait(t, 5*time.Second) // LEASE_TIME is 3 s
 		p.signal(syscall.SIGCONT)
 	}
-	n.progress(t, 200)
+	n.progress(t, 100)
 	n.settled(t)
 	if n.repeated > 0 {
 		t.Errorf("%d deliveries were leased again", n.repeated)
@@ -194,6 +196,7 @@ func TestStateStopsAndGoesOn(t *testing.T) {
 
 // Two state processes share the work while each is killed in turn.
 func TestTwoStatesAndKills(t *testing.T) {
+	t.Parallel()
 	r := redistest.Start(t)
 	a, b := startState(t, r.URL()), startState(t, r.URL())
 	n := startLoad(t, a, b)
@@ -212,6 +215,7 @@ func TestTwoStatesAndKills(t *testing.T) {
 
 // A stop in order answers or hands back what it has: nothing becomes uncertain, and it takes no longer than it may.
 func TestStateStopsInOrder(t *testing.T) {
+	t.Parallel()
 	r := redistest.Start(t)
 	a, b := startState(t, r.URL()), startState(t, r.URL())
 	n := startLoad(t, a, b)

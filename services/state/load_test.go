@@ -164,14 +164,21 @@ type neighbours struct {
 	grants   map[deliveryKey]int    // how often a consumer got it
 	done     map[deliveryKey]bool   // delivered, state said so
 	pending  map[deliveryKey]string // delivered, state has not said so: newest token
-	last     map[string]uint32      // per call, the newest delivery that a consumer got
-	repeated int                    // grants after the first
+	took     time.Duration          // how long the CRM takes
+	due      map[deliveryKey]time.Time
+	last     map[string]uint32 // per call, the newest delivery that a consumer got
+	repeated int               // grants after the first
 	wrong    []string
 }
 
 // startLoad commits calls of three deliveries each and delivers them, by several clients of each process.
 func startLoad(t *testing.T, processes ...*process) *neighbours {
-	n := &neighbours{processes: processes, acked: map[deliveryKey]bool{}, grants: map[deliveryKey]int{}, done: map[deliveryKey]bool{},
+	return startSlowLoad(t, 0, processes...)
+}
+
+// startSlowLoad is startLoad with a CRM that takes its time.
+func startSlowLoad(t *testing.T, took time.Duration, processes ...*process) *neighbours {
+	n := &neighbours{processes: processes, took: took, due: map[deliveryKey]time.Time{}, acked: map[deliveryKey]bool{}, grants: map[deliveryKey]int{}, done: map[deliveryKey]bool{},
 		pending: map[deliveryKey]string{}, last: map[string]uint32{}}
 	loading, end := context.WithCancel(context.Background())
 	consuming, stop := context.WithCancel(context.Background())
@@ -339,7 +346,7 @@ func (n *neighbours) lease(ctx context.Context, client statev1.StateServiceClien
 		}
 		n.mu.Lock()
 		for key, token := range n.pending {
-			if carried[key] || len(req.Results) == 64 {
+			if carried[key] || len(req.Results) == 64 || time.Now().Before(n.due[key]) {
 				continue
 			}
 			lastID++
@@ -382,6 +389,7 @@ func (n *neighbours) granted(w *statev1.LeaseWork) {
 	}
 	n.last[key.call] = max(n.last[key.call], key.number)
 	n.pending[key] = w.GetToken()
+	n.due[key] = time.Now().Add(n.took)
 }
 
 func (n *neighbours) answered(key deliveryKey, a *statev1.LeaseAnswer) {

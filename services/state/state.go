@@ -48,9 +48,11 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	return svc, svc.observe()
 }
 
-// Register adds the gRPC service.
+// Register adds the gRPC services.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	statev1.RegisterStateServiceServer(r, &server{Service: s})
+	statev1.RegisterAccountServiceServer(r, &accounts{Service: s})
+	statev1.RegisterLimitServiceServer(r, &limits{Service: s})
 }
 
 // Ready is nil while Redis answers and holds our format.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"callrelay/platform/config"
+	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/retry"
 )
 
 // Config is everything that can be set of upstream. Durations are written like 10s or 24h.
@@ -41,6 +43,8 @@ type Config struct {
 	BreakerProbes       int           `env:"BREAKER_PROBES" envDefault:"1" desc:"Requests let through after BREAKER_OPEN; all must succeed for normal sending."`
 	LeaseTime           time.Duration `env:"LEASE_TIME" envDefault:"45s" desc:"The lease time of state; must be the same there."`
 	StopTimeout         time.Duration `env:"UPSTREAM_STOP_TIMEOUT" envDefault:"3s" desc:"How long stopping may take; a request that is still running after three quarters of it is cut."`
+
+	Kommo KommoConfig
 }
 
 // leaseRoom is how much longer than one request a lease must be, so that its result can be reported in time.
@@ -98,7 +102,28 @@ func (c *Config) Validate() error {
 	needed := c.ConnectTimeout + c.Timeout + leaseRoom
 	check(c.LeaseTime >= needed, "LEASE_TIME: must be at least TOPSII_CONNECT_TIMEOUT + TOPSII_TIMEOUT + %v = %v, not %v: a request could outlive its lease and be sent twice",
 		leaseRoom, needed, c.LeaseTime)
-	return errors.Join(problems...)
+	return errors.Join(append(problems, c.Kommo.problems(c.LeaseTime)...)...)
+}
+
+// consumer is how TopS.II is worked off, and what every destination begins with.
+func (c *Config) consumer(destination string) delivery.Config {
+	return delivery.Config{
+		Destination: destination,
+		Workers:     c.Concurrency,
+		LeaseTime:   c.LeaseTime,
+		SendTimeout: c.Timeout,
+		StopTimeout: c.StopTimeout,
+		Disabled:    !bool(c.RealSend),
+		Policy: delivery.Policy{
+			Ask:              c.Uncertain == "ask",
+			MaxAttempts:      c.MaxAttempts,
+			AppErrorAttempts: c.AppErrorMaxAttempts,
+			MaxAge:           c.MaxAge,
+			Backoff:          retry.Backoff{Base: c.RetryBase, Max: c.RetryMax},
+			ProbeInterval:    c.ProbeInterval,
+		},
+		Breaker: delivery.BreakerSettings{Failures: c.BreakerFailures, Open: c.BreakerOpen, Probes: c.BreakerProbes},
+	}
 }
 
 // chosen are the address and key of the chosen environment.

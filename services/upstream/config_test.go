@@ -30,7 +30,7 @@ func TestEveryVariableIsDescribed(t *testing.T) {
 		if f.Desc == "" {
 			t.Errorf("%s has no description", f.Name)
 		}
-		if strings.HasSuffix(f.Name, "_KEY") != f.Secret {
+		if (strings.HasSuffix(f.Name, "_KEY") || strings.HasSuffix(f.Name, "_SECRET")) != f.Secret {
 			t.Errorf("%s: secret %v", f.Name, f.Secret)
 		}
 	}
@@ -56,9 +56,16 @@ func TestConfigProblems(t *testing.T) {
 				`INDEX_ENV: must be TEST or PROD, not "test"`, `TOPSII_UNCERTAIN: must be retry or ask, not "maybe"`, "TOPSII_CONCURRENCY: must be at least 1",
 				"RETRY_BASE: must be positive", "LEASE_TIME: must be at least TOPSII_CONNECT_TIMEOUT + TOPSII_TIMEOUT + 5s = 45s, not 44s"},
 		},
-		"an address with a query": {env: map[string]string{"TEST_BASE_URL": "http://crm.example.jp/?a=b"}, want: []string{"TEST_BASE_URL:"}},
-		"another scheme":          {env: map[string]string{"TEST_BASE_URL": "ftp://crm.example.jp"}, want: []string{"TEST_BASE_URL:"}},
-		"an unclear switch":       {env: map[string]string{"ENABLE_REAL_SEND": "maybe"}, want: []string{"ENABLE_REAL_SEND:"}},
+		"an address with a query":                {env: map[string]string{"TEST_BASE_URL": "http://crm.example.jp/?a=b"}, want: []string{"TEST_BASE_URL:"}},
+		"another scheme":                         {env: map[string]string{"TEST_BASE_URL": "ftp://crm.example.jp"}, want: []string{"TEST_BASE_URL:"}},
+		"a Kommo integration without its secret": {env: map[string]string{"KOMMO_CLIENT_ID": "c"}, want: []string{"KOMMO_CLIENT_ID: needs KOMMO_CLIENT_SECRET"}},
+		"everything of Kommo wrong": {
+			env: map[string]string{"SECRETS_KEY": "a:b", "KOMMO_BASE_URL": "x", "KOMMO_CONCURRENCY": "0", "KOMMO_RATE": "8", "KOMMO_TIMEOUT": "41s",
+				"KOMMO_REQUEST_TIMEOUT": "2m", "KOMMO_REFRESH_BEFORE": "1s", "KOMMO_SETTLE": "-1s"},
+			want: []string{`SECRETS_KEY: key "a": expected the base64 of 32 bytes`, "KOMMO_BASE_URL:", "KOMMO_CONCURRENCY:", "KOMMO_RATE: must be 1 to 7", "KOMMO_REQUEST_TIMEOUT:",
+				"KOMMO_TIMEOUT: must be at least", "LEASE_TIME: must be at least KOMMO_TIMEOUT", "KOMMO_REFRESH_BEFORE:", "KOMMO_SETTLE:"},
+		},
+		"an unclear switch": {env: map[string]string{"ENABLE_REAL_SEND": "maybe"}, want: []string{"ENABLE_REAL_SEND:"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := config.LoadFrom[upstream.Config](c.env)

@@ -9,6 +9,7 @@ replace callrelay/platform => ../../platform
 replace callrelay/callback => ../../callback
 
 require (
+	callrelay/callback v0.0.0-00010101000000-000000000000
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0
 	github.com/sony/gobreaker/v2 v2.4.0
@@ -19,10 +20,11 @@ require (
 	go.opentelemetry.io/otel/trace v1.47.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
+	pgregory.net/rapid v1.3.0
 )
 
 require (
-	callrelay/callback v0.0.0-00010101000000-000000000000
+	callrelay/sim v0.0.0
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/caarlos0/env/v11 v11.4.2 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
@@ -51,3 +53,5 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20261019180522-ce908d29299b // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261019180522-ce908d29299b // indirect
 )
+
+replace callrelay/sim => ../../sim

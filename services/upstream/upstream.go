@@ -1,13 +1,12 @@
 // Package upstream delivers to the CRM what the rules queued.
 //
 // It owns the way out: the clients of the systems behind it, how often and how fast they are tried, and when they are left
-// alone. It knows no rules and no Redis, keeps nothing across a restart, and serves no RPCs beside health: its only source
-// of work, and the only place where its results go, is state's Lease stream.
+// alone. It knows no rules and no Redis and keeps nothing across a restart: its only source of work, and the only place where
+// its results go, is state's Lease stream. Beside that it connects accounts (KommoService), whose credentials state keeps.
 package upstream
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -18,20 +17,25 @@ import (
 	"google.golang.org/grpc"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/platform/run"
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
-	"callrelay/services/upstream/internal/retry"
+	"callrelay/services/upstream/internal/kommo"
 	"callrelay/services/upstream/internal/topsii"
 )
 
 // Service delivers. Make it with New.
 type Service struct {
-	cfg    Config
-	log    *slog.Logger
-	client *topsii.Client
-	// consumers work off one destination each; the first is TopS.II's.
-	consumers []*delivery.Consumer
+	cfg      Config
+	tel      *telemetry.Telemetry
+	log      *slog.Logger
+	state    statev1.StateServiceClient
+	accounts statev1.AccountServiceClient
+	topsii   *delivery.Consumer
+	webhooks []*delivery.Consumer // one for each PBX integration
+	client   *topsii.Client
+	kommo    *kommo.Client // nil: there is no key to seal credentials with
 }
 
 var _ run.Service = (*Service)(nil)
@@ -56,24 +60,12 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		}
 	}
 	client := topsii.New(options)
-	stateClient := statev1.NewStateServiceClient(state)
-	consumer, err := delivery.New(delivery.Config{
-		Destination: "topsii",
-		Workers:     cfg.Concurrency,
-		LeaseTime:   cfg.LeaseTime,
-		SendTimeout: cfg.Timeout,
-		StopTimeout: cfg.StopTimeout,
-		Disabled:    !bool(cfg.RealSend),
-		Policy: delivery.Policy{
-			Ask:              cfg.Uncertain == "ask",
-			MaxAttempts:      cfg.MaxAttempts,
-			AppErrorAttempts: cfg.AppErrorMaxAttempts,
-			MaxAge:           cfg.MaxAge,
-			Backoff:          retry.Backoff{Base: cfg.RetryBase, Max: cfg.RetryMax},
-			ProbeInterval:    cfg.ProbeInterval,
-		},
-		Breaker: delivery.BreakerSettings{Failures: cfg.BreakerFailures, Open: cfg.BreakerOpen, Probes: cfg.BreakerProbes},
-	}, stateClient, client, tel)
+	stateClient, accounts := statev1.NewStateServiceClient(state), statev1.NewAccountServiceClient(state)
+	consumer, err := delivery.New(cfg.consumer("topsii"), stateClient, client, tel)
+	if err != nil {
+		return nil, err
+	}
+	k, err := newKommo(cfg, tel, accounts, statev1.NewLimitServiceClient(state), options.Trace)
 	if err != nil {
 		return nil, err
 	}
@@ -81,11 +73,13 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, log: tel.Log(), client: client, consumers: append([]*delivery.Consumer{consumer}, hooks...)}, nil
+	return &Service{cfg: cfg, webhooks: hooks, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k}, nil
 }
 
-// Register adds nothing: upstream is not called, it asks for work.
-func (s *Service) Register(grpc.ServiceRegistrar) {}
+// Register adds what is asked of upstream about accounts; its work it asks for itself.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	upstreamv1.RegisterKommoServiceServer(r, &kommoServer{Service: s})
+}
 
 // Run delivers until ctx ends; then it finishes or hands back what it has leased.
 func (s *Service) Run(ctx context.Context) error {
@@ -96,14 +90,18 @@ func (s *Service) Run(ctx context.Context) error {
 		s.log.Warn("SENDING IS DISABLED: nothing is sent to TopS.II, now or later; ENABLE_REAL_SEND=true sends",
 			"environment", s.cfg.Environment, "url", to)
 	}
-	var running sync.WaitGroup
-	errs := make([]error, len(s.consumers))
-	for i, c := range s.consumers {
-		running.Go(func() { errs[i] = c.Run(ctx) })
+	if s.kommo != nil {
+		accounts := make(chan struct{})
+		go func() { defer close(accounts); s.runKommo(ctx) }()
+		defer func() { <-accounts }()
 	}
-	running.Wait()
-	return errors.Join(errs...)
+	var hooks sync.WaitGroup
+	defer hooks.Wait()
+	for _, c := range s.webhooks {
+		hooks.Go(func() { _ = c.Run(ctx) }) // it logs what it cannot do and never gives up by itself
+	}
+	return s.topsii.Run(ctx)
 }
 
 // Ready reports whether work can be leased.
-func (s *Service) Ready() error { return s.consumers[0].Ready() }
+func (s *Service) Ready() error { return s.topsii.Ready() }

@@ -45,7 +45,7 @@ var up = section{"callrelay up", "Beside these, which cannot be given as `NAME_F
 	"`ENABLE_REAL_SEND` where the environment does not, so that deliveries go to the simulator. " +
 	"`callrelay send` takes `INGRESS_HTTP_ADDR` as the address to send to, the other commands take `STATE_GRPC_ADDR` as the one to ask.",
 	[]config.Field{
-		{Name: "DATA_DIR", Default: "data", Desc: "Where the private Redis keeps its data; --data-dir wins."},
+		{Name: "DATA_DIR", Default: "data", Desc: "Where the private Redis and the spool keep their data; --data-dir wins."},
 		{Name: "REDIS_APPENDFSYNC", Default: "always", Desc: "When the private Redis syncs to disk: always, before it answers; everysec, faster, " +
 			"may lose two seconds of acknowledged callbacks; no, whenever the system does."},
 	}}

@@ -42,7 +42,7 @@ func start(t *testing.T) *relay {
 	crm := httptest.NewServer(sim)
 	t.Cleanup(crm.Close)
 	env := map[string]string{
-		"REDIS_URL": redistest.Start(t).URL(), "INGRESS_HTTP_ADDR": "127.0.0.1:0",
+		"REDIS_URL": redistest.Start(t).URL(), "INGRESS_HTTP_ADDR": "127.0.0.1:0", "SPOOL_DIR": t.TempDir(),
 		"ENABLE_REAL_SEND": "true", "TEST_BASE_URL": crm.URL, "TEST_API_KEY": strings.Repeat("k", 32),
 	}
 	r := &relay{sim: sim, spans: tracetest.NewInMemoryExporter()}

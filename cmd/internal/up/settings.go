@@ -24,7 +24,7 @@ func settings(o Options) map[string]string {
 			env[name] = value
 		}
 	}
-	env["DATA_DIR"] = o.DataDir
+	env["DATA_DIR"] = o.DataDir // the spool is below it
 	if o.SimAddr != "" {
 		imply("INDEX_ENV", "TEST")
 		imply("TEST_BASE_URL", "http://"+o.SimAddr)

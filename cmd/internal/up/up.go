@@ -31,7 +31,7 @@ const (
 type Options struct {
 	// Environment is what the process was started with; see settings.
 	Environment map[string]string
-	// DataDir is where the private Redis keeps its data.
+	// DataDir is where the private Redis and the spool keep their data.
 	DataDir string
 	// SimAddr is where the TopS.II simulator listens; empty: none is started.
 	SimAddr string

@@ -180,6 +180,10 @@ func TestRules(t *testing.T) {
 			101 0 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
 			101 5 answer a CallFlow=in
 			101 15 hangup a CallFlow=in Duration=10000000 CallerExtensionID=33334`, want: []string{one}},
+		{name: "P9 not forwarded", script: `
+			101 0 dial-out a CalledNumber=+7999 CallerExtensionID=1 CalledExtensionID=2
+			101 5 answer a CallFlow=out
+			101 15 hangup a CallFlow=out CalledNumber=+7999 Duration=10000000`, want: []string{"out answered 0003*101 +7999 10s u101"}},
 		{name: "P10 attempts that failed", script: `
 			101 0 dial-out a CalledNumber=+7999
 			101 1 hangup a CallFlow=out CallStatus=busy Duration=0
@@ -435,6 +439,17 @@ func TestTakenBy(t *testing.T) {
 		102 3 answer b CallFlow=in`))
 	if c := w.cards["a"]; c.State != CardTaken || c.TakenBy != "0003*102" || c.Version != 2 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestRawStatus: the PBX's own word is kept beside ours (P10).
+func TestRawStatus(t *testing.T) {
+	w := newWorld(t)
+	w.play(script(t, `
+		101 0 dial-out a CalledNumber=+7999
+		101 1 hangup a CallFlow=out CallStatus=WEIRD`))
+	if r := w.records[0]; r.RawStatus == nil || *r.RawStatus != "WEIRD" || r.Success {
+		t.Errorf("%+v", r)
 	}
 }
 

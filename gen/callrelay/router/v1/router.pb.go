@@ -77,7 +77,8 @@ type RouteItem struct {
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Milliseconds since the callback was received, at the time of sending.
 	AgeMs int64 `protobuf:"varint,3,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
-	// Milliseconds left until nobody waits for the answer; not committed past it. 0 = no limit (from the spool).
+	// Milliseconds left until nobody waits for the answer; not committed past it. 0 = no limit. Of a spooled item it bounds
+	// this try alone.
 	BudgetMs int64 `protobuf:"varint,4,opt,name=budget_ms,json=budgetMs,proto3" json:"budget_ms,omitempty"`
 	// W3C trace context of the span that accepted the callback; empty when not traced.
 	Traceparent string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
@@ -85,6 +86,9 @@ type RouteItem struct {
 	Query []byte `protobuf:"bytes,6,opt,name=query,proto3" json:"query,omitempty"`
 	// The address that sent it, without port, for the journal.
 	Peer string `protobuf:"bytes,7,opt,name=peer,proto3" json:"peer,omitempty"`
+	// It was acknowledged from ingress' spool. Any answer that is not UNAVAILABLE says that it is committed: as decided, or
+	// as `undecided` where the rules refuse it or cannot process it, since nobody can be told any more.
+	Spooled bool `protobuf:"varint,8,opt,name=spooled,proto3" json:"spooled,omitempty"`
 	// Types that are valid to be assigned to Callback:
 	//
 	//	*RouteItem_AmeyoCallStart
@@ -173,6 +177,13 @@ func (x *RouteItem) GetPeer() string {
 		return x.Peer
 	}
 	return ""
+}
+
+func (x *RouteItem) GetSpooled() bool {
+	if x != nil {
+		return x.Spooled
+	}
+	return false
 }
 
 func (x *RouteItem) GetCallback() isRouteItem_Callback {
@@ -453,7 +464,7 @@ func (x *RouteResponse) GetAnswers() []*RouteAnswer {
 type RouteAnswer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Set when the item was not committed.
+	// Set when the item was not decided. UNAVAILABLE: whether it was committed is unknown.
 	Error *v11.Error `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	// The callback repeats one that is already known.
 	Duplicate     bool `protobuf:"varint,3,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
@@ -518,7 +529,7 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	" callrelay/router/v1/router.proto\x12\x13callrelay.router.v1\x1a$callrelay/callback/v1/callback.proto\x1a callrelay/errors/v1/errors.proto\"D\n" +
 	"\fRouteRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xde\x03\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xf8\x03\n" +
 	"\tRouteItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -527,7 +538,8 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\tbudget_ms\x18\x04 \x01(\x03R\bbudgetMs\x12 \n" +
 	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\x12\x14\n" +
 	"\x05query\x18\x06 \x01(\fR\x05query\x12\x12\n" +
-	"\x04peer\x18\a \x01(\tR\x04peer\x12Q\n" +
+	"\x04peer\x18\a \x01(\tR\x04peer\x12\x18\n" +
+	"\aspooled\x18\b \x01(\bR\aspooled\x12Q\n" +
 	"\x10ameyo_call_start\x18\n" +
 	" \x01(\v2%.callrelay.callback.v1.AmeyoCallStartH\x00R\x0eameyoCallStart\x12K\n" +
 	"\x0eameyo_call_end\x18\v \x01(\v2#.callrelay.callback.v1.AmeyoCallEndH\x00R\fameyoCallEnd\x128\n" +

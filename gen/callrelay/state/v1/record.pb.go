@@ -463,6 +463,7 @@ type JournalEntry struct {
 	//	*JournalEntry_Phone1
 	//	*JournalEntry_Note
 	//	*JournalEntry_Action
+	//	*JournalEntry_Undecided
 	//	*JournalEntry_Card
 	Fact          isJournalEntry_Fact `protobuf_oneof:"fact"`
 	unknownFields protoimpl.UnknownFields
@@ -601,6 +602,15 @@ func (x *JournalEntry) GetAction() *Action {
 	return nil
 }
 
+func (x *JournalEntry) GetUndecided() *Undecided {
+	if x != nil {
+		if x, ok := x.Fact.(*JournalEntry_Undecided); ok {
+			return x.Undecided
+		}
+	}
+	return nil
+}
+
 func (x *JournalEntry) GetCard() *PbxCard {
 	if x != nil {
 		if x, ok := x.Fact.(*JournalEntry_Card); ok {
@@ -651,8 +661,12 @@ type JournalEntry_Action struct {
 	Action *Action `protobuf:"bytes,11,opt,name=action,proto3,oneof"`
 }
 
+type JournalEntry_Undecided struct {
+	Undecided *Undecided `protobuf:"bytes,20,opt,name=undecided,proto3,oneof"`
+}
+
 type JournalEntry_Card struct {
-	Card *PbxCard `protobuf:"bytes,20,opt,name=card,proto3,oneof"`
+	Card *PbxCard `protobuf:"bytes,30,opt,name=card,proto3,oneof"`
 }
 
 func (*JournalEntry_Received) isJournalEntry_Fact() {}
@@ -673,6 +687,8 @@ func (*JournalEntry_Note) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Action) isJournalEntry_Fact() {}
 
+func (*JournalEntry_Undecided) isJournalEntry_Fact() {}
+
 func (*JournalEntry_Card) isJournalEntry_Fact() {}
 
 // A callback came in.
@@ -684,7 +700,9 @@ type Received struct {
 	Peer    string `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
 	TraceId string `protobuf:"bytes,4,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// Received this long before the entry was written.
-	AgeMs         int64 `protobuf:"varint,5,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	AgeMs int64 `protobuf:"varint,5,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// It was acknowledged from ingress' spool.
+	Spooled       bool `protobuf:"varint,6,opt,name=spooled,proto3" json:"spooled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -752,6 +770,13 @@ func (x *Received) GetAgeMs() int64 {
 		return x.AgeMs
 	}
 	return 0
+}
+
+func (x *Received) GetSpooled() bool {
+	if x != nil {
+		return x.Spooled
+	}
+	return false
 }
 
 // The rules chose.
@@ -944,6 +969,69 @@ func (x *Rejected) GetPath() string {
 	return ""
 }
 
+// The rules refused the callback or could not process it; its raw query is in `received`. Nothing follows from it by itself.
+type Undecided struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The parameter at fault, or empty.
+	Field string `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
+	// The sender has a 200 and will not send it again: a person has to look.
+	Acknowledged  bool `protobuf:"varint,3,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Undecided) Reset() {
+	*x = Undecided{}
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Undecided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Undecided) ProtoMessage() {}
+
+func (x *Undecided) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Undecided.ProtoReflect.Descriptor instead.
+func (*Undecided) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Undecided) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Undecided) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Undecided) GetAcknowledged() bool {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return false
+}
+
 // The callback repeats an earlier one.
 type Duplicate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -962,7 +1050,7 @@ type Duplicate struct {
 
 func (x *Duplicate) Reset() {
 	*x = Duplicate{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1062,7 @@ func (x *Duplicate) String() string {
 func (*Duplicate) ProtoMessage() {}
 
 func (x *Duplicate) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1075,7 @@ func (x *Duplicate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Duplicate.ProtoReflect.Descriptor instead.
 func (*Duplicate) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{8}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Duplicate) GetOf() string {
@@ -1054,7 +1142,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1154,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1167,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{9}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Attempt) GetDelivery() uint32 {
@@ -1199,7 +1287,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1299,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1312,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{10}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Ended) GetDelivery() uint32 {
@@ -1261,7 +1349,7 @@ type Phone1Fact struct {
 
 func (x *Phone1Fact) Reset() {
 	*x = Phone1Fact{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1361,7 @@ func (x *Phone1Fact) String() string {
 func (*Phone1Fact) ProtoMessage() {}
 
 func (x *Phone1Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1374,7 @@ func (x *Phone1Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Phone1Fact.ProtoReflect.Descriptor instead.
 func (*Phone1Fact) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{11}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Phone1Fact) GetWhat() string {
@@ -1331,7 +1419,7 @@ type Action struct {
 
 func (x *Action) Reset() {
 	*x = Action{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1431,7 @@ func (x *Action) String() string {
 func (*Action) ProtoMessage() {}
 
 func (x *Action) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1444,7 @@ func (x *Action) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Action.ProtoReflect.Descriptor instead.
 func (*Action) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{12}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Action) GetActor() string {
@@ -1421,7 +1509,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1521,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_record_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_record_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1534,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{13}
+	return file_callrelay_state_v1_record_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Delivery) GetNumber() uint32 {
@@ -1606,7 +1694,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\"E\n" +
 	"\aJournal\x12:\n" +
-	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xdf\x04\n" +
+	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\x9e\x05\n" +
 	"\fJournalEntry\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1d\n" +
 	"\n" +
@@ -1620,15 +1708,17 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x06phone1\x18\t \x01(\v2\x1e.callrelay.state.v1.Phone1FactH\x00R\x06phone1\x12\x14\n" +
 	"\x04note\x18\n" +
 	" \x01(\tH\x00R\x04note\x124\n" +
-	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x121\n" +
-	"\x04card\x18\x14 \x01(\v2\x1b.callrelay.state.v1.PbxCardH\x00R\x04cardB\x06\n" +
-	"\x04fact\"~\n" +
+	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x12=\n" +
+	"\tundecided\x18\x14 \x01(\v2\x1d.callrelay.state.v1.UndecidedH\x00R\tundecided\x121\n" +
+	"\x04card\x18\x1e \x01(\v2\x1b.callrelay.state.v1.PbxCardH\x00R\x04cardB\x06\n" +
+	"\x04fact\"\x98\x01\n" +
 	"\bReceived\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05query\x18\x02 \x01(\fR\x05query\x12\x12\n" +
 	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x19\n" +
 	"\btrace_id\x18\x04 \x01(\tR\atraceId\x12\x15\n" +
-	"\x06age_ms\x18\x05 \x01(\x03R\x05ageMs\"\x88\x02\n" +
+	"\x06age_ms\x18\x05 \x01(\x03R\x05ageMs\x12\x18\n" +
+	"\aspooled\x18\x06 \x01(\bR\aspooled\"\x88\x02\n" +
 	"\aDecided\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04flow\x18\x02 \x01(\tR\x04flow\x12\x1d\n" +
@@ -1649,7 +1739,11 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
 	"\x06method\x18\x04 \x01(\tR\x06method\x12\x12\n" +
-	"\x04path\x18\x05 \x01(\tR\x04path\"o\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\"]\n" +
+	"\tUndecided\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05field\x18\x02 \x01(\tR\x05field\x12\"\n" +
+	"\facknowledged\x18\x03 \x01(\bR\facknowledged\"o\n" +
 	"\tDuplicate\x12\x0e\n" +
 	"\x02of\x18\x01 \x01(\tR\x02of\x12\x12\n" +
 	"\x04gate\x18\x02 \x01(\tR\x04gate\x12\x18\n" +
@@ -1735,7 +1829,7 @@ func file_callrelay_state_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_callrelay_state_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_callrelay_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_callrelay_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(DeliveryState)(0),   // 0: callrelay.state.v1.DeliveryState
 	(*Record)(nil),       // 1: callrelay.state.v1.Record
@@ -1746,36 +1840,38 @@ var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(*Received)(nil),     // 6: callrelay.state.v1.Received
 	(*Decided)(nil),      // 7: callrelay.state.v1.Decided
 	(*Rejected)(nil),     // 8: callrelay.state.v1.Rejected
-	(*Duplicate)(nil),    // 9: callrelay.state.v1.Duplicate
-	(*Attempt)(nil),      // 10: callrelay.state.v1.Attempt
-	(*Ended)(nil),        // 11: callrelay.state.v1.Ended
-	(*Phone1Fact)(nil),   // 12: callrelay.state.v1.Phone1Fact
-	(*Action)(nil),       // 13: callrelay.state.v1.Action
-	(*Delivery)(nil),     // 14: callrelay.state.v1.Delivery
-	nil,                  // 15: callrelay.state.v1.Record.BlobsEntry
-	(*PbxCard)(nil),      // 16: callrelay.state.v1.PbxCard
+	(*Undecided)(nil),    // 9: callrelay.state.v1.Undecided
+	(*Duplicate)(nil),    // 10: callrelay.state.v1.Duplicate
+	(*Attempt)(nil),      // 11: callrelay.state.v1.Attempt
+	(*Ended)(nil),        // 12: callrelay.state.v1.Ended
+	(*Phone1Fact)(nil),   // 13: callrelay.state.v1.Phone1Fact
+	(*Action)(nil),       // 14: callrelay.state.v1.Action
+	(*Delivery)(nil),     // 15: callrelay.state.v1.Delivery
+	nil,                  // 16: callrelay.state.v1.Record.BlobsEntry
+	(*PbxCard)(nil),      // 17: callrelay.state.v1.PbxCard
 }
 var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.Record.gates:type_name -> callrelay.state.v1.Gate
 	3,  // 1: callrelay.state.v1.Record.phone1:type_name -> callrelay.state.v1.Phone1
-	15, // 2: callrelay.state.v1.Record.blobs:type_name -> callrelay.state.v1.Record.BlobsEntry
+	16, // 2: callrelay.state.v1.Record.blobs:type_name -> callrelay.state.v1.Record.BlobsEntry
 	5,  // 3: callrelay.state.v1.Journal.entries:type_name -> callrelay.state.v1.JournalEntry
 	6,  // 4: callrelay.state.v1.JournalEntry.received:type_name -> callrelay.state.v1.Received
 	7,  // 5: callrelay.state.v1.JournalEntry.decided:type_name -> callrelay.state.v1.Decided
 	8,  // 6: callrelay.state.v1.JournalEntry.rejected:type_name -> callrelay.state.v1.Rejected
-	9,  // 7: callrelay.state.v1.JournalEntry.duplicate:type_name -> callrelay.state.v1.Duplicate
-	10, // 8: callrelay.state.v1.JournalEntry.attempt:type_name -> callrelay.state.v1.Attempt
-	11, // 9: callrelay.state.v1.JournalEntry.ended:type_name -> callrelay.state.v1.Ended
-	12, // 10: callrelay.state.v1.JournalEntry.phone1:type_name -> callrelay.state.v1.Phone1Fact
-	13, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
-	16, // 12: callrelay.state.v1.JournalEntry.card:type_name -> callrelay.state.v1.PbxCard
-	0,  // 13: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
-	0,  // 14: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	10, // 7: callrelay.state.v1.JournalEntry.duplicate:type_name -> callrelay.state.v1.Duplicate
+	11, // 8: callrelay.state.v1.JournalEntry.attempt:type_name -> callrelay.state.v1.Attempt
+	12, // 9: callrelay.state.v1.JournalEntry.ended:type_name -> callrelay.state.v1.Ended
+	13, // 10: callrelay.state.v1.JournalEntry.phone1:type_name -> callrelay.state.v1.Phone1Fact
+	14, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
+	9,  // 12: callrelay.state.v1.JournalEntry.undecided:type_name -> callrelay.state.v1.Undecided
+	17, // 13: callrelay.state.v1.JournalEntry.card:type_name -> callrelay.state.v1.PbxCard
+	0,  // 14: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
+	0,  // 15: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_record_proto_init() }
@@ -1794,6 +1890,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		(*JournalEntry_Phone1)(nil),
 		(*JournalEntry_Note)(nil),
 		(*JournalEntry_Action)(nil),
+		(*JournalEntry_Undecided)(nil),
 		(*JournalEntry_Card)(nil),
 	}
 	type x struct{}
@@ -1802,7 +1899,7 @@ func file_callrelay_state_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_record_proto_rawDesc), len(file_callrelay_state_v1_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1271,7 +1271,9 @@ func (*LeaseResult_End) isLeaseResult_Result() {}
 func (*LeaseResult_Hold) isLeaseResult_Result() {}
 
 type Done struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the rules get to know, e.g. the ids of what was made; empty where they need nothing.
+	Reply         []byte `protobuf:"bytes,1,opt,name=reply,proto3" json:"reply,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1304,6 +1306,13 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
 	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Done) GetReply() []byte {
+	if x != nil {
+		return x.Reply
+	}
+	return nil
 }
 
 type RetryLater struct {
@@ -2493,8 +2502,9 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x0f \x01(\tR\trequestId\x12\x1a\n" +
 	"\bendpoint\x18\x10 \x01(\tR\bendpointB\b\n" +
-	"\x06result\"\x06\n" +
-	"\x04Done\"\\\n" +
+	"\x06result\"\x1c\n" +
+	"\x04Done\x12\x14\n" +
+	"\x05reply\x18\x01 \x01(\fR\x05reply\"\\\n" +
 	"\n" +
 	"RetryLater\x12\x13\n" +
 	"\x05in_ms\x18\x01 \x01(\x03R\x04inMs\x12\x1b\n" +

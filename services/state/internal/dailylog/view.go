@@ -201,6 +201,10 @@ func (s *story) tell(e *statev1.JournalEntry) {
 			text("callTime", f.GetCallTime()), text("phone1Status", f.GetStatus()))
 	case *statev1.JournalEntry_Note:
 		s.add(h, "note", s.masked(fact.Note), given("callId", s.callID))
+	case *statev1.JournalEntry_Undecided:
+		f := fact.Undecided
+		s.add(h, "note", "undecided: "+s.masked(f.GetReason()), given("callId", s.callID), given("field", f.GetField()),
+			given("acknowledged", yes(f.GetAcknowledged())))
 	case *statev1.JournalEntry_Action:
 		f := fact.Action
 		s.add(h, "operator", "Operator action: "+f.GetWhat(), given("callId", s.callID), text("delivery", decimal(f.GetDelivery())),
@@ -226,7 +230,7 @@ func (s *story) received(h head, f *statev1.Received) {
 		age = milliseconds(f.GetAgeMs())
 	}
 	s.add(h, "incoming_get", message, field{"query", s.query(f.GetQuery())},
-		field{"client", pairs("request_id", h.request, "ip", f.GetPeer())}, given("age", age))
+		field{"client", pairs("request_id", h.request, "ip", f.GetPeer())}, given("age", age), given("spooled", yes(f.GetSpooled())))
 }
 
 // query shows a query as PHP's json_encode($_GET): of a repeated parameter the last value, at the place of the first.

@@ -42,6 +42,8 @@ func entry(fact any) *statev1.JournalEntry {
 		e.Fact = &statev1.JournalEntry_Phone1{Phone1: f}
 	case *statev1.Action:
 		e.Fact = &statev1.JournalEntry_Action{Action: f}
+	case *statev1.Undecided:
+		e.Fact = &statev1.JournalEntry_Undecided{Undecided: f}
 	case string:
 		e.Fact = &statev1.JournalEntry_Note{Note: f}
 	}
@@ -156,10 +158,11 @@ var golden = []struct {
 			`incoming_get | Received dialer callback | query={"unique_id":"193370"} | client={"request_id":"R1","ip":"192.0.2.10"}`,
 			`response | Sent error response | status=400 | field=customerCRTId | message=customerCRTId is required when systemDisposition is CONNECTED | method=GET | path=/index.php`,
 		}},
-	{"undecided", event{item: commit(nil, end(""), "undecided: index out of range")},
+	{"undecided, from the spool", event{item: commit(nil, &statev1.Received{Source: "ameyo.call_end", Peer: "192.0.2.10", AgeMs: 61_000, Spooled: true},
+		&statev1.Undecided{Reason: "index out of range", Acknowledged: true})},
 		general, []string{
-			`incoming_get | Received dialer callback | query={} | client={"request_id":"R1","ip":"192.0.2.10"}`,
-			`note | undecided: index out of range | callId=193416`,
+			`incoming_get | Received dialer callback | query={} | client={"request_id":"R1","ip":"192.0.2.10"} | age=1m1s | spooled=true`,
+			`note | undecided: index out of range | callId=193416 | acknowledged=true`,
 		}},
 	{"operator", event{item: commit(delivery("createCallEnd", `{}`), &statev1.Action{Actor: "sato", What: "discard", Delivery: 1, Reason: "sent by hand"})},
 		callEnd, []string{`operator | Operator action: discard | callId=193416 | delivery=1 | actor=sato | reason=sent by hand`}},

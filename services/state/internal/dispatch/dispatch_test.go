@@ -313,3 +313,79 @@ func TestCommitLeasesAtOnce(t *testing.T) {
 		t.Errorf("got %v under a hold", work)
 	}
 }
+
+// Rule 7: only time in which this process looked counts, on one and the same Redis. Each step says how long ago the sweep
+// before was; a stopped process sees no more than that a long time has passed.
+func TestLeaseTimeCountsWhatWasWatched(t *testing.T) {
+	r := redistest.Start(t)
+	s := open(t, r.URL())
+	d := New(s, slog.New(slog.DiscardHandler), 5*time.Second)
+	d.sweep(ctx)
+	queue(t, s, "ameyo/1")
+	if work, _, err := s.Lease(ctx, dest, []string{"ameyo/1"}); err != nil || len(work) != 1 {
+		t.Fatal(work, err)
+	}
+	leased := func() bool {
+		t.Helper()
+		leases, err := s.Leases(ctx, dest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(leases) == 1
+	}
+	d.sweep(ctx) // sees it
+	for _, step := range []struct {
+		what  string
+		ago   time.Duration
+		redis func()
+		want  bool
+	}{
+		{"a pause of an hour counts as two seconds", time.Hour, nil, true},
+		{"four seconds", 2 * time.Second, nil, true},
+		{"a Redis that was restarted in between begins anew", 2 * time.Second, func() { r.Kill(); r.Up(t) }, true},
+		{"seen again", time.Second, nil, true},
+		{"two seconds since", 2 * time.Second, nil, true},
+		{"four", 2 * time.Second, nil, true},
+		{"six", 2 * time.Second, nil, false},
+	} {
+		if step.redis != nil {
+			step.redis()
+			redistest.Poll(t, 5*time.Second, "connected again", func() bool { return s.Ping(ctx) == nil })
+		}
+		if !d.swept.IsZero() {
+			d.swept = time.Now().Add(-step.ago)
+		}
+		d.sweep(ctx)
+		if leased() != step.want {
+			t.Errorf("%s: leased is %v", step.what, !step.want)
+		}
+	}
+}
+
+// A lease whose answer was lost goes back as soon as Redis answers again, long before LEASE_TIME, and is not uncertain:
+// nobody ever saw it.
+func TestLeaseThatNobodySaw(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	queue(t, s, "ameyo/1")
+	work, _, err := s.Lease(ctx, dest, []string{"ameyo/1"})
+	if err != nil || len(work) != 1 {
+		t.Fatal(work, err)
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	_, unsent, err := s.Lease(cancelled, dest, []string{"ameyo/1"}) // what a lease without an answer tells
+	if err == nil || len(unsent) != 1 {
+		t.Fatal(unsent, err)
+	}
+	unsent[0].Token = work[0].GetToken() // it stood all the same
+	d.mu.Lock()
+	d.unsent = unsent
+	d.mu.Unlock()
+	c := d.Join(dest)
+	c.Grant(1)
+	back := next(t, c, 5*time.Second)
+	if len(back) != 1 || back[0].GetDelivery().GetUncertain() || back[0].GetDelivery().GetAttempts() != 0 {
+		t.Errorf("got %v", back)
+	}
+}

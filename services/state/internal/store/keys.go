@@ -53,6 +53,19 @@ func keyWritten(beside string) string {
 	return "{" + beside + "}:w"
 }
 
+// keyAccount is a HASH per connected account: v version, b serialised Account, x end of its access token (ms, absent = none).
+// All accounts share one slot, so that the script that writes one keeps the index too.
+func keyAccount(id string) string { return "cr:{accounts}:a:" + id }
+
+// keyAccounts is a SET of the ids of all accounts.
+const keyAccounts = "cr:{accounts}:ids"
+
+// keyAccountLease is a STRING, the token of the process that renews an account's credentials; it ends by itself.
+func keyAccountLease(id string) string { return "cr:{accounts}:l:" + id }
+
+// keyLimit is a STRING per limit: when its next place is free (us); it ends by itself.
+func keyLimit(name string) string { return "cr:limit:" + name }
+
 var tags = func() (t [Partitions]string) {
 	for p := range t {
 		t[p] = "cr:{" + strconv.Itoa(p) + "}:"

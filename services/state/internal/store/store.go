@@ -52,6 +52,15 @@ type quiet struct{}
 
 func (quiet) Printf(context.Context, string, ...any) {}
 
+// CheckURL says what is wrong with a REDIS_URL.
+func CheckURL(raw string) error {
+	client, err := newClient(raw)
+	if err != nil {
+		return err
+	}
+	return client.Close()
+}
+
 // Open prepares the client; nothing is sent before Connect.
 func Open(cfg Config) (*Store, error) {
 	redis.SetLogger(quiet{})
@@ -73,6 +82,12 @@ func newClient(raw string) (redis.UniversalClient, error) {
 	const connections = 8
 	switch q := u.Query(); {
 	case q.Has("master_name"):
+		switch {
+		case q.Get("master_name") == "":
+			return nil, errors.New("master_name: expected the name by which the sentinels know the master, e.g. mymaster")
+		case u.Scheme == "unix":
+			return nil, errors.New("master_name: expected redis://sentinel:26379?master_name=..., not a unix socket")
+		}
 		o, err := redis.ParseFailoverURL(raw)
 		if err != nil {
 			return nil, err

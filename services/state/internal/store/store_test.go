@@ -79,7 +79,11 @@ var suite = []struct {
 	{"TimeToLive", testTimeToLive},
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
+	{"ClockJumps", testClockJumps},
 	{"Format", testFormat},
+	{"Accounts", testAccounts},
+	{"AccountLease", testAccountLease},
+	{"Limits", testLimits},
 }
 
 func flush(t *testing.T, s *Store) {
@@ -535,6 +539,44 @@ func TestClockNeverGoesBack(t *testing.T) {
 			base = base.Add(time.Second)
 			want(t, step.what+": a second later", at(), step.want)
 		}
+	})
+}
+
+// A jump of the clock loses nothing and leases nothing twice. What it does to times: after a jump ahead (a machine that was
+// asleep) every timer and retry of that span is due at once, phone-1 statuses and gates whose window ended in it are over,
+// and deliveries with a bounded age expire, visibly, for a person to retry; all as if the time had passed without a callback.
+// A Redis that is behind changes nothing here: this process's clock goes on from where it is. Only a state process that
+// starts then takes the new time; while it and older ones run side by side, what one puts off by a while is early or late
+// for the other by their difference.
+func testClockJumps(t *testing.T, s *Store) {
+	retry := func(call string) {
+		commit(t, s, item(call, "i1", "", "c1", 1))
+		complete(t, s, lease(t, s, call)[0], again(10_000))
+		want(t, call+" waits", numbers(lease(t, s, call)), "[]")
+	}
+	retry("ameyo/1")
+	timer := item("ameyo/2", "i1", "", "c1")
+	timer.SetTimers = []*statev1.Timer{{Name: "t", InMs: 600_000}}
+	commit(t, s, timer)
+
+	asleep := time.UnixMilli(s.Now()).Add(3 * time.Hour)
+	s.clock.wall = func() time.Time { return asleep }
+	s.clock.set(asleep)
+	due, _, err := s.Due(ctx, dest, 10)
+	want(t, "due after a jump ahead", fmt.Sprint(due, err), "[ameyo/1] <nil>")
+	w := lease(t, s, "ameyo/1")
+	want(t, "leased", numbers(w), "[ameyo/1:1]")
+	want(t, "leased twice", numbers(lease(t, s, "ameyo/1")), "[]")
+	timers, _, err := s.Lease(ctx, Rules, []string{"ameyo/2\tt"})
+	want(t, "timers", fmt.Sprint(len(timers), err), "1 <nil>")
+
+	s.clock.wall = time.Now
+	before := s.Now()
+	s.clock.set(time.Now())
+	want(t, "Redis three hours behind is followed", s.Now() < before, false)
+	want(t, "a result then", complete(t, s, w[0], again(30)).Superseded, false)
+	redistest.Poll(t, 2*time.Second, "30 ms later it is due: the clock does not stand still", func() bool {
+		return len(lease(t, s, "ameyo/1")) == 1
 	})
 }
 

@@ -28,8 +28,10 @@ type Config struct {
 	StopTimeout time.Duration
 	// Disabled: nothing is sent, everything ends as send_disabled.
 	Disabled bool
-	Policy   Policy
-	Breaker  BreakerSettings
+	// SendAgain takes the place of Send when an earlier attempt may have arrived: it finds that out first. nil: Send.
+	SendAgain func(ctx context.Context, endpoint string, payload []byte) Answer
+	Policy    Policy
+	Breaker   BreakerSettings
 }
 
 const (

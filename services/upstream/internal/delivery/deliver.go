@@ -62,7 +62,11 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	attempt = c.attempt(work)
 	attempt.Uncertain = true // what a panic leaves behind
 	start := time.Now()
-	answer := c.sender.Send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
+	send := c.sender.Send
+	if work.Delivery.Uncertain && c.cfg.SendAgain != nil {
+		send = c.cfg.SendAgain
+	}
+	answer := send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
 	took := time.Since(start)
 	failed = answer.transportFailure()
 
@@ -182,7 +186,7 @@ func (c *Consumer) result(it *item, attempt *statev1.Attempt, v verdict) *statev
 	}
 	switch v.next {
 	case nextDelivered:
-		result.Result = &statev1.LeaseResult_Done{Done: &statev1.Done{}}
+		result.Result = &statev1.LeaseResult_Done{Done: &statev1.Done{Reply: []byte(v.reply)}}
 	case nextRetry:
 		result.Result = &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{
 			InMs: v.in.Milliseconds(), PausedMs: v.paused.Milliseconds(), Uncounted: v.uncounted,

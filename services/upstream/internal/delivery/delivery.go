@@ -52,6 +52,8 @@ type Answer struct {
 	Result, MessageCode, SubMessageCode string
 	// Body is the beginning of the answer, as it came.
 	Body []byte
+	// Reply is what the rules get to know of a success, e.g. the ids of what it made; empty where they need nothing.
+	Reply []byte
 	// RetryAfter is how long the destination asked to be left alone; 0 = it did not.
 	RetryAfter time.Duration
 }

@@ -33,6 +33,8 @@ type verdict struct {
 	// in, paused and uncounted are RetryLater's, for retry. For hold, in is the probe interval.
 	in, paused time.Duration
 	uncounted  bool
+	// reply is what the rules get to know of a success.
+	reply string
 }
 
 // The words of Attempt.next.
@@ -103,11 +105,11 @@ func (p Policy) after(work *statev1.LeaseWork, answer Answer, c circumstances) v
 	number := int(work.Delivery.Attempts) + 1
 	switch answer.Outcome {
 	case Delivered:
-		return verdict{next: nextDelivered}
+		return verdict{next: nextDelivered, reply: string(answer.Reply)}
 	case Dead:
 		return dead(answer.Reason)
 	case Hold:
-		return verdict{next: nextHold, reason: answer.Reason, in: p.ProbeInterval}
+		return verdict{next: nextHold, reason: answer.Reason, in: max(p.ProbeInterval, answer.RetryAfter)}
 	case AppError:
 		if c.appErrors >= p.AppErrorAttempts {
 			return dead(fmt.Sprintf("given up after %d application errors; the last: %s", c.appErrors, answer.Reason))

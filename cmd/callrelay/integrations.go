@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
+	"callrelay/platform/rpc"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+)
+
+// errChecked: a check found something that has to be done.
+var errChecked = errors.New("something has to be done before calls can be delivered, see the lines with !")
+
+func newIntegrations() *cobra.Command {
+	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them"}
+	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsDisconnect())
+	return c
+}
+
+func newIntegrationsCheck() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "check <id>",
+		Short:   "Make harmless requests to a Kommo account and tell what it confirms",
+		Example: "  callrelay integrations check kommo/9001",
+		Args:    cobra.ExactArgs(1),
+	}
+	return asksUpstream(c, func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error {
+		id, err := kommoID(args[0])
+		if err != nil {
+			return err
+		}
+		answer, err := kommo.Check(ctx, &upstreamv1.CheckRequest{AccountId: id})
+		if err != nil {
+			return err
+		}
+		out := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+		for _, f := range answer.GetFindings() {
+			mark := " "
+			if !f.GetOk() {
+				mark, err = "!", errChecked
+			}
+			fmt.Fprintf(out, "%s %s\t%s\n", mark, f.GetFact(), f.GetFound())
+		}
+		return errors.Join(out.Flush(), err)
+	})
+}
+
+func newIntegrationsConnect() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "connect <host>",
+		Short: "Connect a Kommo account with a long-lived token, read from standard input",
+		Long: `Connect a Kommo account with a long-lived token, read from standard input so that no shell history keeps it.
+Make the token in Kommo: Settings, Integrations, a private integration, Keys and scopes.`,
+		Example: "  callrelay integrations connect acme.kommo.com < token",
+		Args:    cobra.ExactArgs(1),
+	}
+	return asksUpstream(c, func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error {
+		token, err := bufio.NewReader(c.InOrStdin()).ReadString('\n')
+		if token = strings.TrimSpace(token); token == "" {
+			return errors.Join(errors.New("no token on standard input"), err)
+		}
+		answer, err := kommo.Connect(ctx, &upstreamv1.ConnectRequest{Host: args[0], Token: token})
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "kommo/%d is connected\n", answer.GetAccountId())
+		return err
+	})
+}
+
+func newIntegrationsDisconnect() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "disconnect <id>",
+		Short:   "Forget a Kommo account and its credentials; what waits for it is kept",
+		Example: "  callrelay integrations disconnect kommo/9001",
+		Args:    cobra.ExactArgs(1),
+	}
+	return asksUpstream(c, func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error {
+		id, err := kommoID(args[0])
+		if err != nil {
+			return err
+		}
+		if _, err := kommo.Disconnect(ctx, &upstreamv1.DisconnectRequest{AccountId: id}); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "kommo/%d is disconnected\n", id)
+		return err
+	})
+}
+
+func kommoID(arg string) (int64, error) {
+	id, err := strconv.ParseInt(strings.TrimPrefix(arg, "kommo/"), 10, 64)
+	if err != nil || id <= 0 {
+		return 0, fmt.Errorf("%q is not a Kommo account, e.g. kommo/9001", arg)
+	}
+	return id, nil
+}
+
+// asksUpstream makes c a command that talks to upstream: it adds --upstream and calls run with a client.
+func asksUpstream(c *cobra.Command, run func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error) *cobra.Command {
+	addr := c.Flags().String("upstream", cmp.Or(os.Getenv("UPSTREAM_GRPC_ADDR"), "127.0.0.1:9083"), "where upstream serves gRPC (UPSTREAM_GRPC_ADDR)")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		conn, err := rpc.Dial(*addr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute) // a check waits for its places in the limit
+		defer cancel()
+		err = run(ctx, upstreamv1.NewKommoServiceClient(conn), args)
+		if s, ok := status.FromError(err); err != nil && ok {
+			return fmt.Errorf("upstream at %s: %s", *addr, s.Message())
+		}
+		return err
+	}
+	return c
+}

@@ -1,0 +1,228 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
+	"callrelay/services/ingress/internal/spool"
+)
+
+const (
+	// missesInARow is after how many callbacks that waited in vain router or state counts as away: from then on callbacks are
+	// spooled without waiting, and only the spool itself tries, one item at a time, until one is committed.
+	missesInARow = 3
+	// reconnecting is how long callbacks wait for a broken stream to come back before they are spooled at once.
+	reconnecting = 300 * time.Millisecond
+	// drainAtOnce bounds the spooled items that are with router, each of another call; tryTime bounds one try.
+	drainAtOnce = 128
+	tryTime     = 2 * time.Second
+	// refusedPart is the share of the spool that refused requests may fill: the rest is for callbacks.
+	refusedPart = .5
+	// quiet is for how long the spool must have been empty until that is worth a line, and how long it is not ready after it
+	// took nothing.
+	quiet = 5 * time.Second
+)
+
+// spooling decides which callbacks go to the spool and takes them from there to router.
+type spooling struct {
+	spool   *spool.Spool
+	pipe    *routePipe
+	tel     *telemetry.Telemetry
+	metrics *metrics
+
+	away   atomic.Bool  // nothing is sent to router but by drain
+	misses atomic.Int32 // in a row
+	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
+	alarm  atomic.Bool  // which was said
+}
+
+// behind says whether a callback of the call has to go to the spool: router is away, or something of the call is spooled. It
+// costs two atomic reads while neither is so.
+func (s *spooling) behind(call string) bool { return s.away.Load() || s.spool.Holds(call) }
+
+// committed notes that router and state work.
+func (s *spooling) committed() {
+	if s.misses.Load() != 0 {
+		s.misses.Store(0)
+	}
+	if s.away.Load() {
+		s.away.Store(false)
+	}
+}
+
+// missed notes that a callback waited in vain for all of its time.
+func (s *spooling) missed() {
+	if s.misses.Add(1) >= missesInARow {
+		s.away.Store(true)
+	}
+}
+
+// put spools an item. Its error is UNAVAILABLE: nothing durable can take the callback.
+func (s *spooling) put(ctx context.Context, r *request, call string, item *routerv1.RouteItem, part float64) error {
+	// A copy: a try that was given up may still be using the item.
+	data, err := proto.Marshal(&routerv1.RouteItem{RequestId: r.id, Traceparent: telemetry.Inject(ctx), Query: r.query, Peer: r.peer,
+		Spooled: true, Callback: item.GetCallback()})
+	if err != nil {
+		return errkind.Internal(err)
+	}
+	if err = s.spool.Append(ctx, call, r.received, data, part); err == nil {
+		return nil
+	}
+	if part == 1 && !errors.Is(ctx.Err(), context.Canceled) {
+		s.failed.Store(time.Now().UnixNano())
+		if !s.alarm.Swap(true) {
+			s.tel.Log().Error("NOTHING DURABLE CAN TAKE CALLBACKS: they are answered 503", "error", err)
+		}
+	}
+	return unavailable(err)
+}
+
+// run takes what is spooled to router until ctx ends. What is under way then stays spooled; it is recognised if it was
+// committed.
+func (s *spooling) run(ctx context.Context) {
+	var (
+		wg      sync.WaitGroup
+		flying  atomic.Int32
+		landed  = make(chan struct{}, 1)
+		tick    = time.NewTicker(100 * time.Millisecond)
+		watch   watch
+		retried time.Time
+	)
+	defer wg.Wait()
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		s.watch(&watch, now)
+		if now.Sub(retried) >= time.Second {
+			retried = now
+			s.spool.Again()
+		}
+		for s.pipe.Connected() && int(flying.Load()) < s.atOnce() {
+			item, ok := s.spool.Next()
+			if !ok {
+				break
+			}
+			flying.Add(1)
+			wg.Go(func() {
+				committed := s.drain(ctx, item)
+				flying.Add(-1)
+				if committed {
+					select {
+					case landed <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.spool.Wake():
+		case <-landed:
+		case <-tick.C: // also after a try that failed
+		}
+	}
+}
+
+func (s *spooling) atOnce() int {
+	if s.away.Load() {
+		return 1
+	}
+	return drainAtOnce
+}
+
+// drain tries to have one item committed. Any definite answer ends it: router commits what it refuses, too.
+func (s *spooling) drain(ctx context.Context, one spool.Item) (committed bool) {
+	item := &routerv1.RouteItem{}
+	if err := proto.Unmarshal(one.Data, item); err != nil { // its checksum is right: another version wrote it
+		s.spool.SetAside(one, err)
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, tryTime)
+	defer cancel()
+	item.AgeMs, item.BudgetMs = one.Age.Milliseconds(), tryTime.Milliseconds()
+	answer, err := s.pipe.Do(ctx, item)
+	var refused *errkind.Error
+	if err == nil {
+		refused = errkind.FromProto(answer.GetError())
+	}
+	if err != nil || refused != nil && refused.Kind == errorsv1.Kind_KIND_UNAVAILABLE {
+		s.spool.Back(one)
+		return false
+	}
+	s.spool.Done(one)
+	s.committed()
+	if refused != nil {
+		s.metrics.refusedLate.Add(ctx, 1)
+		s.tel.Log().Error("A CALLBACK WAS REFUSED AFTER IT HAD BEEN ACKNOWLEDGED; it is recorded as undecided, and its sender will not send it again",
+			"request_id", item.GetRequestId(), "call", one.Call, "field", refused.Field, "message", telemetry.MaskDigits(refused.Message))
+	}
+	return true
+}
+
+// watch is what run remembers between two looks.
+type watch struct {
+	lost  time.Time // since when there is no stream; zero = there is one
+	used  time.Time // when something was spooled last; zero = that is over, and said
+	begun time.Time
+}
+
+// watch notices a lost stream, and says when spooling begins and ends.
+func (s *spooling) watch(w *watch, now time.Time) {
+	empty := s.spool.Empty()
+	switch connected := s.pipe.Connected(); {
+	case connected:
+		w.lost = time.Time{}
+		if empty && s.away.Load() { // nothing is there to try with
+			s.committed()
+		}
+	case w.lost.IsZero():
+		w.lost = now
+	case now.Sub(w.lost) >= reconnecting:
+		s.away.Store(true)
+	}
+	if s.alarm.Load() && !s.failing(now) {
+		s.alarm.Store(false)
+		s.tel.Log().Info("no callback was answered 503 for want of room for a while")
+	}
+	switch {
+	case !empty && w.used.IsZero():
+		w.used, w.begun = now, now
+		s.tel.Log().Warn("spooling: callbacks are kept on this disk until they can be decided", "spooled", s.spool.Stats().Items)
+	case !empty:
+		w.used = now
+	case !w.used.IsZero() && now.Sub(w.used) >= quiet:
+		s.tel.Log().Info("the spool is empty again", "after", now.Sub(w.begun).Round(time.Second).String())
+		w.used = time.Time{}
+	}
+}
+
+// ready is nil while callbacks can be acknowledged: by router, or by the spool.
+func (s *spooling) ready() error {
+	if s.away.Load() && s.failing(time.Now()) {
+		return errors.New("router is away and the spool takes nothing")
+	}
+	return nil
+}
+
+// failing says whether the spool took nothing a short while ago; later it is worth another try.
+func (s *spooling) failing(now time.Time) bool { return now.Sub(time.Unix(0, s.failed.Load())) < quiet }
+
+// openSpool opens the spool that the configuration names.
+func openSpool(cfg Config, tel *telemetry.Telemetry) (*spool.Spool, error) {
+	sp, err := spool.Open(cfg.spoolDir(), spool.Limits{Bytes: cfg.SpoolBytes, Items: cfg.SpoolItems}, tel.Log())
+	if err != nil {
+		return nil, fmt.Errorf("SPOOL_DIR: %w", err)
+	}
+	return sp, nil
+}

@@ -1,0 +1,125 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/proto"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+)
+
+//go:embed lua/account.lua
+var accountLua string
+
+//go:embed lua/acquire.lua
+var acquireLua string
+
+var (
+	accountScript = redis.NewScript(accountLua)
+	acquireScript = redis.NewScript(acquireLua)
+)
+
+// Account reads one account; nil = there is none.
+func (s *Store) Account(ctx context.Context, id string) (*statev1.Account, error) {
+	fields, err := s.client.HGetAll(ctx, keyAccount(id)).Result()
+	if err != nil || len(fields) == 0 {
+		return nil, err
+	}
+	return s.account(fields)
+}
+
+// Accounts lists the accounts whose ids begin with prefix, by id.
+func (s *Store) Accounts(ctx context.Context, prefix string) ([]*statev1.Account, error) {
+	ids, err := s.client.SMembers(ctx, keyAccounts).Result()
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(ids)
+	p := s.client.Pipeline()
+	var cmds []*redis.MapStringStringCmd
+	for _, id := range ids {
+		if strings.HasPrefix(id, prefix) {
+			cmds = append(cmds, p.HGetAll(ctx, keyAccount(id)))
+		}
+	}
+	if len(cmds) == 0 {
+		return nil, nil
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return nil, err
+	}
+	var out []*statev1.Account
+	for _, cmd := range cmds {
+		if len(cmd.Val()) == 0 {
+			continue // deleted since its id was read
+		}
+		a, err := s.account(cmd.Val())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func (s *Store) account(fields map[string]string) (*statev1.Account, error) {
+	a := &statev1.Account{}
+	if err := proto.Unmarshal([]byte(fields["b"]), a); err != nil {
+		return nil, fmt.Errorf("a stored account cannot be read: %w", err)
+	}
+	a.Version = fields["v"]
+	if x, ok := fields["x"]; ok {
+		a.Expires, a.ExpiresInMs = true, atoi(x)-s.clock.Now()
+	}
+	return a, nil
+}
+
+// PutAccount writes an account that still has the expected version ("" = there is none). The same put again answers as before.
+func (s *Store) PutAccount(ctx context.Context, a *statev1.Account, expected string) (written bool, err error) {
+	now, ends := s.clock.Now(), ""
+	if a.GetExpires() {
+		ends = strconv.FormatInt(now+a.GetExpiresInMs(), 10)
+	}
+	kept := proto.CloneOf(a)
+	kept.Version, kept.Expires, kept.ExpiresInMs = "", false, 0
+	for _, n := range kept.GetNotices() {
+		if n.GetSinceMs() == 0 {
+			n.SinceMs = now
+		}
+	}
+	body, err := proto.Marshal(kept)
+	if err != nil {
+		return false, err
+	}
+	return s.writeAccount(ctx, a.GetId(), expected, a.GetVersion(), body, ends)
+}
+
+// DeleteAccount ends an account that still has the expected version. What is gone stays gone.
+func (s *Store) DeleteAccount(ctx context.Context, id, expected string) (deleted bool, err error) {
+	return s.writeAccount(ctx, id, expected, "", nil, "")
+}
+
+func (s *Store) writeAccount(ctx context.Context, id, expected, version string, body []byte, ends string) (bool, error) {
+	replies, errs := s.run(ctx, accountScript, []invocation{{[]string{keyAccount(id), keyAccounts}, []any{id, expected, version, body, ends}}})
+	return replies[0] == int64(1), errs[0]
+}
+
+// Acquire makes token the only holder of an account's lease for d, or says when the present holder's time ends.
+func (s *Store) Acquire(ctx context.Context, id, token string, d time.Duration) (wait time.Duration, err error) {
+	replies, errs := s.run(ctx, acquireScript, []invocation{{[]string{keyAccountLease(id)}, []any{"acquire", token, d.Milliseconds()}}})
+	ms, _ := replies[0].(int64)
+	return time.Duration(ms) * time.Millisecond, errs[0]
+}
+
+// ReleaseLease lets an account's lease go, if it is the token's.
+func (s *Store) ReleaseLease(ctx context.Context, id, token string) error {
+	_, errs := s.run(ctx, acquireScript, []invocation{{[]string{keyAccountLease(id)}, []any{"release", token, 0}}})
+	return errs[0]
+}

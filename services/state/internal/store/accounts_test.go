@@ -1,0 +1,174 @@
+package store
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/redistest"
+)
+
+func testAccounts(t *testing.T, s *Store) {
+	put := func(id, version, expected, host string, notices ...*statev1.Notice) bool {
+		t.Helper()
+		written, err := s.PutAccount(ctx, &statev1.Account{Id: id, Version: version, Host: host, Credentials: []byte{0, 1, 255},
+			Expires: true, ExpiresInMs: 60_000, Notices: notices}, expected)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return written
+	}
+	get := func(id string) *statev1.Account {
+		t.Helper()
+		a, err := s.Account(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	if get("kommo/1") != nil {
+		t.Error("an account out of nothing")
+	}
+	for i, step := range []struct {
+		id, version, expected, host string
+		want                        bool
+	}{
+		{"kommo/1", "a", "x", "one", false}, // there is none of that version
+		{"kommo/1", "a", "", "one", true},
+		{"kommo/1", "a", "", "one", true}, // the same again, after an unknown outcome
+		{"kommo/1", "b", "", "two", false},
+		{"kommo/1", "b", "a", "two", true},
+		{"kommo/1", "c", "a", "three", false},
+		{"pbx/1", "d", "", "four", true},
+	} {
+		if got := put(step.id, step.version, step.expected, step.host); got != step.want {
+			t.Errorf("step %d: written %v", i, got)
+		}
+	}
+	a := get("kommo/1")
+	if a.GetHost() != "two" || a.GetVersion() != "b" || string(a.GetCredentials()) != "\x00\x01\xff" {
+		t.Errorf("stored %v", a)
+	}
+	if !a.GetExpires() || a.GetExpiresInMs() > 60_000 || a.GetExpiresInMs() < 30_000 {
+		t.Errorf("expires in %d ms", a.GetExpiresInMs())
+	}
+	list, err := s.Accounts(ctx, "kommo/")
+	if err != nil || len(list) != 1 || !proto.Equal(list[0], &statev1.Account{Id: "kommo/1", Version: "b", Host: "two",
+		Credentials: []byte{0, 1, 255}, Expires: true, ExpiresInMs: list[0].GetExpiresInMs()}) {
+		t.Errorf("listed %v, %v", list, err)
+	}
+
+	// A notice keeps the time at which it first was true.
+	put("kommo/1", "e", "b", "two", &statev1.Notice{Code: "revoked"})
+	since := get("kommo/1").GetNotices()[0].GetSinceMs()
+	if since == 0 {
+		t.Error("a notice without a time")
+	}
+	put("kommo/1", "f", "e", "two", &statev1.Notice{Code: "revoked", SinceMs: since})
+	if got := get("kommo/1").GetNotices()[0].GetSinceMs(); got != since {
+		t.Errorf("since %d, was %d", got, since)
+	}
+
+	for i, step := range []struct {
+		expected string
+		want     bool
+	}{{"b", false}, {"f", true}, {"f", true}} {
+		if got, err := s.DeleteAccount(ctx, "kommo/1", step.expected); err != nil || got != step.want {
+			t.Errorf("delete %d: %v %v", i, got, err)
+		}
+	}
+	if list, _ := s.Accounts(ctx, "kommo/"); get("kommo/1") != nil || len(list) != 0 {
+		t.Error("deleted, and still there")
+	}
+}
+
+func testAccountLease(t *testing.T, s *Store) {
+	var holders atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			wait, err := s.Acquire(ctx, "kommo/1", fmt.Sprint("holder-", i), time.Minute)
+			if err != nil {
+				t.Error(err)
+			}
+			if wait == 0 {
+				holders.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if holders.Load() != 1 {
+		t.Fatalf("%d holders", holders.Load())
+	}
+	acquire := func(id, token string) time.Duration {
+		wait, err := s.Acquire(ctx, id, token, 50*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return wait
+	}
+	if acquire("kommo/2", "a") != 0 || acquire("kommo/2", "a") != 0 {
+		t.Error("the holder cannot prolong")
+	}
+	if acquire("kommo/2", "b") <= 0 {
+		t.Error("two holders")
+	}
+	if err := s.ReleaseLease(ctx, "kommo/2", "b"); err != nil || acquire("kommo/2", "b") <= 0 {
+		t.Error("somebody else let it go")
+	}
+	if err := s.ReleaseLease(ctx, "kommo/2", "a"); err != nil || acquire("kommo/2", "b") != 0 {
+		t.Error("it was let go, and is not free")
+	}
+	redistest.Poll(t, 5*time.Second, "a lease ends by itself", func() bool { return acquire("kommo/2", "c") == 0 })
+}
+
+func testLimits(t *testing.T, s *Store) {
+	// However many ask at the same time: the places are spaced evenly, and what nobody waits for takes none.
+	var mu sync.Mutex
+	var at []time.Duration
+	var refused int
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			taken, wait, err := s.Take(ctx, "kommo/1", 7, 1, 2*time.Second)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if taken {
+				at = append(at, time.Since(start)+wait)
+			} else {
+				refused++
+			}
+		})
+	}
+	wg.Wait()
+	// Places at 0, 1/7 s, ... 2 s, and one more for each 1/7 s that this took.
+	spent := int(time.Since(start) / (time.Second / 7))
+	if len(at) < 15 || len(at) > 16+spent || len(at)+refused != 20 {
+		t.Errorf("%d places, %d refused, in %v", len(at), refused, time.Since(start))
+	}
+	if taken, wait, err := s.Take(ctx, "kommo/2", 7, 1, 0); err != nil || !taken || wait != 0 {
+		t.Errorf("another limit: %v %v %v", taken, wait, err)
+	}
+	if err := s.Pause(ctx, "kommo/2", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Pause(ctx, "kommo/2", time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if taken, wait, err := s.Take(ctx, "kommo/2", 7, 1, time.Minute); err != nil || taken || wait < 59*time.Minute {
+		t.Errorf("in a pause: %v %v %v", taken, wait, err)
+	}
+	ttl, err := s.client.PTTL(ctx, keyLimit("kommo/2")).Result()
+	if err != nil || ttl <= 0 || ttl > 2*time.Hour {
+		t.Errorf("it lives for %v, %v", ttl, err)
+	}
+}

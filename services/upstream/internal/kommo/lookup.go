@@ -1,0 +1,274 @@
+package kommo
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+)
+
+// Bounds of a look-up. What does not fit makes it inconclusive: nothing is sent again, and a person is told.
+const (
+	pageSize    = 250
+	maxPages    = 4  // of notes of one entity, or of incoming leads
+	maxEntities = 12 // that share the number, their leads included
+)
+
+// lookup is the endpoint name of reads, for classify.
+const lookup = "lookup"
+
+type entity struct {
+	kind string
+	id   int64
+}
+
+// note is a call note as far as it is looked at.
+type note struct {
+	ID       int64  `json:"id"`
+	EntityID int64  `json:"entity_id"`
+	NoteType string `json:"note_type"`
+	Params   struct {
+		Uniq string `json:"uniq"`
+	} `json:"params"`
+}
+
+// find looks for a call by its uniq: among the call notes of the entity in the path, of those that have the phone and of
+// their leads, then among the incoming leads (spec/kommo.md, K10). Done with OK or NotFound; any other kind says why it
+// could not be found out.
+func (a *Account) find(ctx context.Context, p Path) (Reply, result) {
+	if p.Uniq == "" {
+		return Reply{}, result{kind: held, reason: "the call has no uniq by which it could be found"}
+	}
+	var entities []entity
+	if p.EntityID > 0 && collections[p.EntityType] != "" {
+		entities = append(entities, entity{p.EntityType, p.EntityID})
+	}
+	if lastDigits(p.Phone) != "" {
+		owners, r := a.owners(ctx, p.Phone)
+		if r.kind != done {
+			return Reply{}, r
+		}
+		for _, o := range owners {
+			if !slices.Contains(entities, o) {
+				entities = append(entities, o)
+			}
+		}
+	}
+	for _, e := range entities {
+		id, r := a.noteOf(ctx, e, p.Uniq)
+		if r.kind != done {
+			return Reply{}, r
+		}
+		if id != 0 {
+			return Reply{Outcome: OK, NoteID: id, EntityType: e.kind, EntityID: e.id}, r
+		}
+	}
+	return a.unsortedOf(ctx, p.Uniq)
+}
+
+// owners are the contacts and companies that have the number, by its last ten digits, and their leads. The search compares
+// some other number of digits, so what it finds is checked.
+func (a *Account) owners(ctx context.Context, phone string) ([]entity, result) {
+	kinds := []string{"contact"}
+	if a.client.options.Unconfirmed.SearchIncludesCompanies {
+		kinds = append(kinds, "company")
+	}
+	var owners []entity
+	last := result{kind: done}
+	for _, kind := range kinds {
+		found, r := a.search(ctx, kind, phone)
+		if last = r; r.kind != done {
+			return nil, r
+		}
+		for _, f := range found {
+			owners = append(owners, entity{kind, f.ID})
+			for _, lead := range f.Leads {
+				owners = append(owners, entity{"lead", lead})
+			}
+		}
+	}
+	if len(owners) > maxEntities {
+		return nil, result{kind: unavailable, reason: fmt.Sprintf("%d entities share the number, more than can be looked through", len(owners))}
+	}
+	return owners, last
+}
+
+// Found is a contact or company with a number.
+type Found struct {
+	ID    int64
+	Name  string
+	Leads []int64
+}
+
+// Contacts finds the contacts with this number, by its last ten digits.
+func (a *Account) Contacts(ctx context.Context, phone string) ([]Found, error) {
+	found, r := a.search(ctx, "contact", phone)
+	return found, r.err()
+}
+
+func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, result) {
+	var page struct {
+		Embedded map[string][]struct {
+			ID     int64  `json:"id"`
+			Name   string `json:"name"`
+			Fields []struct {
+				Code   string `json:"field_code"`
+				Values []struct {
+					Value json.RawMessage `json:"value"`
+				} `json:"values"`
+			} `json:"custom_fields_values"`
+			Embedded struct {
+				Leads []struct {
+					ID int64 `json:"id"`
+				} `json:"leads"`
+			} `json:"_embedded"`
+		} `json:"_embedded"`
+	}
+	collection := collections[kind]
+	r := a.get(ctx, "/api/v4/"+collection, url.Values{"query": {lastDigits(phone)}, "with": {"leads"}, "limit": {strconv.Itoa(pageSize)}}, &page)
+	if r.kind != done {
+		return nil, r
+	}
+	if len(page.Embedded[collection]) >= pageSize {
+		return nil, result{kind: unavailable, reason: "too many entities have a number like this one"}
+	}
+	var found []Found
+	for _, e := range page.Embedded[collection] {
+		has := false
+		for _, f := range e.Fields {
+			for _, v := range f.Values {
+				has = has || f.Code == "PHONE" && lastDigits(string(v.Value)) == lastDigits(phone)
+			}
+		}
+		if !has {
+			continue
+		}
+		one := Found{ID: e.ID, Name: e.Name}
+		for _, lead := range e.Embedded.Leads {
+			one.Leads = append(one.Leads, lead.ID)
+		}
+		found = append(found, one)
+	}
+	return found, r
+}
+
+// noteOf is the call note of an entity that carries the uniq; 0 = there is none.
+func (a *Account) noteOf(ctx context.Context, e entity, uniq string) (int64, result) {
+	for page := 1; page <= maxPages; page++ {
+		var answer struct {
+			Embedded struct {
+				Notes []note `json:"notes"`
+			} `json:"_embedded"`
+		}
+		r := decode(a.request(ctx, call{endpoint: noteGet, method: http.MethodGet, path: fmt.Sprintf("/api/v4/%s/%d/notes", collections[e.kind], e.id), query: url.Values{
+			"filter[note_type][]": {"call_in", "call_out"}, "order[id]": {"desc"}, "limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}}), &answer)
+		if r.kind == notFound {
+			return 0, result{kind: done} // the entity is gone, and its notes
+		}
+		if r.kind != done {
+			return 0, r
+		}
+		for _, n := range answer.Embedded.Notes {
+			if n.Params.Uniq == uniq {
+				return n.ID, r
+			}
+		}
+		if len(answer.Embedded.Notes) < pageSize {
+			return 0, r
+		}
+	}
+	return 0, result{kind: unavailable, reason: fmt.Sprintf("a %s has more than %d call notes, too many to look through", e.kind, maxPages*pageSize)}
+}
+
+// note reads one note.
+func (a *Account) note(ctx context.Context, collection string, id int64) (note, result) {
+	var n note
+	if id == 0 {
+		return n, result{kind: notFound}
+	}
+	r := a.request(ctx, call{endpoint: noteGet, method: http.MethodGet, path: fmt.Sprintf(paths[NotesPatch], collection, id)})
+	return n, decode(r, &n)
+}
+
+// unsortedOf is the incoming lead that carries the uniq.
+func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
+	for page := 1; page <= maxPages; page++ {
+		var answer struct {
+			Embedded struct {
+				Unsorted []struct {
+					UID      string `json:"uid"`
+					Metadata struct {
+						Uniq string `json:"uniq"`
+					} `json:"metadata"`
+					Embedded struct {
+						Leads, Contacts []struct {
+							ID int64 `json:"id"`
+						}
+					} `json:"_embedded"`
+				} `json:"unsorted"`
+			} `json:"_embedded"`
+		}
+		r := a.get(ctx, "/api/v4/leads/unsorted", url.Values{"filter[category][]": {"sip"}, "order[created_at]": {"desc"},
+			"limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}, &answer)
+		if r.kind != done {
+			return Reply{}, r
+		}
+		for _, u := range answer.Embedded.Unsorted {
+			if u.Metadata.Uniq != uniq {
+				continue
+			}
+			reply := Reply{Outcome: OK, UID: u.UID}
+			if len(u.Embedded.Leads) > 0 {
+				reply.LeadID = u.Embedded.Leads[0].ID
+				reply.EntityType, reply.EntityID = "lead", reply.LeadID
+			}
+			if len(u.Embedded.Contacts) > 0 {
+				reply.ContactID = u.Embedded.Contacts[0].ID
+			}
+			return reply, r
+		}
+		if len(answer.Embedded.Unsorted) < pageSize {
+			return Reply{Outcome: NotFound}, r
+		}
+	}
+	return Reply{}, result{kind: unavailable, reason: fmt.Sprintf("there are more than %d incoming leads, too many to look through", maxPages*pageSize)}
+}
+
+// About is what an account says about itself.
+type About struct {
+	ID         int64  `json:"id"`
+	Name       string `json:"name"`
+	Subdomain  string `json:"subdomain"`
+	UnsortedOn *bool  `json:"is_unsorted_on"`
+}
+
+func (a *Account) about(ctx context.Context) (about About, r result) {
+	r = a.get(ctx, "/api/v4/account", url.Values{"with": {"is_unsorted_on"}}, &about)
+	return about, r
+}
+
+// get reads something. An empty list is 204 and leaves `into` as it is.
+func (a *Account) get(ctx context.Context, path string, query url.Values, into any) result {
+	r := a.request(ctx, call{endpoint: lookup, method: http.MethodGet, path: path, query: query})
+	return decode(r, into)
+}
+
+func decode(r result, into any) result {
+	if r.kind == done && len(r.body) > 0 {
+		if err := json.Unmarshal(r.body, into); err != nil {
+			r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: "+bounded(err.Error(), 200)
+		}
+	}
+	return r
+}
+
+// err is a result as an error; nil when it is done.
+func (r result) err() error {
+	if r.kind == done {
+		return nil
+	}
+	return fmt.Errorf("%s", r.reason)
+}
