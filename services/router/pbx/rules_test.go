@@ -652,6 +652,10 @@ func TestFacts(t *testing.T) {
 	if got := w.call.Legs[0].Dial.Caller; got != "+7998" || !strings.Contains(w.notes[2], "other content") {
 		t.Errorf("a differing repeat: %q %q", got, w.notes)
 	}
+	w.send(parse(t, "101 0 dial-in a CallerIDNum=+7999")) // whichever comes last
+	if got := w.call.Legs[0].Dial.Caller; got != "+7998" {
+		t.Errorf("the order of differing repeats matters: %q", got)
+	}
 	w.settle()
 }
 
