@@ -21,6 +21,7 @@ replace callrelay/sim => ../sim
 replace callrelay/cmd => ../cmd
 
 require (
+	callrelay/callback v0.0.0-00010101000000-000000000000
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0
 	callrelay/services/ingress v0.0.0-00010101000000-000000000000
@@ -37,7 +38,6 @@ require (
 )
 
 require (
-	callrelay/callback v0.0.0-00010101000000-000000000000 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/caarlos0/env/v11 v11.4.2 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
@@ -79,6 +79,7 @@ require (
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/time v0.14.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261019180522-ce908d29299b // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261019180522-ce908d29299b // indirect
 	google.golang.org/protobuf v1.36.12 // indirect

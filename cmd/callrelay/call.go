@@ -17,7 +17,7 @@ func newCall() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "call <id>",
 		Short:   "Show what became of a call: its journal and its deliveries",
-		Example: "  callrelay call 193416\n  callrelay call ameyo/193416 --json",
+		Example: "  callrelay call 193416\n  callrelay call ameyo/193416 --json\n  callrelay call pbx/acme/31573def04f4624d233bfa37ab23dc5c",
 		Args:    cobra.ExactArgs(1),
 	}
 	return shows(c, func(ctx context.Context, relay operatorClient, args []string) (proto.Message, func(io.Writer) error, error) {

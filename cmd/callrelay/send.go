@@ -87,6 +87,8 @@ Scenarios: ` + names + `.`,
 		}
 		return nil
 	}
+	c.Args = cobra.ArbitraryArgs // "call-end" is no subcommand
+	c.AddCommand(newSendPbx())
 	return c
 }
 

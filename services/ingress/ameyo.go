@@ -74,17 +74,17 @@ func newRequestID() string { return rand.Text() }
 // CallStart takes a call-start callback.
 func (s *ameyoServer) CallStart(ctx context.Context, m *callbackv1.AmeyoCallStart) (*ingressv1.Ack, error) {
 	c, err := callback.DecodeCallStart(wire.Params(m), s.options)
-	return s.accept(ctx, m, c.CallID, err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
+	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
 }
 
 // CallEnd takes a call-end or not-answered callback.
 func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (*ingressv1.Ack, error) {
 	c, err := callback.DecodeCallEnd(wire.Params(m), s.options)
-	return s.accept(ctx, m, c.CallID, err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
+	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
 }
 
 // accept has one callback committed or spooled and acknowledges it; a malformed one is recorded and refused.
-func (s *ameyoServer) accept(ctx context.Context, m proto.Message, callID string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
+func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
 	r := requestOf(ctx, m)
 	if r.method == methodGRPC { // an HTTP request was counted at the door
 		if !s.load.enter() {
@@ -108,7 +108,7 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, callID string
 		s.metrics.answered(ctx, refused, r.received)
 		return nil, refusal
 	}
-	outcome, err := s.keep(ctx, r, callback.CallKey(callback.Ameyo, callID), item)
+	outcome, err := s.keep(ctx, r, call, item)
 	s.metrics.answered(ctx, outcome, r.received)
 	if err != nil {
 		span.SetStatus(codes.Error, "not committed")

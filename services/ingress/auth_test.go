@@ -28,11 +28,11 @@ import (
 const (
 	viewToken  = "viewer-viewer-viewer-viewer"
 	actToken   = "operator-operator-operator"
-	phoneToken = "phones-phones-phones-phones"
+	phonesToken = "phones-phones-phones-phones"
 )
 
 func tokens() string {
-	hash := sha256.Sum256([]byte(phoneToken))
+	hash := sha256.Sum256([]byte(phonesToken))
 	return "vic:viewer:" + viewToken + ",olga:operator:" + actToken + "\nphil:operator+phones:sha256=" + hex.EncodeToString(hash[:])
 }
 
@@ -128,7 +128,7 @@ func TestTokens(t *testing.T) {
 		{"a bare id", ask{method: "GET", path: "/v1/calls/1:diagnose", header: bearer(viewToken)}, 200, "vic viewer true"},
 		{"a viewer acts", ask{method: "POST", path: act, body: "{}", header: forged(viewToken)}, 403, "role operator"},
 		{"an operator acts", ask{method: "POST", path: act, body: `{"reason":"x"}`, header: forged(actToken)}, 200, "olga operator true"},
-		{"one who may see numbers", ask{method: "POST", path: act, body: "{}", header: forged(phoneToken)}, 200, "phil operator false"},
+		{"one who may see numbers", ask{method: "POST", path: act, body: "{}", header: forged(phonesToken)}, 200, "phil operator false"},
 		{"from anywhere", ask{method: "GET", path: look, header: bearer(viewToken), remote: "192.0.2.1:1", host: "relay.test"}, 200, ""},
 		{"the wrong method", ask{method: "DELETE", path: look, header: bearer(actToken)}, 405, "GET"},
 		{"no such route", ask{method: "GET", path: "/v1/secrets", header: bearer(actToken)}, 404, ""},

@@ -36,6 +36,8 @@ type Config struct {
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
 	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"Where set, callbacks are taken only under /SECRET/...; at least 16 letters, digits, - or _."`
 
+	Pbx pbxConfig
+
 	OperatorTokens Tokens `env:"OPERATOR_TOKENS" desc:"Who may use the operator API: NAME:ROLE:TOKEN, separated by commas or line breaks. ROLE is viewer, operator, or operator+phones, which also sees phone numbers; TOKEN is at least 24 characters, or sha256= and its hash in hex. Empty: only this machine may, through localhost. Secret."`
 
 	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
@@ -102,6 +104,7 @@ func (c *Config) Validate() error {
 			problems = append(problems, errors.New("AMEYO_PATH_SECRET: must be at least 16 letters, digits, - or _"))
 		}
 	}
+	problems = append(problems, c.Pbx.problems()...)
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}

@@ -36,18 +36,24 @@ var callbackPaths = map[string]bool{
 
 // newHandler is everything ingress serves over HTTP.
 func newHandler(s *Service) (http.Handler, error) {
-	gateway := runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
-		runtime.WithErrorHandler(s.gatewayError),
-		runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
-			s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})
-		}),
-		runtime.WithDisablePathLengthFallback(),
-	)
+	newGateway := func() *runtime.ServeMux {
+		return runtime.NewServeMux(
+			runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
+			runtime.WithErrorHandler(s.gatewayError),
+			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+				s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})
+			}),
+			runtime.WithDisablePathLengthFallback(),
+		)
+	}
+	gateway, pbxGateway := newGateway(), newGateway()
 	if err := ingressv1.RegisterAmeyoServiceHandlerServer(context.Background(), gateway, s.ameyo); err != nil {
 		return nil, err
 	}
-	callbacks := s.traced(s.checked(gateway))
+	if err := ingressv1.RegisterPbxServiceHandlerServer(context.Background(), pbxGateway, s.pbx); err != nil {
+		return nil, err
+	}
+	callbacks, events := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway)
 
 	operator, err := operatorHandler(s)
 	if err != nil {
@@ -75,14 +81,19 @@ func newHandler(s *Service) (http.Handler, error) {
 			operator.ServeHTTP(w, r)
 			return
 		}
+		event := strings.HasPrefix(r.URL.Path, pbxPath)
 		switch {
-		case ours && allowed:
+		case ours && allowed, event:
 			if !s.load.enter() {
 				e := tooMany()
 				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
 				return
 			}
 			defer s.load.leave()
+			if event {
+				events.ServeHTTP(w, r)
+				return
+			}
 			callbacks.ServeHTTP(w, r)
 		case ours:
 			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
@@ -152,9 +163,8 @@ func (s *Service) traced(next http.Handler) http.Handler {
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
 
-// checked gives a callback its request id, refuses what cannot be read, and rewrites its query so that the gateway reads it
-// as PHP did.
-func (s *Service) checked(next http.Handler) http.Handler {
+// identified gives a callback its request id, and answers for its panics.
+func (s *Service) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: s.peer(r), method: r.Method, path: r.URL.Path}
 		header := w.Header()
@@ -169,9 +179,18 @@ func (s *Service) checked(next http.Handler) http.Handler {
 				writeError(w, &refusal{status: http.StatusInternalServerError, message: "internal error"}, req.id)
 			}
 		}()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// checked refuses callbacks that cannot be read, and rewrites their query so that the gateway reads it as PHP did.
+func (s *Service) checked(next http.Handler) http.Handler {
+	return s.identified(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := r.Context()
+		req := ctx.Value(requestKey{}).(*request)
 		switch {
 		case r.Method != http.MethodGet:
-			header.Set("Allow", http.MethodGet)
+			w.Header().Set("Allow", http.MethodGet)
 			s.refuse(ctx, w, r, &refusal{status: http.StatusMethodNotAllowed, message: "use GET"})
 			return
 		case len(req.query) > maxQuery:
@@ -179,14 +198,13 @@ func (s *Service) checked(next http.Handler) http.Handler {
 			s.refuse(ctx, w, r, &refusal{status: http.StatusRequestURITooLong, message: "the query is longer than 16384 bytes"})
 			return
 		}
-		r = r.WithContext(ctx)
 		if !callback.Clean(r.URL.RawQuery) {
 			u := *r.URL
 			u.RawQuery = callback.ParseQuery(r.URL.RawQuery).Encode()
 			r.URL = &u
 		}
 		next.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // refusal is an answer that acknowledges nothing.
@@ -244,6 +262,9 @@ type ackWriter struct{ *runtime.JSONPb }
 
 // Marshal writes one answer. The ids and messages of an Ack are ours and need no escaping.
 func (a ackWriter) Marshal(v any) ([]byte, error) {
+	if event, ok := v.(*ingressv1.PbxAck); ok {
+		return []byte(`{"success":true,"requestId":"` + event.GetRequestId() + `"}`), nil
+	}
 	ack, ok := v.(*ingressv1.Ack)
 	if !ok {
 		return a.JSONPb.Marshal(v)

@@ -31,6 +31,7 @@ type Service struct {
 	pipe   *routePipe
 	spool  *spooling
 	ameyo  *ameyoServer
+	pbx    *pbxServer
 	http   *http.Server
 	listen net.Listener
 	router grpc.ClientConnInterface
@@ -56,6 +57,9 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	}
 	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts}
 	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
+	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
+		return nil, err
+	}
 	handler, err := newHandler(s)
 	if err != nil {
 		return nil, err
@@ -107,7 +111,10 @@ func newPipe(client routerv1.RouterServiceClient) *routePipe {
 }
 
 // Register adds the gRPC services.
-func (s *Service) Register(r grpc.ServiceRegistrar) { ingressv1.RegisterAmeyoServiceServer(r, s.ameyo) }
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	ingressv1.RegisterAmeyoServiceServer(r, s.ameyo)
+	ingressv1.RegisterPbxServiceServer(r, s.pbx)
+}
 
 // Ready is nil while callbacks can be acknowledged: without router too, as long as the spool takes them. A balancer that
 // turned away from here then would find the same router gone elsewhere.

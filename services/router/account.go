@@ -72,6 +72,10 @@ func terms(item *routerv1.RouteItem) (terms, phones []string) {
 		if list := m.GetPhoneList(); len(list) <= maxTerm {
 			add(&phones, strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(`[]",`, r) })...)
 		}
+	case *routerv1.RouteItem_PbxEvent:
+		m := c.PbxEvent
+		add(&terms, m.GetExtension(), m.GetEvent().GetAgentId())
+		add(&phones, m.GetEvent().GetCallerIdNum(), m.GetEvent().GetCalledNumber(), m.GetEvent().GetRemoteNumber())
 	}
 	return terms, phones
 }

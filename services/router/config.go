@@ -25,6 +25,8 @@ type Config struct {
 	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"What happens to a phone-1 status that phone 2 never took: drop or send."`
 	CallStartAge  int    `env:"CALL_START_MAX_AGE_SECONDS" envDefault:"0" desc:"A call start older than so many seconds ends as expired, unless something of its call waits behind it; 0 means never."`
 
+	Pbx pbxConfig
+
 	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
 	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`
 }
@@ -32,7 +34,8 @@ type Config struct {
 // Validate reports every problem; those of a rules file with file and line.
 func (c *Config) Validate() error {
 	_, _, err := c.rules()
-	return err
+	_, errPbx := c.Pbx.rules()
+	return errors.Join(err, errPbx)
 }
 
 // Explaining are the rules in force, for a tool that explains them elsewhere.

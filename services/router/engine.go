@@ -37,6 +37,7 @@ type engine struct {
 	lanes   lanes
 	clock   clock
 	running sync.WaitGroup
+	pbx     pbxRules
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -57,6 +58,7 @@ type input struct {
 	rejected    *statev1.Rejected // set: nothing is to be decided, only recorded
 	unreadable  error             // set: nothing can be decided, only recorded
 	ameyo       ameyo.Input
+	pbx         *pbxInput      // set: it belongs to a call of a cloud PBX
 	entry       *statev1.Entry // set: it came from `rules`
 	terms       []string       // what the call can be found by, and phone numbers
 	phones      []string
@@ -198,6 +200,10 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
 			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), effects, nil
 	}
+	if in.pbx != nil {
+		item, effects.Duplicate, err = e.decidePbx(in, state, receivedMS, nowMS)
+		return item, effects, err
+	}
 	call, err := readCall(state)
 	if err != nil {
 		return nil, effects, err
@@ -328,7 +334,11 @@ func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.Lease
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	name := w.GetEntry().GetTimer()
-	_, err := e.process(ctx, timerInput(w.GetCall(), w.GetEntry()))
+	in := timerInput(w.GetCall(), w.GetEntry())
+	if strings.HasPrefix(in.call, callback.Pbx+"/") {
+		e.pbx.timer(in, name)
+	}
+	_, err := e.process(ctx, in)
 	next := &statev1.LeaseRequest{Credit: 1}
 	if err != nil && errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE {
 		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: name,

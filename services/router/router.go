@@ -36,7 +36,8 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	}
 	client := statev1.NewStateServiceClient(state)
 	e := newEngine(rules, options, tel, client)
-	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, nil
+	e.pbx.configs, err = cfg.Pbx.rules()
+	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
 }
 
 // Register adds the gRPC services.

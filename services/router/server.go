@@ -120,6 +120,10 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 			return nil, invalid(err)
 		}
 		in.received.Source, in.call, in.ameyo.CallEnd = "ameyo.call_end", callback.CallKey("ameyo", end.CallID), &end
+	case *routerv1.RouteItem_PbxEvent:
+		if err := s.engine.pbx.event(in, item, c.PbxEvent); err != nil {
+			return nil, err
+		}
 	case *routerv1.RouteItem_Refused:
 		r := c.Refused
 		in.call = callback.RequestKey(item.GetRequestId())

@@ -25,6 +25,8 @@ type Config struct {
 	ProdAPIKey  config.Secret `env:"PROD_API_KEY" desc:"API key of the PROD TopS.II, 32 characters."`
 	PathPrefix  string        `env:"TOPSII_PATH_PREFIX" envDefault:"/fasthelp5-server/service/callmanage/predictiveCallApiService/" desc:"Path of the API below the base URL."`
 
+	Webhook webhookConfig
+
 	Uncertain      string        `env:"TOPSII_UNCERTAIN" envDefault:"retry" desc:"What happens when a request may have arrived but no answer came: retry sends it again (TopS.II may see it twice), ask waits for a person."`
 	Concurrency    int           `env:"TOPSII_CONCURRENCY" envDefault:"32" desc:"Requests to TopS.II at once."`
 	ConnectTimeout time.Duration `env:"TOPSII_CONNECT_TIMEOUT" envDefault:"10s" desc:"Longest wait for a connection to TopS.II."`
@@ -93,6 +95,9 @@ func (c *Config) Validate() error {
 		{"UPSTREAM_STOP_TIMEOUT", c.StopTimeout},
 	} {
 		check(d.value > 0, "%s: must be positive, not %v", d.name, d.value)
+	}
+	if _, err := c.Webhook.table(c.LeaseTime); err != nil {
+		problems = append(problems, err)
 	}
 	needed := c.ConnectTimeout + c.Timeout + leaseRoom
 	check(c.LeaseTime >= needed, "LEASE_TIME: must be at least TOPSII_CONNECT_TIMEOUT + TOPSII_TIMEOUT + %v = %v, not %v: a request could outlive its lease and be sent twice",

@@ -9,6 +9,7 @@ replace callrelay/platform => ../../platform
 replace callrelay/callback => ../../callback
 
 require (
+	callrelay/callback v0.0.0-00010101000000-000000000000
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0
 	github.com/sony/gobreaker/v2 v2.4.0

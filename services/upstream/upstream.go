@@ -9,6 +9,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel/metric/noop"
@@ -32,6 +33,7 @@ type Service struct {
 	state    statev1.StateServiceClient
 	accounts statev1.AccountServiceClient
 	topsii   *delivery.Consumer
+	webhooks []*delivery.Consumer // one for each PBX integration
 	client   *topsii.Client
 	kommo    *kommo.Client // nil: there is no key to seal credentials with
 }
@@ -67,7 +69,11 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k}, nil
+	hooks, err := webhooks(cfg, tel, stateClient, options.Trace)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg, webhooks: hooks, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k}, nil
 }
 
 // Register adds what is asked of upstream about accounts; its work it asks for itself.
@@ -88,6 +94,11 @@ func (s *Service) Run(ctx context.Context) error {
 		accounts := make(chan struct{})
 		go func() { defer close(accounts); s.runKommo(ctx) }()
 		defer func() { <-accounts }()
+	}
+	var hooks sync.WaitGroup
+	defer hooks.Wait()
+	for _, c := range s.webhooks {
+		hooks.Go(func() { _ = c.Run(ctx) }) // it logs what it cannot do and never gives up by itself
 	}
 	return s.topsii.Run(ctx)
 }

@@ -294,6 +294,8 @@ func TestStories(t *testing.T) {
 			w := newWorld(t, func(c *Config) { c.InferAnswer = false })
 			play(w)
 			w.settle()
+			w.atOnce(s.events, 1) // repeats that come when all is decided
+			w.settle()
 			if !slices.Equal(w.summary(), s.want) {
 				t.Fatalf("%s: registered %q, want %q; said %q", how, w.summary(), s.want, w.said)
 			}

@@ -180,6 +180,10 @@ func TestRules(t *testing.T) {
 			101 0 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
 			101 5 answer a CallFlow=in
 			101 15 hangup a CallFlow=in Duration=10000000 CallerExtensionID=33334`, want: []string{one}},
+		{name: "P9 not forwarded", script: `
+			101 0 dial-out a CalledNumber=+7999 CallerExtensionID=1 CalledExtensionID=2
+			101 5 answer a CallFlow=out
+			101 15 hangup a CallFlow=out CalledNumber=+7999 Duration=10000000`, want: []string{"out answered 0003*101 +7999 10s u101"}},
 		{name: "P10 attempts that failed", script: `
 			101 0 dial-out a CalledNumber=+7999
 			101 1 hangup a CallFlow=out CallStatus=busy Duration=0
@@ -438,6 +442,17 @@ func TestTakenBy(t *testing.T) {
 	}
 }
 
+// TestRawStatus: the PBX's own word is kept beside ours (P10).
+func TestRawStatus(t *testing.T) {
+	w := newWorld(t)
+	w.play(script(t, `
+		101 0 dial-out a CalledNumber=+7999
+		101 1 hangup a CallFlow=out CallStatus=WEIRD`))
+	if r := w.records[0]; r.RawStatus == nil || *r.RawStatus != "WEIRD" || r.Success {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestGrace: nothing that may still change is registered before the grace is over, and it is not longer than needed.
 func TestGrace(t *testing.T) {
 	w := newWorld(t)
@@ -636,6 +651,10 @@ func TestFacts(t *testing.T) {
 	w.send(parse(t, "101 0 dial-in a CallerIDNum=+7998"))
 	if got := w.call.Legs[0].Dial.Caller; got != "+7998" || !strings.Contains(w.notes[2], "other content") {
 		t.Errorf("a differing repeat: %q %q", got, w.notes)
+	}
+	w.send(parse(t, "101 0 dial-in a CallerIDNum=+7999")) // whichever comes last
+	if got := w.call.Legs[0].Dial.Caller; got != "+7998" {
+		t.Errorf("the order of differing repeats matters: %q", got)
 	}
 	w.settle()
 }

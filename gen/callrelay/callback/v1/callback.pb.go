@@ -322,6 +322,205 @@ func (x *AmeyoCallEnd) GetHangupCauseCode() string {
 	return ""
 }
 
+// PbxEvent is an event of one leg of a call on a cloud PBX, or of a queue agent (spec/pbx.md, Events in). Names are those that
+// the PBX documents.
+type PbxEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The secret of the extension's row. It ends at ingress: nobody behind it ever sees one.
+	Token             string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	EventType         string `protobuf:"bytes,2,opt,name=event_type,json=EventType,proto3" json:"event_type,omitempty"`
+	EventTime         string `protobuf:"bytes,3,opt,name=event_time,json=EventTime,proto3" json:"event_time,omitempty"`
+	CallId            string `protobuf:"bytes,4,opt,name=call_id,json=CallID,proto3" json:"call_id,omitempty"`
+	SubCallId         string `protobuf:"bytes,5,opt,name=sub_call_id,json=SubCallID,proto3" json:"sub_call_id,omitempty"`
+	CallFlow          string `protobuf:"bytes,6,opt,name=call_flow,json=CallFlow,proto3" json:"call_flow,omitempty"`
+	CallStatus        string `protobuf:"bytes,7,opt,name=call_status,json=CallStatus,proto3" json:"call_status,omitempty"`
+	CallerIdNum       string `protobuf:"bytes,8,opt,name=caller_id_num,json=CallerIDNum,proto3" json:"caller_id_num,omitempty"`
+	CalledNumber      string `protobuf:"bytes,9,opt,name=called_number,json=CalledNumber,proto3" json:"called_number,omitempty"`
+	CalledDid         string `protobuf:"bytes,10,opt,name=called_did,json=CalledDID,proto3" json:"called_did,omitempty"`
+	CallerExtensionId string `protobuf:"bytes,11,opt,name=caller_extension_id,json=CallerExtensionID,proto3" json:"caller_extension_id,omitempty"`
+	CalledExtensionId string `protobuf:"bytes,12,opt,name=called_extension_id,json=CalledExtensionID,proto3" json:"called_extension_id,omitempty"`
+	RemoteNumber      string `protobuf:"bytes,13,opt,name=remote_number,json=RemoteNumber,proto3" json:"remote_number,omitempty"`
+	CallBackId        string `protobuf:"bytes,14,opt,name=call_back_id,json=CallBackID,proto3" json:"call_back_id,omitempty"`
+	Bridged           string `protobuf:"bytes,15,opt,name=bridged,json=Bridged,proto3" json:"bridged,omitempty"`
+	Transfered        string `protobuf:"bytes,16,opt,name=transfered,json=Transfered,proto3" json:"transfered,omitempty"`
+	Duration          string `protobuf:"bytes,17,opt,name=duration,json=Duration,proto3" json:"duration,omitempty"`
+	RecId             string `protobuf:"bytes,18,opt,name=rec_id,json=RecID,proto3" json:"rec_id,omitempty"`
+	AgentId           string `protobuf:"bytes,19,opt,name=agent_id,proto3" json:"agent_id,omitempty"`
+	AgentStatus       string `protobuf:"bytes,20,opt,name=agent_status,proto3" json:"agent_status,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *PbxEvent) Reset() {
+	*x = PbxEvent{}
+	mi := &file_callrelay_callback_v1_callback_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PbxEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PbxEvent) ProtoMessage() {}
+
+func (x *PbxEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_callback_v1_callback_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PbxEvent.ProtoReflect.Descriptor instead.
+func (*PbxEvent) Descriptor() ([]byte, []int) {
+	return file_callrelay_callback_v1_callback_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PbxEvent) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetEventType() string {
+	if x != nil {
+		return x.EventType
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetEventTime() string {
+	if x != nil {
+		return x.EventTime
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetSubCallId() string {
+	if x != nil {
+		return x.SubCallId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCallFlow() string {
+	if x != nil {
+		return x.CallFlow
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCallStatus() string {
+	if x != nil {
+		return x.CallStatus
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCallerIdNum() string {
+	if x != nil {
+		return x.CallerIdNum
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCalledNumber() string {
+	if x != nil {
+		return x.CalledNumber
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCalledDid() string {
+	if x != nil {
+		return x.CalledDid
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCallerExtensionId() string {
+	if x != nil {
+		return x.CallerExtensionId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCalledExtensionId() string {
+	if x != nil {
+		return x.CalledExtensionId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetRemoteNumber() string {
+	if x != nil {
+		return x.RemoteNumber
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetCallBackId() string {
+	if x != nil {
+		return x.CallBackId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetBridged() string {
+	if x != nil {
+		return x.Bridged
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetTransfered() string {
+	if x != nil {
+		return x.Transfered
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetDuration() string {
+	if x != nil {
+		return x.Duration
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetRecId() string {
+	if x != nil {
+		return x.RecId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetAgentStatus() string {
+	if x != nil {
+		return x.AgentStatus
+	}
+	return ""
+}
+
 var File_callrelay_callback_v1_callback_proto protoreflect.FileDescriptor
 
 const file_callrelay_callback_v1_callback_proto_rawDesc = "" +
@@ -361,7 +560,36 @@ const file_callrelay_callback_v1_callback_proto_rawDesc = "" +
 	"\x0fcall_start_time\x18\x10 \x01(\tR\rcallStartTime\x12\"\n" +
 	"\rcall_end_time\x18\x11 \x01(\tR\vcallEndTime\x12\x1b\n" +
 	"\tcall_time\x18\x12 \x01(\tR\bcallTime\x12*\n" +
-	"\x11hangup_cause_code\x18\x13 \x01(\tR\x0fhangupCauseCodeB0Z.callrelay/gen/callrelay/callback/v1;callbackv1b\x06proto3"
+	"\x11hangup_cause_code\x18\x13 \x01(\tR\x0fhangupCauseCode\"\x91\x05\n" +
+	"\bPbxEvent\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
+	"\n" +
+	"event_type\x18\x02 \x01(\tR\tEventType\x12\x1d\n" +
+	"\n" +
+	"event_time\x18\x03 \x01(\tR\tEventTime\x12\x17\n" +
+	"\acall_id\x18\x04 \x01(\tR\x06CallID\x12\x1e\n" +
+	"\vsub_call_id\x18\x05 \x01(\tR\tSubCallID\x12\x1b\n" +
+	"\tcall_flow\x18\x06 \x01(\tR\bCallFlow\x12\x1f\n" +
+	"\vcall_status\x18\a \x01(\tR\n" +
+	"CallStatus\x12\"\n" +
+	"\rcaller_id_num\x18\b \x01(\tR\vCallerIDNum\x12#\n" +
+	"\rcalled_number\x18\t \x01(\tR\fCalledNumber\x12\x1d\n" +
+	"\n" +
+	"called_did\x18\n" +
+	" \x01(\tR\tCalledDID\x12.\n" +
+	"\x13caller_extension_id\x18\v \x01(\tR\x11CallerExtensionID\x12.\n" +
+	"\x13called_extension_id\x18\f \x01(\tR\x11CalledExtensionID\x12#\n" +
+	"\rremote_number\x18\r \x01(\tR\fRemoteNumber\x12 \n" +
+	"\fcall_back_id\x18\x0e \x01(\tR\n" +
+	"CallBackID\x12\x18\n" +
+	"\abridged\x18\x0f \x01(\tR\aBridged\x12\x1e\n" +
+	"\n" +
+	"transfered\x18\x10 \x01(\tR\n" +
+	"Transfered\x12\x1a\n" +
+	"\bduration\x18\x11 \x01(\tR\bDuration\x12\x15\n" +
+	"\x06rec_id\x18\x12 \x01(\tR\x05RecID\x12\x1a\n" +
+	"\bagent_id\x18\x13 \x01(\tR\bagent_id\x12\"\n" +
+	"\fagent_status\x18\x14 \x01(\tR\fagent_statusB0Z.callrelay/gen/callrelay/callback/v1;callbackv1b\x06proto3"
 
 var (
 	file_callrelay_callback_v1_callback_proto_rawDescOnce sync.Once
@@ -375,10 +603,11 @@ func file_callrelay_callback_v1_callback_proto_rawDescGZIP() []byte {
 	return file_callrelay_callback_v1_callback_proto_rawDescData
 }
 
-var file_callrelay_callback_v1_callback_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_callrelay_callback_v1_callback_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_callrelay_callback_v1_callback_proto_goTypes = []any{
 	(*AmeyoCallStart)(nil), // 0: callrelay.callback.v1.AmeyoCallStart
 	(*AmeyoCallEnd)(nil),   // 1: callrelay.callback.v1.AmeyoCallEnd
+	(*PbxEvent)(nil),       // 2: callrelay.callback.v1.PbxEvent
 }
 var file_callrelay_callback_v1_callback_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for method output_type
@@ -399,7 +628,7 @@ func file_callrelay_callback_v1_callback_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_callback_v1_callback_proto_rawDesc), len(file_callrelay_callback_v1_callback_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

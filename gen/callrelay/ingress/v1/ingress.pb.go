@@ -94,6 +94,59 @@ func (x *Ack) GetRequestId() string {
 	return ""
 }
 
+// PbxAck says that the event can no longer be lost.
+type PbxAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	RequestId     string                 `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PbxAck) Reset() {
+	*x = PbxAck{}
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PbxAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PbxAck) ProtoMessage() {}
+
+func (x *PbxAck) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PbxAck.ProtoReflect.Descriptor instead.
+func (*PbxAck) Descriptor() ([]byte, []int) {
+	return file_callrelay_ingress_v1_ingress_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PbxAck) GetSuccess() bool {
+	if x != nil {
+		return x.Success
+	}
+	return false
+}
+
+func (x *PbxAck) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 var File_callrelay_ingress_v1_ingress_proto protoreflect.FileDescriptor
 
 const file_callrelay_ingress_v1_ingress_proto_rawDesc = "" +
@@ -104,10 +157,17 @@ const file_callrelay_ingress_v1_ingress_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1c\n" +
 	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId2\xa8\x01\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"A\n" +
+	"\x06PbxAck\x12\x18\n" +
+	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId2\xa8\x01\n" +
 	"\fAmeyoService\x12M\n" +
 	"\tCallStart\x12%.callrelay.callback.v1.AmeyoCallStart\x1a\x19.callrelay.ingress.v1.Ack\x12I\n" +
-	"\aCallEnd\x12#.callrelay.callback.v1.AmeyoCallEnd\x1a\x19.callrelay.ingress.v1.AckB.Z,callrelay/gen/callrelay/ingress/v1;ingressv1b\x06proto3"
+	"\aCallEnd\x12#.callrelay.callback.v1.AmeyoCallEnd\x1a\x19.callrelay.ingress.v1.Ack2T\n" +
+	"\n" +
+	"PbxService\x12F\n" +
+	"\x05Event\x12\x1f.callrelay.callback.v1.PbxEvent\x1a\x1c.callrelay.ingress.v1.PbxAckB.Z,callrelay/gen/callrelay/ingress/v1;ingressv1b\x06proto3"
 
 var (
 	file_callrelay_ingress_v1_ingress_proto_rawDescOnce sync.Once
@@ -121,19 +181,23 @@ func file_callrelay_ingress_v1_ingress_proto_rawDescGZIP() []byte {
 	return file_callrelay_ingress_v1_ingress_proto_rawDescData
 }
 
-var file_callrelay_ingress_v1_ingress_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_callrelay_ingress_v1_ingress_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_callrelay_ingress_v1_ingress_proto_goTypes = []any{
 	(*Ack)(nil),               // 0: callrelay.ingress.v1.Ack
-	(*v1.AmeyoCallStart)(nil), // 1: callrelay.callback.v1.AmeyoCallStart
-	(*v1.AmeyoCallEnd)(nil),   // 2: callrelay.callback.v1.AmeyoCallEnd
+	(*PbxAck)(nil),            // 1: callrelay.ingress.v1.PbxAck
+	(*v1.AmeyoCallStart)(nil), // 2: callrelay.callback.v1.AmeyoCallStart
+	(*v1.AmeyoCallEnd)(nil),   // 3: callrelay.callback.v1.AmeyoCallEnd
+	(*v1.PbxEvent)(nil),       // 4: callrelay.callback.v1.PbxEvent
 }
 var file_callrelay_ingress_v1_ingress_proto_depIdxs = []int32{
-	1, // 0: callrelay.ingress.v1.AmeyoService.CallStart:input_type -> callrelay.callback.v1.AmeyoCallStart
-	2, // 1: callrelay.ingress.v1.AmeyoService.CallEnd:input_type -> callrelay.callback.v1.AmeyoCallEnd
-	0, // 2: callrelay.ingress.v1.AmeyoService.CallStart:output_type -> callrelay.ingress.v1.Ack
-	0, // 3: callrelay.ingress.v1.AmeyoService.CallEnd:output_type -> callrelay.ingress.v1.Ack
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	2, // 0: callrelay.ingress.v1.AmeyoService.CallStart:input_type -> callrelay.callback.v1.AmeyoCallStart
+	3, // 1: callrelay.ingress.v1.AmeyoService.CallEnd:input_type -> callrelay.callback.v1.AmeyoCallEnd
+	4, // 2: callrelay.ingress.v1.PbxService.Event:input_type -> callrelay.callback.v1.PbxEvent
+	0, // 3: callrelay.ingress.v1.AmeyoService.CallStart:output_type -> callrelay.ingress.v1.Ack
+	0, // 4: callrelay.ingress.v1.AmeyoService.CallEnd:output_type -> callrelay.ingress.v1.Ack
+	1, // 5: callrelay.ingress.v1.PbxService.Event:output_type -> callrelay.ingress.v1.PbxAck
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -150,9 +214,9 @@ func file_callrelay_ingress_v1_ingress_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_ingress_v1_ingress_proto_rawDesc), len(file_callrelay_ingress_v1_ingress_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   2,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_callrelay_ingress_v1_ingress_proto_goTypes,
 		DependencyIndexes: file_callrelay_ingress_v1_ingress_proto_depIdxs,

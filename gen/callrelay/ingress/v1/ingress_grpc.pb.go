@@ -164,3 +164,111 @@ var AmeyoService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "callrelay/ingress/v1/ingress.proto",
 }
+
+const (
+	PbxService_Event_FullMethodName = "/callrelay.ingress.v1.PbxService/Event"
+)
+
+// PbxServiceClient is the client API for PbxService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// What cloud PBXs reach: each extension has a URL of its own.
+type PbxServiceClient interface {
+	// Event takes an event of one extension, whatever it holds. Acknowledged = durably recorded.
+	Event(ctx context.Context, in *v1.PbxEvent, opts ...grpc.CallOption) (*PbxAck, error)
+}
+
+type pbxServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewPbxServiceClient(cc grpc.ClientConnInterface) PbxServiceClient {
+	return &pbxServiceClient{cc}
+}
+
+func (c *pbxServiceClient) Event(ctx context.Context, in *v1.PbxEvent, opts ...grpc.CallOption) (*PbxAck, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PbxAck)
+	err := c.cc.Invoke(ctx, PbxService_Event_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// PbxServiceServer is the server API for PbxService service.
+// All implementations must embed UnimplementedPbxServiceServer
+// for forward compatibility.
+//
+// What cloud PBXs reach: each extension has a URL of its own.
+type PbxServiceServer interface {
+	// Event takes an event of one extension, whatever it holds. Acknowledged = durably recorded.
+	Event(context.Context, *v1.PbxEvent) (*PbxAck, error)
+	mustEmbedUnimplementedPbxServiceServer()
+}
+
+// UnimplementedPbxServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedPbxServiceServer struct{}
+
+func (UnimplementedPbxServiceServer) Event(context.Context, *v1.PbxEvent) (*PbxAck, error) {
+	return nil, status.Error(codes.Unimplemented, "method Event not implemented")
+}
+func (UnimplementedPbxServiceServer) mustEmbedUnimplementedPbxServiceServer() {}
+func (UnimplementedPbxServiceServer) testEmbeddedByValue()                    {}
+
+// UnsafePbxServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to PbxServiceServer will
+// result in compilation errors.
+type UnsafePbxServiceServer interface {
+	mustEmbedUnimplementedPbxServiceServer()
+}
+
+func RegisterPbxServiceServer(s grpc.ServiceRegistrar, srv PbxServiceServer) {
+	// If the following call panics, it indicates UnimplementedPbxServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&PbxService_ServiceDesc, srv)
+}
+
+func _PbxService_Event_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(v1.PbxEvent)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PbxServiceServer).Event(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PbxService_Event_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PbxServiceServer).Event(ctx, req.(*v1.PbxEvent))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// PbxService_ServiceDesc is the grpc.ServiceDesc for PbxService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var PbxService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "callrelay.ingress.v1.PbxService",
+	HandlerType: (*PbxServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Event",
+			Handler:    _PbxService_Event_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "callrelay/ingress/v1/ingress.proto",
+}

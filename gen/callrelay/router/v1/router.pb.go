@@ -94,6 +94,7 @@ type RouteItem struct {
 	//	*RouteItem_AmeyoCallStart
 	//	*RouteItem_AmeyoCallEnd
 	//	*RouteItem_Refused
+	//	*RouteItem_PbxEvent
 	Callback      isRouteItem_Callback `protobuf_oneof:"callback"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -219,6 +220,15 @@ func (x *RouteItem) GetRefused() *Refused {
 	return nil
 }
 
+func (x *RouteItem) GetPbxEvent() *PbxEvent {
+	if x != nil {
+		if x, ok := x.Callback.(*RouteItem_PbxEvent); ok {
+			return x.PbxEvent
+		}
+	}
+	return nil
+}
+
 type isRouteItem_Callback interface {
 	isRouteItem_Callback()
 }
@@ -236,11 +246,97 @@ type RouteItem_Refused struct {
 	Refused *Refused `protobuf:"bytes,12,opt,name=refused,proto3,oneof"`
 }
 
+type RouteItem_PbxEvent struct {
+	PbxEvent *PbxEvent `protobuf:"bytes,20,opt,name=pbx_event,json=pbxEvent,proto3,oneof"`
+}
+
 func (*RouteItem_AmeyoCallStart) isRouteItem_Callback() {}
 
 func (*RouteItem_AmeyoCallEnd) isRouteItem_Callback() {}
 
 func (*RouteItem_Refused) isRouteItem_Callback() {}
+
+func (*RouteItem_PbxEvent) isRouteItem_Callback() {}
+
+// PbxEvent is an event with the row of the extension table that its token stood for.
+type PbxEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without its token.
+	Event       *v1.PbxEvent `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	Integration string       `protobuf:"bytes,2,opt,name=integration,proto3" json:"integration,omitempty"`
+	ExtensionId string       `protobuf:"bytes,3,opt,name=extension_id,json=extensionId,proto3" json:"extension_id,omitempty"`
+	// Its name, e.g. "0003*101".
+	Extension string `protobuf:"bytes,4,opt,name=extension,proto3" json:"extension,omitempty"`
+	// "phone", "queue", "ivr" or "agent".
+	Type          string `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PbxEvent) Reset() {
+	*x = PbxEvent{}
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PbxEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PbxEvent) ProtoMessage() {}
+
+func (x *PbxEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PbxEvent.ProtoReflect.Descriptor instead.
+func (*PbxEvent) Descriptor() ([]byte, []int) {
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PbxEvent) GetEvent() *v1.PbxEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *PbxEvent) GetIntegration() string {
+	if x != nil {
+		return x.Integration
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetExtensionId() string {
+	if x != nil {
+		return x.ExtensionId
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetExtension() string {
+	if x != nil {
+		return x.Extension
+	}
+	return ""
+}
+
+func (x *PbxEvent) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
 
 // A request that was answered with an error before any rule saw it.
 type Refused struct {
@@ -258,7 +354,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +366,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +379,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{2}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Refused) GetMethod() string {
@@ -330,7 +426,7 @@ type RouteResponse struct {
 
 func (x *RouteResponse) Reset() {
 	*x = RouteResponse{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +438,7 @@ func (x *RouteResponse) String() string {
 func (*RouteResponse) ProtoMessage() {}
 
 func (x *RouteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +451,7 @@ func (x *RouteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteResponse.ProtoReflect.Descriptor instead.
 func (*RouteResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{3}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RouteResponse) GetAnswers() []*RouteAnswer {
@@ -378,7 +474,7 @@ type RouteAnswer struct {
 
 func (x *RouteAnswer) Reset() {
 	*x = RouteAnswer{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +486,7 @@ func (x *RouteAnswer) String() string {
 func (*RouteAnswer) ProtoMessage() {}
 
 func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +499,7 @@ func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
 func (*RouteAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{4}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RouteAnswer) GetId() uint64 {
@@ -433,7 +529,7 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	" callrelay/router/v1/router.proto\x12\x13callrelay.router.v1\x1a$callrelay/callback/v1/callback.proto\x1a callrelay/errors/v1/errors.proto\"D\n" +
 	"\fRouteRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xba\x03\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xf8\x03\n" +
 	"\tRouteItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -447,9 +543,16 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\x10ameyo_call_start\x18\n" +
 	" \x01(\v2%.callrelay.callback.v1.AmeyoCallStartH\x00R\x0eameyoCallStart\x12K\n" +
 	"\x0eameyo_call_end\x18\v \x01(\v2#.callrelay.callback.v1.AmeyoCallEndH\x00R\fameyoCallEnd\x128\n" +
-	"\arefused\x18\f \x01(\v2\x1c.callrelay.router.v1.RefusedH\x00R\arefusedB\n" +
+	"\arefused\x18\f \x01(\v2\x1c.callrelay.router.v1.RefusedH\x00R\arefused\x12<\n" +
+	"\tpbx_event\x18\x14 \x01(\v2\x1d.callrelay.router.v1.PbxEventH\x00R\bpbxEventB\n" +
 	"\n" +
-	"\bcallback\"}\n" +
+	"\bcallback\"\xb8\x01\n" +
+	"\bPbxEvent\x125\n" +
+	"\x05event\x18\x01 \x01(\v2\x1f.callrelay.callback.v1.PbxEventR\x05event\x12 \n" +
+	"\vintegration\x18\x02 \x01(\tR\vintegration\x12!\n" +
+	"\fextension_id\x18\x03 \x01(\tR\vextensionId\x12\x1c\n" +
+	"\textension\x18\x04 \x01(\tR\textension\x12\x12\n" +
+	"\x04type\x18\x05 \x01(\tR\x04type\"}\n" +
 	"\aRefused\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -477,31 +580,35 @@ func file_callrelay_router_v1_router_proto_rawDescGZIP() []byte {
 	return file_callrelay_router_v1_router_proto_rawDescData
 }
 
-var file_callrelay_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_callrelay_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_callrelay_router_v1_router_proto_goTypes = []any{
 	(*RouteRequest)(nil),      // 0: callrelay.router.v1.RouteRequest
 	(*RouteItem)(nil),         // 1: callrelay.router.v1.RouteItem
-	(*Refused)(nil),           // 2: callrelay.router.v1.Refused
-	(*RouteResponse)(nil),     // 3: callrelay.router.v1.RouteResponse
-	(*RouteAnswer)(nil),       // 4: callrelay.router.v1.RouteAnswer
-	(*v1.AmeyoCallStart)(nil), // 5: callrelay.callback.v1.AmeyoCallStart
-	(*v1.AmeyoCallEnd)(nil),   // 6: callrelay.callback.v1.AmeyoCallEnd
-	(*v11.Error)(nil),         // 7: callrelay.errors.v1.Error
+	(*PbxEvent)(nil),          // 2: callrelay.router.v1.PbxEvent
+	(*Refused)(nil),           // 3: callrelay.router.v1.Refused
+	(*RouteResponse)(nil),     // 4: callrelay.router.v1.RouteResponse
+	(*RouteAnswer)(nil),       // 5: callrelay.router.v1.RouteAnswer
+	(*v1.AmeyoCallStart)(nil), // 6: callrelay.callback.v1.AmeyoCallStart
+	(*v1.AmeyoCallEnd)(nil),   // 7: callrelay.callback.v1.AmeyoCallEnd
+	(*v1.PbxEvent)(nil),       // 8: callrelay.callback.v1.PbxEvent
+	(*v11.Error)(nil),         // 9: callrelay.errors.v1.Error
 }
 var file_callrelay_router_v1_router_proto_depIdxs = []int32{
 	1, // 0: callrelay.router.v1.RouteRequest.items:type_name -> callrelay.router.v1.RouteItem
-	5, // 1: callrelay.router.v1.RouteItem.ameyo_call_start:type_name -> callrelay.callback.v1.AmeyoCallStart
-	6, // 2: callrelay.router.v1.RouteItem.ameyo_call_end:type_name -> callrelay.callback.v1.AmeyoCallEnd
-	2, // 3: callrelay.router.v1.RouteItem.refused:type_name -> callrelay.router.v1.Refused
-	4, // 4: callrelay.router.v1.RouteResponse.answers:type_name -> callrelay.router.v1.RouteAnswer
-	7, // 5: callrelay.router.v1.RouteAnswer.error:type_name -> callrelay.errors.v1.Error
-	0, // 6: callrelay.router.v1.RouterService.Route:input_type -> callrelay.router.v1.RouteRequest
-	3, // 7: callrelay.router.v1.RouterService.Route:output_type -> callrelay.router.v1.RouteResponse
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	6, // 1: callrelay.router.v1.RouteItem.ameyo_call_start:type_name -> callrelay.callback.v1.AmeyoCallStart
+	7, // 2: callrelay.router.v1.RouteItem.ameyo_call_end:type_name -> callrelay.callback.v1.AmeyoCallEnd
+	3, // 3: callrelay.router.v1.RouteItem.refused:type_name -> callrelay.router.v1.Refused
+	2, // 4: callrelay.router.v1.RouteItem.pbx_event:type_name -> callrelay.router.v1.PbxEvent
+	8, // 5: callrelay.router.v1.PbxEvent.event:type_name -> callrelay.callback.v1.PbxEvent
+	5, // 6: callrelay.router.v1.RouteResponse.answers:type_name -> callrelay.router.v1.RouteAnswer
+	9, // 7: callrelay.router.v1.RouteAnswer.error:type_name -> callrelay.errors.v1.Error
+	0, // 8: callrelay.router.v1.RouterService.Route:input_type -> callrelay.router.v1.RouteRequest
+	4, // 9: callrelay.router.v1.RouterService.Route:output_type -> callrelay.router.v1.RouteResponse
+	9, // [9:10] is the sub-list for method output_type
+	8, // [8:9] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_router_v1_router_proto_init() }
@@ -513,6 +620,7 @@ func file_callrelay_router_v1_router_proto_init() {
 		(*RouteItem_AmeyoCallStart)(nil),
 		(*RouteItem_AmeyoCallEnd)(nil),
 		(*RouteItem_Refused)(nil),
+		(*RouteItem_PbxEvent)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -520,7 +628,7 @@ func file_callrelay_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_router_v1_router_proto_rawDesc), len(file_callrelay_router_v1_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -465,6 +465,7 @@ type JournalEntry struct {
 	//	*JournalEntry_Action
 	//	*JournalEntry_Kommo
 	//	*JournalEntry_Undecided
+	//	*JournalEntry_Card
 	Fact          isJournalEntry_Fact `protobuf_oneof:"fact"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -620,6 +621,15 @@ func (x *JournalEntry) GetUndecided() *Undecided {
 	return nil
 }
 
+func (x *JournalEntry) GetCard() *PbxCard {
+	if x != nil {
+		if x, ok := x.Fact.(*JournalEntry_Card); ok {
+			return x.Card
+		}
+	}
+	return nil
+}
+
 type isJournalEntry_Fact interface {
 	isJournalEntry_Fact()
 }
@@ -669,6 +679,10 @@ type JournalEntry_Undecided struct {
 	Undecided *Undecided `protobuf:"bytes,20,opt,name=undecided,proto3,oneof"`
 }
 
+type JournalEntry_Card struct {
+	Card *PbxCard `protobuf:"bytes,30,opt,name=card,proto3,oneof"`
+}
+
 func (*JournalEntry_Received) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Decided) isJournalEntry_Fact() {}
@@ -690,6 +704,8 @@ func (*JournalEntry_Action) isJournalEntry_Fact() {}
 func (*JournalEntry_Kommo) isJournalEntry_Fact() {}
 
 func (*JournalEntry_Undecided) isJournalEntry_Fact() {}
+
+func (*JournalEntry_Card) isJournalEntry_Fact() {}
 
 // A callback came in.
 type Received struct {
@@ -792,7 +808,9 @@ type Decided struct {
 	ErrorInfo2      string `protobuf:"bytes,6,opt,name=error_info2,json=errorInfo2,proto3" json:"error_info2,omitempty"`
 	Phone1StateUsed bool   `protobuf:"varint,7,opt,name=phone1_state_used,json=phone1StateUsed,proto3" json:"phone1_state_used,omitempty"`
 	// Numbers of the deliveries that were queued.
-	Deliveries    []uint32 `protobuf:"varint,8,rep,packed,name=deliveries,proto3" json:"deliveries,omitempty"`
+	Deliveries []uint32 `protobuf:"varint,8,rep,packed,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// The leg it is about, where a call has legs (a SubCallID).
+	Leg           string `protobuf:"bytes,20,opt,name=leg,proto3" json:"leg,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -881,6 +899,13 @@ func (x *Decided) GetDeliveries() []uint32 {
 		return x.Deliveries
 	}
 	return nil
+}
+
+func (x *Decided) GetLeg() string {
+	if x != nil {
+		return x.Leg
+	}
+	return ""
 }
 
 // The request was answered with an error.
@@ -1671,7 +1696,7 @@ var File_callrelay_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\x1a\x1ecallrelay/state/v1/kommo.proto\"\x88\x02\n" +
+	"\x1fcallrelay/state/v1/record.proto\x12\x12callrelay.state.v1\x1a\x1ecallrelay/state/v1/kommo.proto\x1a\x1ccallrelay/state/v1/pbx.proto\"\x88\x02\n" +
 	"\x06Record\x12.\n" +
 	"\x05gates\x18\x01 \x03(\v2\x18.callrelay.state.v1.GateR\x05gates\x122\n" +
 	"\x06phone1\x18\x02 \x03(\v2\x1a.callrelay.state.v1.Phone1R\x06phone1\x12#\n" +
@@ -1712,7 +1737,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\"E\n" +
 	"\aJournal\x12:\n" +
-	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xa5\x05\n" +
+	"\aentries\x18\x01 \x03(\v2 .callrelay.state.v1.JournalEntryR\aentries\"\xd8\x05\n" +
 	"\fJournalEntry\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1d\n" +
 	"\n" +
@@ -1728,7 +1753,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	" \x01(\tH\x00R\x04note\x124\n" +
 	"\x06action\x18\v \x01(\v2\x1a.callrelay.state.v1.ActionH\x00R\x06action\x128\n" +
 	"\x05kommo\x18\x15 \x01(\v2 .callrelay.state.v1.KommoOutcomeH\x00R\x05kommo\x12=\n" +
-	"\tundecided\x18\x14 \x01(\v2\x1d.callrelay.state.v1.UndecidedH\x00R\tundecidedB\x06\n" +
+	"\tundecided\x18\x14 \x01(\v2\x1d.callrelay.state.v1.UndecidedH\x00R\tundecided\x121\n" +
+	"\x04card\x18\x1e \x01(\v2\x1b.callrelay.state.v1.PbxCardH\x00R\x04cardB\x06\n" +
 	"\x04fact\"\x98\x01\n" +
 	"\bReceived\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
@@ -1736,7 +1762,7 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x19\n" +
 	"\btrace_id\x18\x04 \x01(\tR\atraceId\x12\x15\n" +
 	"\x06age_ms\x18\x05 \x01(\x03R\x05ageMs\x12\x18\n" +
-	"\aspooled\x18\x06 \x01(\bR\aspooled\"\xf6\x01\n" +
+	"\aspooled\x18\x06 \x01(\bR\aspooled\"\x88\x02\n" +
 	"\aDecided\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04flow\x18\x02 \x01(\tR\x04flow\x12\x1d\n" +
@@ -1750,7 +1776,8 @@ const file_callrelay_state_v1_record_proto_rawDesc = "" +
 	"\x11phone1_state_used\x18\a \x01(\bR\x0fphone1StateUsed\x12\x1e\n" +
 	"\n" +
 	"deliveries\x18\b \x03(\rR\n" +
-	"deliveries\"~\n" +
+	"deliveries\x12\x10\n" +
+	"\x03leg\x18\x14 \x01(\tR\x03leg\"~\n" +
 	"\bRejected\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\x05R\x06status\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x18\n" +
@@ -1871,6 +1898,7 @@ var file_callrelay_state_v1_record_proto_goTypes = []any{
 	(*Delivery)(nil),     // 15: callrelay.state.v1.Delivery
 	nil,                  // 16: callrelay.state.v1.Record.BlobsEntry
 	(*KommoOutcome)(nil), // 17: callrelay.state.v1.KommoOutcome
+	(*PbxCard)(nil),      // 18: callrelay.state.v1.PbxCard
 }
 var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	2,  // 0: callrelay.state.v1.Record.gates:type_name -> callrelay.state.v1.Gate
@@ -1887,13 +1915,14 @@ var file_callrelay_state_v1_record_proto_depIdxs = []int32{
 	14, // 11: callrelay.state.v1.JournalEntry.action:type_name -> callrelay.state.v1.Action
 	17, // 12: callrelay.state.v1.JournalEntry.kommo:type_name -> callrelay.state.v1.KommoOutcome
 	9,  // 13: callrelay.state.v1.JournalEntry.undecided:type_name -> callrelay.state.v1.Undecided
-	0,  // 14: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
-	0,  // 15: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	18, // 14: callrelay.state.v1.JournalEntry.card:type_name -> callrelay.state.v1.PbxCard
+	0,  // 15: callrelay.state.v1.Ended.state:type_name -> callrelay.state.v1.DeliveryState
+	0,  // 16: callrelay.state.v1.Delivery.state:type_name -> callrelay.state.v1.DeliveryState
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_record_proto_init() }
@@ -1902,6 +1931,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		return
 	}
 	file_callrelay_state_v1_kommo_proto_init()
+	file_callrelay_state_v1_pbx_proto_init()
 	file_callrelay_state_v1_record_proto_msgTypes[4].OneofWrappers = []any{
 		(*JournalEntry_Received)(nil),
 		(*JournalEntry_Decided)(nil),
@@ -1914,6 +1944,7 @@ func file_callrelay_state_v1_record_proto_init() {
 		(*JournalEntry_Action)(nil),
 		(*JournalEntry_Kommo)(nil),
 		(*JournalEntry_Undecided)(nil),
+		(*JournalEntry_Card)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

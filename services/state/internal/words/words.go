@@ -21,6 +21,9 @@ func Entry(e *statev1.JournalEntry) []string {
 		if f.GetAgeMs() >= 1000 {
 			line += fmt.Sprintf(", %v earlier", milliseconds(f.GetAgeMs()))
 		}
+		if f.GetSpooled() {
+			line += ", acknowledged from the spool"
+		}
 		lines := []string{line}
 		if len(f.GetQuery()) > 0 {
 			lines = append(lines, Query(f.GetQuery()))
@@ -51,7 +54,24 @@ func Entry(e *statev1.JournalEntry) []string {
 		f := fact.Phone1
 		return []string{fmt.Sprintf("phone-1 record %s: %s", f.GetWhat(), list(f.GetStatus(), about("customer ", f.GetCustomerId()), about("called ", f.GetCallTime())))}
 	case *statev1.JournalEntry_Undecided:
-		return []string{"undecided: " + fact.Undecided.GetReason()}
+		f := fact.Undecided
+		line := "UNDECIDED: " + f.GetReason() + about(" in field ", f.GetField())
+		if f.GetAcknowledged() {
+			line += "; ITS SENDER HAS A 200 and will not send it again"
+		}
+		return []string{line}
+	case *statev1.JournalEntry_Card:
+		return []string{card(fact.Card)}
+	case *statev1.JournalEntry_Kommo:
+		f := fact.Kommo
+		line := f.GetName() + about(": ", f.GetReason())
+		if e := f.GetEntity(); e != nil {
+			line += fmt.Sprintf(" (%s %d)", e.GetType(), e.GetId())
+		}
+		for i, n := range f.GetDeliveries() {
+			line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
+		}
+		return []string{line}
 	case *statev1.JournalEntry_Note:
 		return []string{"note: " + fact.Note}
 	case *statev1.JournalEntry_Action:
@@ -68,7 +88,9 @@ func Entry(e *statev1.JournalEntry) []string {
 
 func decided(f *statev1.Decided) string {
 	line := fmt.Sprintf("rule %s: %s", orDash(f.GetRule()), f.GetFlow())
-	if f.GetRule() != "start" {
+	if f.GetLeg() != "" {
+		line += ", leg " + f.GetLeg()
+	} else if f.GetRule() != "start" {
 		line += fmt.Sprintf(" (dial index %d, phones %d)", f.GetDialIndex(), f.GetPhones())
 	}
 	line += about(" errorInfo1 ", f.GetErrorInfo1()) + about(" errorInfo2 ", f.GetErrorInfo2())
@@ -79,6 +101,12 @@ func decided(f *statev1.Decided) string {
 		line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
 	}
 	return line
+}
+
+// card says what a user sees from now on.
+func card(f *statev1.PbxCard) string {
+	line := fmt.Sprintf("card of %s: %s, %s %s on %s", f.GetUser(), f.GetState(), f.GetDirection(), callback.MaskPhones(f.GetNumber()), f.GetExtension())
+	return line + about(", taken by ", f.GetTakenBy()) + fmt.Sprintf(", leg %s version %d", f.GetId(), f.GetVersion())
 }
 
 func attempted(f *statev1.Attempt) string {
@@ -145,7 +173,7 @@ func orDash(s string) string {
 
 func milliseconds(ms int64) time.Duration { return time.Duration(ms) * time.Millisecond }
 
-var payloadPhone = regexp.MustCompile(`("(?:targetTel|\w*[pP]hone\w*)"\s*:\s*")([^"]*)(")`)
+var payloadPhone = regexp.MustCompile(`("(?:targetTel|number|did|\w*[pP]hone\w*)"\s*:\s*")([^"]*)(")`)
 
 // Mask hides all phone numbers of an entry but for their last digits.
 func Mask(e *statev1.JournalEntry) {
@@ -158,6 +186,8 @@ func Mask(e *statev1.JournalEntry) {
 		f.Duplicate.Key = MaskGate(f.Duplicate.GetKey())
 	case *statev1.JournalEntry_Rejected:
 		f.Rejected.Message = telemetry.MaskDigits(f.Rejected.GetMessage())
+	case *statev1.JournalEntry_Card:
+		f.Card.Number, f.Card.Did = callback.MaskPhones(f.Card.GetNumber()), callback.MaskPhones(f.Card.GetDid())
 	}
 }
 

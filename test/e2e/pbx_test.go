@@ -1,0 +1,221 @@
+package e2e
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"callrelay/callback"
+	"callrelay/sim/pbx"
+)
+
+const pbxKey = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+// crm is a CRM with a webhook that checks signatures.
+type crm struct {
+	t      *testing.T
+	server *httptest.Server
+	mu     sync.Mutex
+	// calls are the registrations by call id; ids are the messages that came.
+	calls map[string][]registered
+	ids   map[string]int
+}
+
+type registered struct {
+	Type string
+	Data struct {
+		CallID    string `json:"call_id"`
+		SubCallID string `json:"sub_call_id"`
+		Direction string
+		Status    string
+		Number    string
+		Extension string
+		User      string
+		Missed    bool
+		DurationS int64 `json:"duration_s"`
+	}
+}
+
+func newCRM(t *testing.T) *crm {
+	c := &crm{t: t, calls: map[string][]registered{}, ids: map[string]int{}}
+	c.server = httptest.NewServer(c)
+	t.Cleanup(c.server.Close)
+	return c
+}
+
+func (c *crm) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	key, _ := base64.StdEncoding.DecodeString(pbxKey)
+	mac := hmac.New(sha256.New, key)
+	fmt.Fprintf(mac, "%s.%s.%s", r.Header.Get("Webhook-Id"), r.Header.Get("Webhook-Timestamp"), body)
+	if want := "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil)); err != nil || r.Header.Get("Webhook-Signature") != want {
+		c.t.Errorf("signature %s, want %s (%v)", r.Header.Get("Webhook-Signature"), want, err)
+	}
+	var doc registered
+	if err := json.Unmarshal(body, &doc); err != nil {
+		c.t.Errorf("%s: %v", body, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls[doc.Data.CallID] = append(c.calls[doc.Data.CallID], doc)
+	c.ids[r.Header.Get("Webhook-Id")]++
+}
+
+func (c *crm) of(call string) []registered {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.calls[call]
+}
+
+const pbxPhoneToken = "bd8e4091b2abed48387a0efc2c86c82b"
+
+// pbxTable writes a table of one PBX, whose calls are registered with the CRM.
+func pbxTable(t *testing.T, c *crm) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pbx.json")
+	table := `{"integrations":[{"id":"acme","prefix":"0003","extension_len":3,
+		"webhook":{"url":"` + c.server.URL + `","secret":"whsec_` + pbxKey + `","allow_private":["127.0.0.0/8"]},"extensions":[
+		{"id":"33301","name":"0003*101","type":"phone","user":"u101","tokens":["` + pbxPhoneToken + `"]},
+		{"id":"33302","name":"0003*102","type":"phone","user":"u102","tokens":["617ad7ee1f02aa6b3e60f12a978d68ba"]},
+		{"id":"33334","name":"0003*700","type":"queue","tokens":["ecc83e271b7707dc16465d0c681aadad"]}]}]}`
+	if err := os.WriteFile(path, []byte(table), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func (r *relay) pbxEvent(e pbx.Event) {
+	r.t.Helper()
+	if _, err := pbx.Send(context.Background(), r.http, r.url, e); err != nil {
+		r.t.Errorf("%s of %s: %v", e.Params.Get("EventType"), e.Extension.Name, err)
+	}
+}
+
+// Calls of a cloud PBX, whose events come in any order and repeated, are registered once, with the process killed between
+// their events and the grace after them.
+func TestPbxCalls(t *testing.T) {
+	for _, mode := range []string{"one process", "four processes"} {
+		t.Run(mode, func(t *testing.T) {
+			c := newCRM(t)
+			var args []string
+			if mode == "four processes" {
+				args = append(args, "--split")
+			}
+			path := pbxTable(t, c)
+			r := startWith(t, []string{"PBX_INTEGRATIONS=" + path, "PBX_GRACE=2s"}, args...)
+			table, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			extensions, err := pbx.Extensions(table, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := pbx.New(1, extensions, time.Now().Add(-time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var calls []pbx.Call
+			for i := range 4 * len(pbx.Scenarios) {
+				call, err := p.Call(pbx.Scenarios[i%len(pbx.Scenarios)])
+				if err != nil {
+					t.Fatal(err)
+				}
+				calls = append(calls, call)
+			}
+			concurrently(len(calls), 8, func(i int) {
+				events := calls[i].Events
+				if i >= len(pbx.Scenarios) {
+					r.t.Helper()
+					events = shuffledOf(p, events)
+				}
+				for _, e := range events {
+					r.pbxEvent(e)
+				}
+			})
+			r.kill() // what waits for the grace outlives it
+			r.launch()
+			r.eventually(30*time.Second, "all calls are registered", func() bool {
+				for _, call := range calls {
+					if len(c.of(call.ID)) < call.Registered {
+						return false
+					}
+				}
+				return true
+			})
+			// A repeat of everything changes nothing.
+			for _, e := range calls[1].Events {
+				r.pbxEvent(e)
+			}
+			for i, call := range calls {
+				if got := c.of(call.ID); len(got) != call.Registered && c.resent() == 0 {
+					t.Errorf("%s: registered %+v, want %d", pbx.Scenarios[i%len(pbx.Scenarios)], got, call.Registered)
+				}
+			}
+			if got := c.of(calls[1].ID); len(got) > 0 && (!got[0].Data.Missed || got[0].Data.Extension != "0003*700") {
+				t.Errorf("missed: %+v", got)
+			}
+			r.pbxTells(c, calls)
+		})
+	}
+}
+
+var shuffling sync.Mutex
+
+func shuffledOf(p *pbx.PBX, events []pbx.Event) []pbx.Event {
+	shuffling.Lock()
+	defer shuffling.Unlock()
+	return p.Repeat(p.Reorder(events))
+}
+
+// resent counts messages that came more than once: after a kill an attempt is uncertain and is made again, by its id.
+func (c *crm) resent() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, times := range c.ids {
+		n += times - 1
+	}
+	return n
+}
+
+// pbxTells checks what operators see: the story of a call, what could not be understood, and no token anywhere.
+func (r *relay) pbxTells(c *crm, calls []pbx.Call) {
+	r.t.Helper()
+	key := callback.PbxCallKey("acme", calls[0].ID)
+	story := r.run(done, "call", key)
+	says(r.t, "call", story, "received pbx.dial", "card of u101: ringing, in ", "card of u101: in_call", "card of u101: ended", "rule P3: registered as incoming, answered, leg 33301-", "webhook:acme call.registered", "delivered")
+	number := calls[0].Events[0].Params.Get("CallerIDNum")
+	text := story + r.run(done, "call", key, "--json")
+
+	resp, err := r.http.Post(r.url+"/ext-event/"+pbxPhoneToken, "application/json", strings.NewReader(`{"no":"form"}`))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp.Body.Close()
+	odd := r.run(done, "call", "request/"+resp.Header.Get("X-Request-Id"))
+	says(r.t, "what cannot be understood", odd, "cannot be understood: EventType is required", "phone 0003*101 (33301) of acme")
+	resp, err = r.http.Get(r.url + "/ext-event/" + pbxPhoneToken[:31] + "x?EventType=dial-in")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 404 {
+		r.t.Errorf("an unknown token: %d", resp.StatusCode)
+	}
+	text += odd + r.output.tail(1<<20)
+	if strings.Contains(text, pbxPhoneToken) || strings.Contains(text, number) {
+		r.t.Errorf("a token or a number shows:\n%s", text)
+	}
+}
