@@ -293,8 +293,8 @@ func TestOverload(t *testing.T) {
 	f := newSwitched()
 	inner := f.answer
 	f.answer = func(item *routerv1.RouteItem) *routerv1.RouteAnswer { <-rate.C; return inner(item) }
-	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "400ms", "SPOOL_MAX_ITEMS": "200", "INGRESS_MAX_REQUESTS": "48"})
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "400ms", "SPOOL_MAX_ITEMS": "200", "INGRESS_MAX_REQUESTS": "96"})
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128}}
 	defer client.CloseIdleConnections()
 	var (
 		mu    sync.Mutex
@@ -303,11 +303,11 @@ func TestOverload(t *testing.T) {
 		next  atomic.Int64
 		wg    sync.WaitGroup
 	)
-	for range 64 {
+	for range 128 { // 96 at once take router 384 ms, of which a callback waits 300
 		wg.Go(func() {
 			for {
 				n := int(next.Add(1))
-				if n > 1500 {
+				if n > 4000 {
 					return
 				}
 				began := time.Now()
