@@ -570,7 +570,8 @@ func TestAlarmWebhook(t *testing.T) {
 		}
 	}))
 	defer hook.Close()
-	url := redistest.Start(t).URL()
+	redis := redistest.Start(t)
+	url := redis.URL()
 	env := map[string]string{"ALARM_WEBHOOK_URL": hook.URL, "ALARM_WEBHOOK_SECRET": "whsec_" + base64.StdEncoding.EncodeToString(key)}
 	b := startHere(t, url, env)
 	startHere(t, url, env) // a second one tells nothing twice
@@ -594,6 +595,27 @@ func TestAlarmWebhook(t *testing.T) {
 		t.Fatal(err)
 	}
 	if m := next(); !strings.Contains(m.body, `"alarm.over"`) {
+		t.Errorf("got %s", m.body)
+	}
+	// The spool fills while Redis is away, so that alarm does without it.
+	redis.Kill()
+	report := func(spooled int64) error {
+		_, err := (&server{Service: b.Service}).Report(t.Context(), &statev1.ReportRequest{Instance: "a", Spooled: spooled})
+		return err
+	}
+	if report(3) == nil {
+		t.Error("a report without Redis is said to be kept")
+	}
+	if m := next(); !strings.Contains(m.body, `"alarm.begun"`) || !strings.Contains(m.body, "3 callbacks are in the spool") {
+		t.Errorf("got %s", m.body)
+	}
+	list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
+	if err != nil || len(list.GetAlarms()) != 1 || list.GetAlarms()[0].GetName() != "spool_in_use" {
+		t.Errorf("without Redis: %v %v", list, err)
+	}
+	redis.Launch(t)
+	redistest.Poll(t, 20*time.Second, "a report is taken again", func() bool { return report(0) == nil })
+	if m := next(); !strings.Contains(m.body, `"alarm.over"`) || !strings.Contains(m.body, "spool_in_use") {
 		t.Errorf("got %s", m.body)
 	}
 	if len(got) > 0 {
