@@ -101,6 +101,9 @@ func inWords(err error, addr string) error {
 	case codes.NotFound:
 		return fmt.Errorf("%w: %s", errNotFound, s.Message())
 	case codes.Unavailable:
+		if len(s.Details()) > 0 { // it did answer
+			return fmt.Errorf("state at %s: %s", addr, s.Message())
+		}
 		return fmt.Errorf("state at %s does not answer (is the relay running? --state says where): %s", addr, s.Message())
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("state at %s did not answer within %v", addr, askTimeout)
