@@ -47,7 +47,7 @@ func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, r
 			return err
 		}
 		defer conn.Close()
-		ctx := metadata.AppendToOutgoingContext(c.Context(), "x-callrelay-actor", actor())
+		ctx := metadata.NewOutgoingContext(c.Context(), person(c).Metadata())
 		if limit > 0 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, limit)
@@ -56,6 +56,12 @@ func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, r
 		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), *addr)
 	}
 	return c
+}
+
+// person is who runs the command. Phone numbers stay masked unless --phones asks for them.
+func person(c *cobra.Command) rpc.Caller {
+	phones, _ := c.Flags().GetBool("phones")
+	return rpc.Caller{Actor: actor(), Role: rpc.RoleOperator, Masked: !phones}
 }
 
 func stateFlag(c *cobra.Command) *string {

@@ -60,7 +60,7 @@ Exit codes: 0 no difference, 4 a difference, 1 an error.`,
 			texts = append(texts, &operatorv1.RulesText{Name: name, Text: string(text), Profile: *profile})
 		}
 		if *stored {
-			return askRouter(c.Context(), *addr, nil, func(ctx context.Context, router operatorv1.AdviceServiceClient, _ []string) error {
+			return askRouter(c, *addr, nil, func(ctx context.Context, router operatorv1.AdviceServiceClient, _ []string) error {
 				resp, err := router.Explain(ctx, &operatorv1.ExplainRequest{Callbacks: callbacks, Stored: true, Rules: texts})
 				if err != nil {
 					return err

@@ -53,6 +53,7 @@ accounting difference, an alarm, something refused, rules that differ).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.PersistentFlags().Bool("phones", false, "show phone numbers in full, not only their last digits")
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run:"},
 		&cobra.Group{ID: "look", Title: "Look (needs the state service, --state):"},
