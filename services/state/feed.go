@@ -17,7 +17,7 @@ import (
 
 const (
 	// remembered is how many events the live tail can go back: some seconds of a busy relay, hours of a quiet one.
-	remembered = 8192
+	remembered = 4096
 	// indexEvery is how long a call may take to be found by a search, at most, and what makes batches under load.
 	indexEvery = 100 * time.Millisecond
 	// indexBatch bounds one pipeline, so that no commit waits long behind it.
@@ -51,7 +51,7 @@ type feed struct {
 
 func newFeed(s *store.Store, alone func() bool, log *slog.Logger) *feed {
 	return &feed{store: s, alone: alone, log: log, origin: rand.Text()[:6], events: make([]event, remembered),
-		found: make(chan store.Found, 16384), tell: make(chan event, remembered)}
+		found: make(chan store.Found, 4096), tell: make(chan event, remembered)}
 }
 
 // committed hands out what an accepted commit wrote.
