@@ -54,7 +54,7 @@ func (fakeAdvice) Resend(ctx context.Context, r *operatorv1.ResendRequest) (*ope
 // api is ingress' HTTP side in front of the fake advice.
 func api(t *testing.T, env map[string]string) http.Handler {
 	t.Helper()
-	env["INGRESS_HTTP_ADDR"] = "127.0.0.1:0"
+	env["INGRESS_HTTP_ADDR"], env["SPOOL_DIR"] = "127.0.0.1:0", t.TempDir()
 	cfg, err := config.LoadFrom[Config](env)
 	if err != nil {
 		t.Fatal(err)
@@ -267,6 +267,7 @@ func TestRoutes(t *testing.T) {
 	for path := range callbackPaths {
 		table["GET "+path] = true
 	}
+	table["GET "+pbxPath+"{}"] = true
 	for _, r := range operatorRoutes {
 		table[r.method+" "+plain(r.pattern)] = true
 	}
@@ -292,6 +293,7 @@ func TestRoutes(t *testing.T) {
 	for path := range callbackPaths {
 		want = append(want, "GET "+path+" dialer")
 	}
+	want = append(want, "GET "+pbxPath+"{token} PBX")
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
