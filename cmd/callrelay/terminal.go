@@ -25,9 +25,9 @@ func widthOf(out io.Writer) int {
 	return int(size.Col)
 }
 
-// red is for what must not be overlooked: on a terminal, unless the person wants no colours (no-color.org).
+// red is for what must not be overlooked, on a terminal.
 func red(out io.Writer, text string) string {
-	if !isTerminal(out) || os.Getenv("NO_COLOR") != "" {
+	if !isTerminal(out) {
 		return text
 	}
 	return "\x1b[1;31m" + text + "\x1b[0m"

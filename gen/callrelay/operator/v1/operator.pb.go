@@ -662,7 +662,7 @@ type ListDeliveriesRequest struct {
 	// Words of Delivery.state; empty = what needs a person: dead, expired and asked.
 	State       []string `protobuf:"bytes,1,rep,name=state,proto3" json:"state,omitempty"`
 	Destination string   `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
-	// At most 1000; 0 = 100.
+	// At most 1000; 0 = 100. A page ends behind a call, so it may have a few more.
 	PageSize      int32  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
