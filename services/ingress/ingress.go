@@ -32,6 +32,7 @@ type Service struct {
 	spool  *spooling
 	ameyo  *ameyoServer
 	pbx    *pbxServer
+	cards  *cardServer
 	http   *http.Server
 	listen net.Listener
 	router grpc.ClientConnInterface
@@ -60,6 +61,7 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
 		return nil, err
 	}
+	s.cards = newCardServer(s, s.pbx.table)
 	handler, err := newHandler(s)
 	if err != nil {
 		return nil, err
@@ -114,6 +116,7 @@ func newPipe(client routerv1.RouterServiceClient) *routePipe {
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	ingressv1.RegisterAmeyoServiceServer(r, s.ameyo)
 	ingressv1.RegisterPbxServiceServer(r, s.pbx)
+	ingressv1.RegisterCardServiceServer(r, s.cards)
 }
 
 // Ready is nil while callbacks can be acknowledged: without router too, as long as the spool takes them. A balancer that
@@ -136,6 +139,7 @@ func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(background) })
 	wg.Go(func() { s.spool.run(background) })
+	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
 	defer func() {
 		stop()
 		wg.Wait()

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,7 +76,9 @@ func (s *cards) WatchCards(_ *statev1.WatchCardsRequest, stream statev1.CardServ
 		for w.missed.Store(false); len(w.changes) > 0; {
 			<-w.changes // what is read now has it
 		}
-		open, err := s.store.Cards(stream.Context())
+		ctx, cancel := context.WithTimeout(stream.Context(), redisTimeout)
+		open, err := s.store.Cards(ctx)
+		cancel()
 		if err != nil {
 			return unavailable(err)
 		}
