@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -299,44 +300,58 @@ func (c *cardServer) serveWatch(w http.ResponseWriter, r *http.Request) {
 		writeOperatorError(w, err)
 		return
 	}
-	defer c.view.leave(watcher)
-	header.Set("Content-Type", "text/event-stream")
-	header.Set("X-Accel-Buffering", "no")
-	c.events(w, r, watcher, time.Until(end))
+	// A watcher costs what it needs: the server's own buffers and its goroutine's stack are given back.
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		c.view.leave(watcher)
+		writeOperatorError(w, errkind.Internal(err))
+		return
+	}
+	go c.events(conn, watcher, time.Until(end))
 }
 
+// eventsHead begins the stream, which ends with its connection.
+const eventsHead = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n" +
+	"Access-Control-Allow-Origin: *\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\nretry: 1000\n\n"
+
 // events writes until the reader leaves, is stuck, or the token's time is over.
-func (c *cardServer) events(w http.ResponseWriter, r *http.Request, watcher *cardWatcher, ttl time.Duration) {
-	out := http.NewResponseController(w)
+func (c *cardServer) events(conn net.Conn, watcher *cardWatcher, ttl time.Duration) {
+	defer c.s.connections.state(conn, http.StateClosed)
+	defer c.view.leave(watcher)
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Time{})
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		var b [1]byte
+		for {
+			if _, err := conn.Read(b[:]); err != nil {
+				return
+			}
+		}
+	}()
 	write := func(text string) bool {
-		_ = out.SetWriteDeadline(time.Now().Add(cardsWrite))
-		_, err := io.WriteString(w, text)
-		return err == nil && out.Flush() == nil
+		_ = conn.SetWriteDeadline(time.Now().Add(cardsWrite))
+		_, err := io.WriteString(conn, text)
+		return err == nil
 	}
 	over := time.NewTimer(ttl)
 	defer over.Stop()
 	alive := time.NewTicker(sayAlive)
 	defer alive.Stop()
-	if !write("retry: 1000\n\n") {
-		return
-	}
-	for {
+	for ok := write(eventsHead); ok; {
 		select {
-		case <-r.Context().Done():
+		case <-left:
 			return
 		case <-c.s.operators.Done():
 			return
 		case <-over.C:
 			return
 		case <-alive.C:
-			if !write(":\n\n") {
-				return
-			}
+			ok = write(":\n\n")
 		case <-watcher.wake:
 			text, err := cardEvents(c.view.next(watcher))
-			if err != nil || text != "" && !write(text) {
-				return
-			}
+			ok = err == nil && (text == "" || write(text))
 		}
 	}
 }

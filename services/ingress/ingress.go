@@ -26,16 +26,17 @@ import (
 
 // Service is ingress; it implements run.Service.
 type Service struct {
-	cfg    Config
-	tel    *telemetry.Telemetry
-	pipe   *routePipe
-	spool  *spooling
-	ameyo  *ameyoServer
-	pbx    *pbxServer
-	cards  *cardServer
-	http   *http.Server
-	listen net.Listener
-	router grpc.ClientConnInterface
+	cfg         Config
+	tel         *telemetry.Telemetry
+	pipe        *routePipe
+	spool       *spooling
+	ameyo       *ameyoServer
+	pbx         *pbxServer
+	cards       *cardServer
+	http        *http.Server
+	listen      net.Listener
+	connections *connections
+	router      grpc.ClientConnInterface
 
 	load     load
 	stopping atomic.Bool
@@ -75,9 +76,10 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.connections = &connections{max: cfg.MaxConnections, idle: map[net.Conn]struct{}{}}
 	s.http = &http.Server{
 		Handler:           handler,
-		ConnState:         (&connections{max: cfg.MaxConnections, idle: map[net.Conn]struct{}{}}).state,
+		ConnState:         s.connections.state,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
