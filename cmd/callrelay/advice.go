@@ -27,7 +27,7 @@ const exitAct = 2
 // asksRouter makes c a command that talks to router: it adds --router and calls run with a client.
 func asksRouter(c *cobra.Command, run func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error) *cobra.Command {
 	addr := routerFlag(c)
-	c.RunE = func(_ *cobra.Command, args []string) error { return askRouter(c.Context(), *addr, args, run) }
+	c.RunE = func(_ *cobra.Command, args []string) error { return askRouter(c, *addr, args, run) }
 	return c
 }
 
@@ -35,16 +35,15 @@ func routerFlag(c *cobra.Command) *string {
 	return c.Flags().String("router", cmp.Or(os.Getenv("ROUTER_GRPC_ADDR"), "127.0.0.1:9081"), "where router serves gRPC (ROUTER_GRPC_ADDR)")
 }
 
-func askRouter(ctx context.Context, addr string, args []string, run func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error) error {
+func askRouter(c *cobra.Command, addr string, args []string, run func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error) error {
 	conn, err := rpc.Dial(addr)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
 	defer cancel()
-	caller := rpc.Caller{Actor: actor(), Role: rpc.RoleOperator}
-	err = run(metadata.NewOutgoingContext(ctx, caller.Metadata()), operatorv1.NewAdviceServiceClient(grpc.ClientConnInterface(conn)), args)
+	err = run(metadata.NewOutgoingContext(ctx, person(c).Metadata()), operatorv1.NewAdviceServiceClient(grpc.ClientConnInterface(conn)), args)
 	if s, ok := status.FromError(err); err != nil && ok {
 		switch s.Code() {
 		case codes.Unavailable:
@@ -65,6 +64,7 @@ func newDiagnose() *cobra.Command {
 	}
 	asJSON := jsonFlag(c)
 	lang := c.Flags().String("lang", "en", "language: en or ja")
+	completes(c, "lang", "en", "ja")
 	return asksRouter(c, func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error {
 		if *lang != "en" && *lang != "ja" {
 			return fmt.Errorf("--lang %q: there is en and ja", *lang)
@@ -174,7 +174,7 @@ func differs(n int) error {
 	if n == 0 {
 		return nil
 	}
-	return &run.ExitError{Code: 1}
+	return &run.ExitError{Code: exitAlarm}
 }
 
 var errNothingToExplain = errors.New("say what to explain: a URL, a line of a log, parameters; - reads one per line; or --log FILE")

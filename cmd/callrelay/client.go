@@ -47,7 +47,7 @@ func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, r
 			return err
 		}
 		defer conn.Close()
-		ctx := metadata.AppendToOutgoingContext(c.Context(), "x-callrelay-actor", actor())
+		ctx := metadata.NewOutgoingContext(c.Context(), person(c).Metadata())
 		if limit > 0 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, limit)
@@ -56,6 +56,12 @@ func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, r
 		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), *addr)
 	}
 	return c
+}
+
+// person is who runs the command. Phone numbers stay masked unless --phones asks for them.
+func person(c *cobra.Command) rpc.Caller {
+	phones, _ := c.Flags().GetBool("phones")
+	return rpc.Caller{Actor: actor(), Role: rpc.RoleOperator, Masked: !phones}
 }
 
 func stateFlag(c *cobra.Command) *string {
@@ -88,7 +94,7 @@ func alarmLine(ctx context.Context, relay operatorClient, out io.Writer) {
 	for _, a := range list.GetAlarms() {
 		texts = append(texts, printable(a.GetText()))
 	}
-	fmt.Fprintf(out, "ALARM: %s\n\n", strings.Join(texts, "; "))
+	fmt.Fprintf(out, "%s\n\n", red(out, "ALARM: "+strings.Join(texts, "; ")))
 }
 
 // inWords makes an error of gRPC one for people.
@@ -101,6 +107,9 @@ func inWords(err error, addr string) error {
 	case codes.NotFound:
 		return fmt.Errorf("%w: %s", errNotFound, s.Message())
 	case codes.Unavailable:
+		if len(s.Details()) > 0 { // it did answer
+			return fmt.Errorf("state at %s: %s", addr, s.Message())
+		}
 		return fmt.Errorf("state at %s does not answer (is the relay running? --state says where): %s", addr, s.Message())
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("state at %s did not answer within %v", addr, askTimeout)
@@ -205,4 +214,14 @@ func completeDestinations(c *cobra.Command, args []string, _ string) ([]string, 
 		names = append(names, d.GetName())
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// deliveryStates are the words for the state of a delivery.
+var deliveryStates = []string{"queued", "retrying", "held", "sending", "asked", "delivered", "dead", "expired", "discarded", "send_disabled"}
+
+// completes gives a flag its values for the shell's completion.
+func completes(c *cobra.Command, flag string, values ...string) {
+	if err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // a flag that is not there
+	}
 }

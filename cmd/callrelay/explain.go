@@ -29,7 +29,7 @@ a PHP array as print_r writes it; several are decided one after the other. The r
 
 --log reads daily logs of the old PHP relay and shows where the decisions differ: the check before switching over.
 
-Exit codes: 0 no difference, 1 a difference or an error.`,
+Exit codes: 0 no difference, 4 a difference, 1 an error.`,
 		Example: `  callrelay explain 'http://relay/index.php?unique_id=1&systemDisposition=BUSY'
   callrelay explain --rules new-rules.txt 'unique_id=1&hangupCauseCode=17'
   callrelay explain --log logs/call_start-2026-11-20.log --log logs/call_end-2026-11-20.log --log logs/not_answer-2026-11-20.log`,
@@ -60,7 +60,7 @@ Exit codes: 0 no difference, 1 a difference or an error.`,
 			texts = append(texts, &operatorv1.RulesText{Name: name, Text: string(text), Profile: *profile})
 		}
 		if *stored {
-			return askRouter(c.Context(), *addr, nil, func(ctx context.Context, router operatorv1.AdviceServiceClient, _ []string) error {
+			return askRouter(c, *addr, nil, func(ctx context.Context, router operatorv1.AdviceServiceClient, _ []string) error {
 				resp, err := router.Explain(ctx, &operatorv1.ExplainRequest{Callbacks: callbacks, Stored: true, Rules: texts})
 				if err != nil {
 					return err

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	viewToken  = "viewer-viewer-viewer-viewer"
-	actToken   = "operator-operator-operator"
+	viewToken   = "viewer-viewer-viewer-viewer"
+	actToken    = "operator-operator-operator"
 	phonesToken = "phones-phones-phones-phones"
 )
 
@@ -263,7 +263,7 @@ func TestRoutes(t *testing.T) {
 			served[strings.ToUpper(method)+" "+plain(path)] = true
 		}
 	}
-	table := map[string]bool{"GET " + cardsWatchPath: true, "POST " + cardsTokenPath: true}
+	table := map[string]bool{"GET " + pbxPath + "{}": true, "GET " + cardsWatchPath: true, "POST " + cardsTokenPath: true}
 	for path := range callbackPaths {
 		table["GET "+path] = true
 	}
@@ -295,7 +295,7 @@ func TestRoutes(t *testing.T) {
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
-	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator")
+	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator", "GET "+pbxPath+"{token} PBX")
 	for _, path := range []string{"/healthz", "/readyz", "/openapi.json"} {
 		want = append(want, "GET "+path+" anybody")
 	}

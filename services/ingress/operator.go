@@ -161,14 +161,19 @@ func (s *Service) tail(w http.ResponseWriter, r *http.Request, client operatorv1
 // report tells state what is spooled until ctx ends.
 func (s *Service) report(ctx context.Context, state statev1.StateServiceClient) {
 	instance := rand.Text()
+	reporting(ctx, state, func() *statev1.ReportRequest {
+		stats := s.spool.spool.Stats()
+		return &statev1.ReportRequest{Instance: instance, Spooled: int64(stats.Items), OldestMs: stats.Oldest.Milliseconds(),
+			RefusedAfterAck: s.spool.refusedLate.Load()}
+	})
+}
+
+func reporting(ctx context.Context, state statev1.StateServiceClient, now func() *statev1.ReportRequest) {
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	for {
-		stats := s.spool.spool.Stats()
-		r := &statev1.ReportRequest{Instance: instance, Spooled: int64(stats.Items), OldestMs: stats.Oldest.Milliseconds(),
-			RefusedAfterAck: s.spool.refusedLate.Load()}
-		ctx, cancel := context.WithTimeout(ctx, reportEvery)
-		_, _ = state.Report(ctx, r) // the next one says it too
+		asking, cancel := context.WithTimeout(ctx, reportEvery)
+		_, _ = state.Report(asking, now()) // the next one says it too
 		cancel()
 		select {
 		case <-ctx.Done():

@@ -9,7 +9,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,15 +30,52 @@ const (
 	tellTries = 5
 )
 
-// watchman looks for what somebody should know of, and tells the webhook of what is new and of what is over. It keeps nothing
-// of its own: alarms follow from what is stored and from what ingress reports.
+// watchman looks for what somebody should know of, and tells the webhook of what is new and of what is over. Alarms follow from
+// what is stored and from what ingress reports. While Redis is away, which is when spools fill, this process' memory of the
+// reports has to do; then each state process tells the webhook.
 type watchman struct {
 	*Service
 	client *http.Client
+
+	mu    sync.Mutex
+	heard map[string]heard // by ingress process
+
+	// Only run uses these: what there was when Redis was last asked, and what was told since, while it was away.
+	known []string
+	blind map[string]*operatorv1.Alarm
+}
+
+// heard is the last report of an ingress process.
+type heard struct {
+	report *statev1.ReportRequest
+	at     time.Time
 }
 
 func newWatchman(s *Service) *watchman {
-	return &watchman{Service: s, client: &http.Client{Timeout: 10 * time.Second}}
+	return &watchman{Service: s, client: &http.Client{Timeout: 10 * time.Second}, heard: map[string]heard{}, blind: map[string]*operatorv1.Alarm{}}
+}
+
+func (w *watchman) hear(r *statev1.ReportRequest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard[r.GetInstance()] = heard{r, time.Now()}
+	maps.DeleteFunc(w.heard, func(_ string, h heard) bool { return time.Since(h.at) > store.SpoolKept })
+}
+
+// remembered is the sum of what the living ingress processes reported to this process.
+func (w *watchman) remembered() *statev1.ReportRequest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	sum := &statev1.ReportRequest{}
+	for _, h := range w.heard {
+		if time.Since(h.at) > store.SpoolKept {
+			continue
+		}
+		sum.Spooled += h.report.GetSpooled()
+		sum.OldestMs = max(sum.GetOldestMs(), h.report.GetOldestMs())
+		sum.RefusedAfterAck += h.report.GetRefusedAfterAck()
+	}
+	return sum
 }
 
 // Report takes what an ingress process says of its spool.
@@ -44,6 +83,7 @@ func (s *server) Report(ctx context.Context, req *statev1.ReportRequest) (*state
 	if req.GetInstance() == "" || len(req.GetInstance()) > 200 {
 		return nil, errkind.Invalid("instance", "instance is required")
 	}
+	s.watch.hear(req)
 	if err := s.store.Report(ctx, req); err != nil {
 		return nil, unavailable(err)
 	}
@@ -63,19 +103,38 @@ func (w *watchman) run(ctx context.Context) {
 		case <-tick.C:
 		}
 		alarms, err := w.look(ctx)
-		if err != nil {
-			continue // Redis is gone, which the service says once
+		var begun, over map[string]int64
+		if err == nil {
+			begun, over, err = w.store.Alarms(ctx, alarmKeys(alarms))
 		}
-		begun, over, err := w.store.Alarms(ctx, alarmKeys(alarms))
-		if err != nil {
-			continue
+		if err != nil { // Redis is gone, which the service says once
+			alarms = w.spoolAlarms(w.remembered())
 		}
 		for _, a := range alarms {
-			if _, ok := begun[alarmKey(a)]; ok {
-				w.tel.Log().WarnContext(ctx, "ALARM: "+a.GetText(), "alarm", a.GetName(), "subject", a.GetSubject())
-				telling.Go(func() { w.tell(ctx, "alarm.begun", a) })
+			key := alarmKey(a)
+			_, first := begun[key]
+			if err != nil {
+				first = !slices.Contains(w.known, key)
+			}
+			if !first || w.blind[key] != nil {
+				continue // told
+			}
+			if err != nil {
+				w.blind[key] = a
+			}
+			w.tel.Log().WarnContext(ctx, "ALARM: "+a.GetText(), "alarm", a.GetName(), "subject", a.GetSubject())
+			telling.Go(func() { w.tell(ctx, "alarm.begun", a) })
+		}
+		if err != nil {
+			continue // nobody can say what is over
+		}
+		w.known = alarmKeys(alarms)
+		for key, a := range w.blind {
+			if !slices.Contains(w.known, key) {
+				over[key] = a.GetSinceMs()
 			}
 		}
+		clear(w.blind)
 		for key, since := range over {
 			name, subject, _ := strings.Cut(key, " ")
 			a := &operatorv1.Alarm{Name: name, Subject: subject, SinceMs: since, Text: "over"}
@@ -133,6 +192,11 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 	if err != nil {
 		return nil, err
 	}
+	return append(alarms, w.spoolAlarms(spool)...), nil
+}
+
+func (w *watchman) spoolAlarms(spool *statev1.ReportRequest) (alarms []*operatorv1.Alarm) {
+	now := w.store.Now()
 	if n := spool.GetSpooled(); n > 0 {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "spool_in_use", SinceMs: now - spool.GetOldestMs(),
 			Text: fmt.Sprintf("%d callbacks are in the spool of ingress, the oldest for %s", n, (time.Duration(spool.GetOldestMs()) * time.Millisecond).Round(time.Second))})
@@ -141,12 +205,15 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "refused_after_ack", SinceMs: now,
 			Text: fmt.Sprintf("%d callbacks were acknowledged out of the spool and then refused", n)})
 	}
-	return alarms, nil
+	return alarms
 }
 
 // ListAlarms lists what somebody should look at now.
 func (o *operator) ListAlarms(ctx context.Context, _ *operatorv1.ListAlarmsRequest) (*operatorv1.ListAlarmsResponse, error) {
 	alarms, err := o.watch.look(ctx)
+	if spool := o.watch.spoolAlarms(o.watch.remembered()); err != nil && len(spool) > 0 {
+		return &operatorv1.ListAlarmsResponse{Alarms: spool}, nil // what is known without the store
+	}
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -311,6 +312,13 @@ func TestAccountingAgrees(t *testing.T) {
 	if err != nil || !slices.ContainsFunc(list.GetAlarms(), func(a *operatorv1.Alarm) bool { return a.GetName() == "accounting_difference" }) {
 		t.Errorf("no alarm: %v %v", list, err)
 	}
+	answer := httptest.NewRecorder()
+	b.tel.MetricsHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	metrics := answer.Body.String()
+	if !regexp.MustCompile(`(?m)^callrelay_accounting_difference\{.*\} [1-9]`).MatchString(metrics) ||
+		!strings.Contains(metrics, fmt.Sprintf(`callrelay_accounting_requests{callrelay_bucket="combined",service_name="test"} %d`, a.GetCombined())) {
+		t.Errorf("the metrics say otherwise than %v:\n%s", a, metrics)
+	}
 }
 
 // A call is found by everything that people know of it, the latest first, page by page, and masked for who must not see numbers.
@@ -433,7 +441,9 @@ func TestBulk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list += len(resp.GetDeliveries())
+		if list += len(resp.GetDeliveries()); len(resp.GetDeliveries()) > 7 {
+			t.Errorf("a page of 7 has %d", len(resp.GetDeliveries()))
+		}
 		if token = resp.GetNextPageToken(); token == "" {
 			break
 		}
@@ -500,6 +510,23 @@ func TestBulk(t *testing.T) {
 	if a := b.accounting(); len(a.GetDifferences()) > 0 || a.GetDead() != 1 {
 		t.Errorf("got %v", a)
 	}
+	// What ended well stands in no list; its pages are as exact.
+	for i := 2; i < n; i += 2 {
+		b.attempt(fmt.Sprintf("ameyo/%d", i), "delivered")
+	}
+	list, token = 0, ""
+	redistest.Poll(t, 10*time.Second, "all delivered are listed", func() bool {
+		for list = 0; ; {
+			resp, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{State: []string{"delivered"}, PageSize: 7, PageToken: token})
+			if err != nil || len(resp.GetDeliveries()) > 7 {
+				t.Fatalf("a page of 7 has %d: %v", len(resp.GetDeliveries()), err)
+			}
+			list += len(resp.GetDeliveries())
+			if token = resp.GetNextPageToken(); token == "" {
+				return list == n/2-1
+			}
+		}
+	})
 }
 
 // Holding is journaled with who did it; the same again changes nothing.
@@ -543,7 +570,8 @@ func TestAlarmWebhook(t *testing.T) {
 		}
 	}))
 	defer hook.Close()
-	url := redistest.Start(t).URL()
+	redis := redistest.Start(t)
+	url := redis.URL()
 	env := map[string]string{"ALARM_WEBHOOK_URL": hook.URL, "ALARM_WEBHOOK_SECRET": "whsec_" + base64.StdEncoding.EncodeToString(key)}
 	b := startHere(t, url, env)
 	startHere(t, url, env) // a second one tells nothing twice
@@ -567,6 +595,27 @@ func TestAlarmWebhook(t *testing.T) {
 		t.Fatal(err)
 	}
 	if m := next(); !strings.Contains(m.body, `"alarm.over"`) {
+		t.Errorf("got %s", m.body)
+	}
+	// The spool fills while Redis is away, so that alarm does without it.
+	redis.Kill()
+	report := func(spooled int64) error {
+		_, err := (&server{Service: b.Service}).Report(t.Context(), &statev1.ReportRequest{Instance: "a", Spooled: spooled})
+		return err
+	}
+	if report(3) == nil {
+		t.Error("a report without Redis is said to be kept")
+	}
+	if m := next(); !strings.Contains(m.body, `"alarm.begun"`) || !strings.Contains(m.body, "3 callbacks are in the spool") {
+		t.Errorf("got %s", m.body)
+	}
+	list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
+	if err != nil || len(list.GetAlarms()) != 1 || list.GetAlarms()[0].GetName() != "spool_in_use" {
+		t.Errorf("without Redis: %v %v", list, err)
+	}
+	redis.Launch(t)
+	redistest.Poll(t, 20*time.Second, "a report is taken again", func() bool { return report(0) == nil })
+	if m := next(); !strings.Contains(m.body, `"alarm.over"`) || !strings.Contains(m.body, "spool_in_use") {
 		t.Errorf("got %s", m.body)
 	}
 	if len(got) > 0 {

@@ -34,23 +34,28 @@ func TestThousandDistinctCallbacksAreDeliveredOnce(t *testing.T) {
 }
 
 func TestTwoHundredCopiesGiveOneDelivery(t *testing.T) {
-	inBothModes(t, func(t *testing.T, r *relay) {
-		var fresh, repeats atomic.Int32
-		concurrently(200, 200, func(int) {
-			switch a := r.end(connectedEnd(7)...); {
-			case a.Status != 200:
-				t.Errorf("%d %s", a.Status, a.Body)
-			case a.Duplicate:
-				repeats.Add(1)
-			default:
-				fresh.Add(1)
+	for mode, args := range map[string][]string{"one process": nil, "four processes": {"--split"}} {
+		t.Run(mode, func(t *testing.T) {
+			// Each waits for the commits before it; on a busy machine the last would be spooled, and told so without a word of
+			// the one it repeats.
+			r := startWith(t, []string{"ACK_BUDGET=10s"}, args...)
+			var fresh, repeats atomic.Int32
+			concurrently(200, 200, func(int) {
+				switch a := r.end(connectedEnd(7)...); {
+				case a.Status != 200:
+					t.Errorf("%d %s", a.Status, a.Body)
+				case a.Duplicate:
+					repeats.Add(1)
+				default:
+					fresh.Add(1)
+				}
+			})
+			if fresh.Load() != 1 || repeats.Load() != 199 {
+				t.Errorf("%d new and %d duplicates, want 1 and 199", fresh.Load(), repeats.Load())
 			}
+			r.eventually(10*time.Second, "it is delivered", func() bool { return r.effects() == 1 })
 		})
-		if fresh.Load() != 1 || repeats.Load() != 199 {
-			t.Errorf("%d new and %d duplicates, want 1 and 199", fresh.Load(), repeats.Load())
-		}
-		r.eventually(10*time.Second, "it is delivered", func() bool { return r.effects() == 1 })
-	})
+	}
 }
 
 // Every rule of the table (spec/ameyo-topsii.md), as sequences of callbacks and what TopS.II holds afterwards.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
@@ -49,8 +50,8 @@ func (s *Store) Alarms(ctx context.Context, keys []string) (begun, over map[stri
 	return begun, over, nil
 }
 
-// spoolKept is how long an ingress process is believed after its last report, in milliseconds.
-const spoolKept = 30_000
+// SpoolKept is how long an ingress process is believed after its last report.
+const SpoolKept = 30 * time.Second
 
 // Report keeps what an ingress process says of its spool.
 func (s *Store) Report(ctx context.Context, r *statev1.ReportRequest) error {
@@ -71,7 +72,7 @@ func (s *Store) Reports(ctx context.Context) (*statev1.ReportRequest, error) {
 	for instance, value := range all {
 		at, raw, _ := strings.Cut(value, " ")
 		r := &statev1.ReportRequest{}
-		if s.clock.Now()-atoi(at) > spoolKept || proto.Unmarshal([]byte(raw), r) != nil {
+		if s.clock.Now()-atoi(at) > SpoolKept.Milliseconds() || proto.Unmarshal([]byte(raw), r) != nil {
 			s.client.HDel(ctx, keySpools, instance) // else the next one does
 			continue
 		}
