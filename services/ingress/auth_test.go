@@ -54,7 +54,7 @@ func (fakeAdvice) Resend(ctx context.Context, r *operatorv1.ResendRequest) (*ope
 // api is ingress' HTTP side in front of the fake advice.
 func api(t *testing.T, env map[string]string) http.Handler {
 	t.Helper()
-	env["INGRESS_HTTP_ADDR"] = "127.0.0.1:0"
+	env["INGRESS_HTTP_ADDR"], env["DATA_DIR"] = "127.0.0.1:0", t.TempDir()
 	cfg, err := config.LoadFrom[Config](env)
 	if err != nil {
 		t.Fatal(err)
