@@ -67,7 +67,7 @@ accounting difference, an alarm, something refused, rules that differ).`,
 		}
 	}
 	add("run", newUp(), newSend(), newProve(), newVersion())
-	add("look", newCalls(), newCall(), newRequest(), newDiagnose(), newExplain(), newTail(), newDeliveries(), newDestinations(),
+	add("look", newCalls(), newCall(), newRequest(), newDiagnose(), newExplain(), newTail(), newCards(), newDeliveries(), newDestinations(),
 		newAccounting(), newAlarms())
 	add("act", newRetry(), newDiscard(), newResend(), newHold(), newRelease(), newIntegrations())
 	return root

@@ -54,7 +54,7 @@ func (fakeAdvice) Resend(ctx context.Context, r *operatorv1.ResendRequest) (*ope
 // api is ingress' HTTP side in front of the fake advice.
 func api(t *testing.T, env map[string]string) http.Handler {
 	t.Helper()
-	env["INGRESS_HTTP_ADDR"], env["SPOOL_DIR"] = "127.0.0.1:0", t.TempDir()
+	env["INGRESS_HTTP_ADDR"], env["DATA_DIR"] = "127.0.0.1:0", t.TempDir()
 	cfg, err := config.LoadFrom[Config](env)
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +263,7 @@ func TestRoutes(t *testing.T) {
 			served[strings.ToUpper(method)+" "+plain(path)] = true
 		}
 	}
-	table := map[string]bool{}
+	table := map[string]bool{"GET " + pbxPath + "{}": true, "GET " + cardsWatchPath: true, "POST " + cardsTokenPath: true}
 	for path := range callbackPaths {
 		table["GET "+path] = true
 	}
@@ -297,6 +297,7 @@ func TestRoutes(t *testing.T) {
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
+	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator", "GET "+pbxPath+"{token} PBX")
 	for _, path := range []string{"/healthz", "/readyz", "/openapi.json"} {
 		want = append(want, "GET "+path+" anybody")
 	}

@@ -77,6 +77,15 @@ func newHandler(s *Service) (http.Handler, error) {
 			w.Header().Set("Connection", "close")
 		}
 		ours, allowed := s.door(r)
+		switch {
+		case ours:
+		case r.URL.Path == cardsWatchPath:
+			s.cards.serveWatch(w, r)
+			return
+		case r.URL.Path == cardsTokenPath:
+			s.cards.serveToken(w, r, operator)
+			return
+		}
 		if !ours && operatorPath(r.URL.Path) {
 			operator.ServeHTTP(w, r)
 			return

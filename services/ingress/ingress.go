@@ -26,15 +26,17 @@ import (
 
 // Service is ingress; it implements run.Service.
 type Service struct {
-	cfg    Config
-	tel    *telemetry.Telemetry
-	pipe   *routePipe
-	spool  *spooling
-	ameyo  *ameyoServer
-	pbx    *pbxServer
-	http   *http.Server
-	listen net.Listener
-	router grpc.ClientConnInterface
+	cfg         Config
+	tel         *telemetry.Telemetry
+	pipe        *routePipe
+	spool       *spooling
+	ameyo       *ameyoServer
+	pbx         *pbxServer
+	cards       *cardServer
+	http        *http.Server
+	listen      net.Listener
+	connections *connections
+	router      grpc.ClientConnInterface
 
 	load     load
 	stopping atomic.Bool
@@ -60,6 +62,7 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
 		return nil, err
 	}
+	s.cards = newCardServer(s, s.pbx.table)
 	handler, err := newHandler(s)
 	if err != nil {
 		return nil, err
@@ -73,9 +76,10 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.connections = &connections{max: cfg.MaxConnections, idle: map[net.Conn]struct{}{}}
 	s.http = &http.Server{
 		Handler:           handler,
-		ConnState:         (&connections{max: cfg.MaxConnections, idle: map[net.Conn]struct{}{}}).state,
+		ConnState:         s.connections.state,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -114,6 +118,7 @@ func newPipe(client routerv1.RouterServiceClient) *routePipe {
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	ingressv1.RegisterAmeyoServiceServer(r, s.ameyo)
 	ingressv1.RegisterPbxServiceServer(r, s.pbx)
+	ingressv1.RegisterCardServiceServer(r, s.cards)
 }
 
 // Ready is nil while callbacks can be acknowledged: without router too, as long as the spool takes them. A balancer that
@@ -136,6 +141,7 @@ func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(background) })
 	wg.Go(func() { s.spool.run(background) })
+	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
 	defer func() {
 		stop()
 		wg.Wait()

@@ -60,7 +60,9 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 		if c.idle[conn] = struct{}{}; c.open >= c.max {
 			closing = append(closing, conn)
 		}
-	case http.StateClosed, http.StateHijacked:
+	case http.StateHijacked: // still open: its new owner says when it is closed
+		delete(c.idle, conn)
+	case http.StateClosed:
 		delete(c.idle, conn)
 		c.open--
 	}

@@ -36,7 +36,7 @@ func callerMetadata(ctx context.Context) metadata.MD {
 }
 
 // operatorHandler is the operator's API: what state and router serve of it, behind the tokens.
-func operatorHandler(s *Service) (http.Handler, error) {
+func operatorHandler(s *Service) (*operatorAPI, error) {
 	gateway, client := newOperatorGateway(), operatorv1.NewOperatorServiceClient(s.state)
 	if err := operatorv1.RegisterOperatorServiceHandlerClient(context.Background(), gateway, client); err != nil {
 		return nil, err

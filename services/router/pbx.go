@@ -173,6 +173,11 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 		item.Deliveries = append(item.Deliveries, &statev1.Delivery{Number: d.Number, Destination: d.Destination, Endpoint: d.Endpoint,
 			Payload: d.Payload, RequestId: d.RequestID, Traceparent: d.Traceparent})
 	}
+	for _, change := range effects.Cards {
+		card := pbxCard(change.ID, change.Card)
+		card.OpenMs = in.pbx.config.CardTime(change.Card).Milliseconds()
+		item.Cards = append(item.Cards, card)
+	}
 	if effects.SetTimerMS > 0 {
 		item.SetTimers = []*statev1.Timer{{Name: pbx.TimerName, InMs: effects.SetTimerMS}}
 	}

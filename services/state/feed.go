@@ -30,12 +30,14 @@ type event struct {
 	atMS    int64
 	call    string
 	journal []byte
+	cards   []*statev1.CallCard // not kept: only for the other state processes
 }
 
 // feed tells what was written, after it was: to whoever watches, to the other state processes, and to the search index. The
 // path of a callback only puts events into memory; what is too much is dropped, and said to whom it concerns.
 type feed struct {
 	store  *store.Store
+	cards  *cardFeed
 	alone  func() bool
 	log    *slog.Logger
 	origin string // names this process in ids of events
@@ -49,8 +51,8 @@ type feed struct {
 	tell  chan event
 }
 
-func newFeed(s *store.Store, alone func() bool, log *slog.Logger) *feed {
-	return &feed{store: s, alone: alone, log: log, origin: rand.Text()[:6], events: make([]event, remembered),
+func newFeed(s *store.Store, cards *cardFeed, alone func() bool, log *slog.Logger) *feed {
+	return &feed{store: s, cards: cards, alone: alone, log: log, origin: rand.Text()[:6], events: make([]event, remembered),
 		found: make(chan store.Found, 4096), tell: make(chan event, remembered)}
 }
 
@@ -58,18 +60,20 @@ func newFeed(s *store.Store, alone func() bool, log *slog.Logger) *feed {
 func (s *Service) committed(item *statev1.CommitItem) {
 	s.files.Committed(item)
 	now := s.store.Now()
-	s.feed.add(now, item.GetCall(), item.GetJournal())
+	cards := store.CallCards(item, now)
+	s.cards.tell(cards)
+	s.feed.add(now, item.GetCall(), item.GetJournal(), cards)
 	s.feed.index(now, item)
 }
 
 // completed hands out what an accepted result wrote.
 func (s *Service) completed(r *statev1.LeaseResult, v store.Verdict, nowMS int64) {
 	s.files.Completed(r, nowMS)
-	s.feed.add(nowMS, r.GetCall(), v.Journal)
+	s.feed.add(nowMS, r.GetCall(), v.Journal, nil)
 }
 
 // add is called on the path of callbacks.
-func (f *feed) add(atMS int64, call string, journal []byte) {
+func (f *feed) add(atMS int64, call string, journal []byte, cards []*statev1.CallCard) {
 	if len(journal) == 0 {
 		return
 	}
@@ -79,7 +83,7 @@ func (f *feed) add(atMS int64, call string, journal []byte) {
 	f.put(e)
 	f.mu.Unlock()
 	if !f.alone() {
-		e.id = f.idOf(n, e)
+		e.id, e.cards = f.idOf(n, e), cards
 		select {
 		case f.tell <- e:
 		default: // whoever watches there misses it
@@ -206,13 +210,14 @@ func (f *feed) flush(ctx context.Context) {
 // publish tells the other processes; batches come from what waits.
 func (f *feed) publish(ctx context.Context) {
 	for {
-		var req statev1.CommitRequest
+		var req statev1.Told
 		select {
 		case <-ctx.Done():
 			return
 		case e := <-f.tell:
 			for more := true; more; {
 				req.Items = append(req.Items, &statev1.CommitItem{InputId: e.id, Call: e.call, Journal: e.journal})
+				req.Cards = append(req.Cards, e.cards...)
 				if more = len(req.GetItems()) < indexBatch && len(f.tell) > 0; more {
 					e = <-f.tell
 				}
@@ -225,10 +230,11 @@ func (f *feed) publish(ctx context.Context) {
 }
 
 func (f *feed) receive(text string) {
-	var req statev1.CommitRequest
+	var req statev1.Told
 	if len(text) < len(f.origin) || strings.HasPrefix(text, f.origin) || proto.Unmarshal([]byte(text[len(f.origin):]), &req) != nil {
 		return
 	}
+	f.cards.tell(req.GetCards())
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, item := range req.GetItems() {

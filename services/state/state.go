@@ -30,6 +30,7 @@ type Service struct {
 	dispatch *dispatch.Dispatcher
 	files    *dailylog.Writer       // nil: no daily files
 	feed     *feed                  // the live tail and the search index
+	cards    *cardFeed              // the caller cards
 	ledger   *ledger                // the accounting
 	watch    *watchman              // the alarms
 	notReady atomic.Pointer[string] // why; nil = ready
@@ -42,7 +43,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	svc := &Service{cfg: cfg, tel: tel, files: files, stopping: make(chan struct{})}
+	svc := &Service{cfg: cfg, tel: tel, files: files, cards: &cardFeed{}, stopping: make(chan struct{})}
 	ran, err := timed(tel.Meter())
 	if err != nil {
 		return nil, err
@@ -53,7 +54,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	svc.store, svc.dispatch = s, dispatch.New(s, tel.Log(), cfg.LeaseTime)
-	svc.feed = newFeed(s, svc.dispatch.Alone, tel.Log())
+	svc.feed = newFeed(s, svc.cards, svc.dispatch.Alone, tel.Log())
 	svc.ledger = &ledger{store: s, retention: cfg.CallRetention}
 	svc.watch = newWatchman(svc)
 	svc.setReady("waiting for Redis")
@@ -65,6 +66,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	statev1.RegisterStateServiceServer(r, &server{Service: s})
 	statev1.RegisterAccountServiceServer(r, &accounts{Service: s})
 	statev1.RegisterLimitServiceServer(r, &limits{Service: s})
+	statev1.RegisterCardServiceServer(r, &cards{Service: s})
 	operatorv1.RegisterOperatorServiceServer(r, &operator{Service: s})
 }
 

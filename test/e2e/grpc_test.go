@@ -20,7 +20,7 @@ import (
 )
 
 // dial connects to one of the services as any gRPC client does.
-func (r *relay) dial(t *testing.T, name string) *grpc.ClientConn {
+func (r *relay) dial(t testing.TB, name string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient(r.grpc[name], grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

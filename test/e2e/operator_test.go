@@ -46,7 +46,7 @@ func (r *relay) run(code int, args ...string) string {
 }
 
 // says fails unless a text holds all parts.
-func says(t *testing.T, what, text string, parts ...string) {
+func says(t testing.TB, what, text string, parts ...string) {
 	t.Helper()
 	for _, part := range parts {
 		if !strings.Contains(text, part) {

@@ -53,7 +53,7 @@ func inBothModes(t *testing.T, test func(t *testing.T, r *relay)) {
 
 // relay is one running `callrelay up --sim`.
 type relay struct {
-	t       *testing.T
+	t       testing.TB
 	url     string // of the ingress
 	sim     string // of the simulator
 	grpc    map[string]string
@@ -71,7 +71,7 @@ func start(t *testing.T, args ...string) *relay {
 }
 
 // startWith starts a relay with further environment variables.
-func startWith(t *testing.T, env []string, args ...string) *relay {
+func startWith(t testing.TB, env []string, args ...string) *relay {
 	t.Helper()
 	addr := freeAddrs(t, 10)
 	r := &relay{t: t, url: "http://" + addr[0], sim: "http://" + addr[1], dataDir: t.TempDir(), output: &buffer{},
@@ -332,7 +332,7 @@ func concurrently(n, at int, f func(i int)) {
 }
 
 // freeAddrs finds addresses that nobody listens on, below the range from which the system takes ports for connections.
-func freeAddrs(t *testing.T, n int) (out []string) {
+func freeAddrs(t testing.TB, n int) (out []string) {
 	t.Helper()
 	portMu.Lock()
 	defer portMu.Unlock()

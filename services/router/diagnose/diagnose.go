@@ -1,6 +1,6 @@
 // Package diagnose walks the debugging checklist of the seed over what is stored of a call: inputs, received, dedupe, phone-1
 // state, upstream send, upstream answer (spec/ameyo-topsii.md, Debugging checklist). It says at which step the call stopped,
-// why in plain words, and what to do.
+// why in plain words, and what to do. A call of a cloud PBX has steps of its own (pbx.go).
 //
 // It owns the steps, what counts as stopped, and all texts in both languages (texts.go). It reads the journal's typed facts
 // and nothing else: no I/O and no clock.
@@ -64,13 +64,17 @@ func Diagnose(call Call) *operatorv1.DiagnoseResponse {
 			d.superseded[e.GetRequestId()] = a.GetRequestId()
 		}
 	}
+	if isPbx(call) {
+		d.pbx()
+		return d.report(pbxSteps)
+	}
 	d.received()
 	d.entries()
 	d.phone1()
 	for _, one := range call.Deliveries {
 		d.delivery(one)
 	}
-	return d.report()
+	return d.report(steps)
 }
 
 type diagnosis struct {
@@ -351,14 +355,15 @@ func (d *diagnosis) answer(one *statev1.Delivery, last *statev1.Attempt, a about
 }
 
 // quiet is what a step says that found nothing.
-var quiet = map[Step]string{Inputs: "inputs_ok", Dedupe: "dedupe_ok", Phone1: "phone1_none", UpstreamSend: "send_nothing", UpstreamAnswer: "answer_none"}
+var quiet = map[Step]string{Inputs: "inputs_ok", Dedupe: "dedupe_ok", Phone1: "phone1_none", UpstreamSend: "send_nothing", UpstreamAnswer: "answer_none",
+	Understood: "pbx_understood", Decided: "pbx_decided_none", Registered: "pbx_registered_none", Delivered: "send_nothing"}
 
-func (d *diagnosis) report() *operatorv1.DiagnoseResponse {
+func (d *diagnosis) report(steps []Step) *operatorv1.DiagnoseResponse {
 	r := &operatorv1.DiagnoseResponse{Call: d.call.Key}
 	for _, step := range steps {
 		if len(d.findings[step]) == 0 {
 			level := ok
-			if step != Inputs && step != Dedupe {
+			if step != Inputs && step != Dedupe && step != Understood {
 				level = skipped
 			}
 			d.find(step, level, quiet[step], about{})

@@ -30,6 +30,8 @@ func entry(request string, fact any) *statev1.JournalEntry {
 		e.Fact = &statev1.JournalEntry_Phone1{Phone1: f}
 	case *statev1.Action:
 		e.Fact = &statev1.JournalEntry_Action{Action: f}
+	case *statev1.PbxCard:
+		e.Fact = &statev1.JournalEntry_Card{Card: f}
 	case *statev1.Undecided:
 		e.Fact = &statev1.JournalEntry_Undecided{Undecided: f}
 	case string:
@@ -189,9 +191,13 @@ func TestReplacedIsNoReason(t *testing.T) {
 
 // Both languages are there for every text, with the same words to fill in, and every text is used.
 func TestTexts(t *testing.T) {
-	source, err := os.ReadFile("diagnose.go")
-	if err != nil {
-		t.Fatal(err)
+	var source []byte
+	for _, name := range []string{"diagnose.go", "pbx.go"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source = append(source, text...)
 	}
 	word := regexp.MustCompile(`\{[a-z]+\}`)
 	count := func(s string) map[string]int {
@@ -222,7 +228,7 @@ func TestTexts(t *testing.T) {
 			}
 		}
 	}
-	for _, step := range steps {
+	for _, step := range append(pbxSteps, steps...) {
 		if titles[step].en == "" || titles[step].ja == "" {
 			t.Errorf("%s has no title", step)
 		}

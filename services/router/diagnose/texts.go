@@ -11,6 +11,12 @@ var titles = map[Step]text{
 	Phone1:         {en: "Phone-1 state", ja: "電話1の状態"},
 	UpstreamSend:   {en: "Sending to TopS.II", ja: "TopS.IIへの送信"},
 	UpstreamAnswer: {en: "TopS.II's answer", ja: "TopS.IIの応答"},
+
+	Events:     {en: "Events received", ja: "イベントの受信"},
+	Understood: {en: "Events understood", ja: "イベントの解釈"},
+	Decided:    {en: "Decided", ja: "判定"},
+	Registered: {en: "Registrations", ja: "登録の作成"},
+	Delivered:  {en: "Delivered to the CRM", ja: "CRMへの配信"},
 }
 
 // texts by the code of a finding.
@@ -76,4 +82,26 @@ var texts = map[string]text{
 	"address":             {"What answers at the address is not TopS.II's API ({codes}). Nothing is lost: all deliveries wait.", "応答したのはTopS.IIのAPIではありません({codes})。配信はすべて保持されています。", "Check TEST_BASE_URL or PROD_BASE_URL and TOPSII_PATH_PREFIX.", "TEST_BASE_URL または PROD_BASE_URL と TOPSII_PATH_PREFIX を確認してください。"},
 	"app_error":           {"TopS.II failed to process it ({codes}).", "TopS.IIで処理エラーが発生しました({codes})。", "Ask those who run TopS.II, with callId and time; then: callrelay retry {call} {delivery}", "callId と時刻を添えてTopS.IIの管理者に問い合わせ、callrelay retry {call} {delivery} を実行してください。"},
 	"app_error_retrying":  {"TopS.II failed to process it ({codes}); it is tried again.", "TopS.IIで処理エラーが発生しました({codes})。再試行します。", "", ""},
+
+	// Cloud PBX.
+	"pbx_events":          {"{count} events were received, the last as request {request}.", "イベントを {count} 件受信しました(最後のリクエストは {request})。", "", ""},
+	"pbx_nothing":         {"Nothing of this call was received, or it ended so long ago that it is no longer kept.", "この呼のイベントは受信していないか、保存期間を過ぎています。", "Check in the PBX that each extension has its event subscriptions, with its own URL of PBX_INTEGRATIONS; an unknown URL is answered 404 and leaves no trace.", "PBX側で各内線のイベント購読とURL(PBX_INTEGRATIONS のもの)を確認してください。不明なURLには404を返し、記録は残りません。"},
+	"pbx_understood":      {"Every event was understood.", "すべてのイベントを解釈しました。", "", ""},
+	"pbx_not_understood":  {"{note}", "解釈できないイベントがあります: {note}", "Look at its parameters with: callrelay request {request}; then correct the event subscription in the PBX.", "callrelay request {request} で内容を確認し、PBX側のイベント設定を修正してください。"},
+	"pbx_refused":         {"The request was refused ({status}): {message}", "リクエストは拒否されました({status}): {message}", "Check the event subscription in the PBX: GET, or POST with a form of at most 16 KB.", "PBX側のイベント設定を確認してください(GET、または16KBまでのフォームのPOST)。"},
+	"pbx_panicked":        {"The rules could not process an event: {message}", "ルールがイベントを処理できませんでした: {message}", "Report this to whoever maintains callrelay, with request {request}.", "リクエスト {request} を添えて callrelay の保守担当に連絡してください。"},
+	"pbx_odd":             {"Worth knowing: {note}", "参考情報: {note}", "", ""},
+	"pbx_repeats":         {"{count} events repeat earlier ones and changed nothing.", "{count} 件のイベントは以前のものの繰り返しで、影響はありません。", "", ""},
+	"pbx_decided":         {"Leg {leg}: {what} ({rule}).", "通話区間 {leg}: {what}({rule})。", "", ""},
+	"pbx_left_out":        {"Leg {leg} is not registered: {what} ({rule}).", "通話区間 {leg} は登録しません: {what}({rule})。", "", ""},
+	"pbx_decided_none":    {"There is nothing to decide.", "判定するものはありません。", "", ""},
+	"pbx_in_progress":     {"Leg {leg} is {state} on {extension}; it is decided when it ends.", "通話区間 {leg} は {extension} で継続中です({state})。終了時に判定します。", "", ""},
+	"pbx_not_yet":         {"Nothing is decided yet: the call goes on, or events of it may still come.", "まだ判定していません。通話中か、イベントがまだ届く可能性があります。", "", ""},
+	"pbx_unreconciled":    {"Leg {leg} is {what} ({rule}): events were lost, so it is not registered.", "通話区間 {leg} は {what}({rule})。イベントが失われたため登録していません。", "Look the call up in the PBX and register it by hand. If it happens often, check that the extension subscribes to dial-in, dial-out, answer and hangup.", "PBXの通話履歴を確認し、手作業で登録してください。頻発する場合は、内線が dial-in、dial-out、answer、hangup を購読しているか確認してください。"},
+	"pbx_no_integration":  {"{note}", "連携の設定がなくなったため判定できません: {note}", "Put the integration back into PBX_INTEGRATIONS and restart, if its calls are still wanted.", "引き続き必要な場合は PBX_INTEGRATIONS に連携を戻して再起動してください。"},
+	"pbx_registered":      {"Leg {leg}: {what} ({rule}), as delivery {delivery}.", "通話区間 {leg}: {what}({rule})、配信 {delivery}。", "", ""},
+	"pbx_registered_none": {"No registration was made.", "登録は作成していません。", "", ""},
+	"pbx_delivered":       {"Delivery {delivery} ({endpoint}) was accepted by the CRM after {attempts} attempts.", "配信 {delivery}({endpoint})は {attempts} 回目の送信でCRMに受け付けられました。", "", ""},
+	"pbx_dead":            {"Delivery {delivery} ({endpoint}) was not accepted by the CRM: {reason}", "配信 {delivery}({endpoint})はCRMに受け付けられませんでした: {reason}", "Check the webhook of {destination} (address, secret, what it answers), then: callrelay retry {call} {delivery}", "{destination} のWebhook(アドレス、シークレット、応答)を確認し、callrelay retry {call} {delivery} を実行してください。"},
+	"pbx_asked":           {"Delivery {delivery} ({endpoint}) may have arrived, nobody knows: {reason}", "配信 {delivery}({endpoint})は届いた可能性がありますが、確認できません: {reason}", "Look in the CRM whether it is there. If it is: callrelay discard {call} {delivery} --reason ...; if not: callrelay retry {call} {delivery}", "CRMに登録されているか確認し、登録済みなら callrelay discard {call} {delivery} --reason ...、未登録なら callrelay retry {call} {delivery} を実行してください。"},
 }

@@ -1,6 +1,22 @@
 package pbx
 
-import "callrelay/callback"
+import (
+	"time"
+
+	"callrelay/callback"
+)
+
+// CardTime is how long a card may be open without a further change; 0: it is not open. Decide ends each card before, by the
+// timer of its leg; this is for a call of which nothing more is decided.
+func (c *Config) CardTime(card Card) time.Duration {
+	switch card.State {
+	case CardRinging:
+		return c.MaxRing + time.Minute
+	case CardInCall:
+		return c.MaxTalk + time.Minute
+	}
+	return 0
+}
 
 // cards shows, changes and ends the cards of all legs (P1, P2, P8). What is to be seen follows from the facts alone.
 func (d *decision) cards() {

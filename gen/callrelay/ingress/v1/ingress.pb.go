@@ -147,6 +147,361 @@ func (x *PbxAck) GetRequestId() string {
 	return ""
 }
 
+type WatchCardsRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Integration string                 `protobuf:"bytes,1,opt,name=integration,proto3" json:"integration,omitempty"`
+	// The CRM user.
+	User          string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchCardsRequest) Reset() {
+	*x = WatchCardsRequest{}
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchCardsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchCardsRequest) ProtoMessage() {}
+
+func (x *WatchCardsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchCardsRequest.ProtoReflect.Descriptor instead.
+func (*WatchCardsRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_ingress_v1_ingress_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *WatchCardsRequest) GetIntegration() string {
+	if x != nil {
+		return x.Integration
+	}
+	return ""
+}
+
+func (x *WatchCardsRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type WatchCardsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cards []*Card                `protobuf:"bytes,1,rep,name=cards,proto3" json:"cards,omitempty"`
+	// The cards are all that are open: what is not among them is not to be seen any more.
+	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	// What happens is not known for the moment. All open cards follow when it is known again.
+	Lost          bool `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchCardsResponse) Reset() {
+	*x = WatchCardsResponse{}
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchCardsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchCardsResponse) ProtoMessage() {}
+
+func (x *WatchCardsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchCardsResponse.ProtoReflect.Descriptor instead.
+func (*WatchCardsResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_ingress_v1_ingress_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WatchCardsResponse) GetCards() []*Card {
+	if x != nil {
+		return x.Cards
+	}
+	return nil
+}
+
+func (x *WatchCardsResponse) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *WatchCardsResponse) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+// Card is what a user shall see of one leg of a call.
+type Card struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the card: the call and its leg.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// "ringing", "in_call", "taken" (by another extension) or "ended"; the last two are not to be seen any more.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// Counts the changes of the card from 1.
+	Version uint32 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// "in" or "out".
+	Direction string `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"`
+	// The other side.
+	Number string `protobuf:"bytes,5,opt,name=number,proto3" json:"number,omitempty"`
+	// The public number that was called.
+	Did       string `protobuf:"bytes,6,opt,name=did,proto3" json:"did,omitempty"`
+	Extension string `protobuf:"bytes,7,opt,name=extension,proto3" json:"extension,omitempty"`
+	// The extension that took the call, with "taken".
+	TakenBy string `protobuf:"bytes,8,opt,name=taken_by,json=takenBy,proto3" json:"taken_by,omitempty"`
+	// "pbx/<integration>/<CallID>".
+	Call string `protobuf:"bytes,9,opt,name=call,proto3" json:"call,omitempty"`
+	// When it changed, milliseconds since the epoch.
+	AtMs          int64 `protobuf:"varint,10,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Card) Reset() {
+	*x = Card{}
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Card) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Card) ProtoMessage() {}
+
+func (x *Card) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Card.ProtoReflect.Descriptor instead.
+func (*Card) Descriptor() ([]byte, []int) {
+	return file_callrelay_ingress_v1_ingress_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Card) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Card) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Card) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Card) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Card) GetNumber() string {
+	if x != nil {
+		return x.Number
+	}
+	return ""
+}
+
+func (x *Card) GetDid() string {
+	if x != nil {
+		return x.Did
+	}
+	return ""
+}
+
+func (x *Card) GetExtension() string {
+	if x != nil {
+		return x.Extension
+	}
+	return ""
+}
+
+func (x *Card) GetTakenBy() string {
+	if x != nil {
+		return x.TakenBy
+	}
+	return ""
+}
+
+func (x *Card) GetCall() string {
+	if x != nil {
+		return x.Call
+	}
+	return ""
+}
+
+func (x *Card) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+type CreateTokenRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Integration string                 `protobuf:"bytes,1,opt,name=integration,proto3" json:"integration,omitempty"`
+	User        string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	// Seconds, at most 43200 (12 hours); 0 = 3600.
+	TtlS          int64 `protobuf:"varint,3,opt,name=ttl_s,json=ttlS,proto3" json:"ttl_s,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_ingress_v1_ingress_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateTokenRequest) GetIntegration() string {
+	if x != nil {
+		return x.Integration
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetTtlS() int64 {
+	if x != nil {
+		return x.TtlS
+	}
+	return 0
+}
+
+type CreateTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Milliseconds since the epoch.
+	ExpiresMs     int64 `protobuf:"varint,2,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_ingress_v1_ingress_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_ingress_v1_ingress_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateTokenResponse) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
 var File_callrelay_ingress_v1_ingress_proto protoreflect.FileDescriptor
 
 const file_callrelay_ingress_v1_ingress_proto_rawDesc = "" +
@@ -161,13 +516,44 @@ const file_callrelay_ingress_v1_ingress_proto_rawDesc = "" +
 	"\x06PbxAck\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tR\trequestId2\xa8\x01\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"I\n" +
+	"\x11WatchCardsRequest\x12 \n" +
+	"\vintegration\x18\x01 \x01(\tR\vintegration\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\"l\n" +
+	"\x12WatchCardsResponse\x120\n" +
+	"\x05cards\x18\x01 \x03(\v2\x1a.callrelay.ingress.v1.CardR\x05cards\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\bR\x04lost\"\xf0\x01\n" +
+	"\x04Card\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\rR\aversion\x12\x1c\n" +
+	"\tdirection\x18\x04 \x01(\tR\tdirection\x12\x16\n" +
+	"\x06number\x18\x05 \x01(\tR\x06number\x12\x10\n" +
+	"\x03did\x18\x06 \x01(\tR\x03did\x12\x1c\n" +
+	"\textension\x18\a \x01(\tR\textension\x12\x19\n" +
+	"\btaken_by\x18\b \x01(\tR\atakenBy\x12\x12\n" +
+	"\x04call\x18\t \x01(\tR\x04call\x12\x13\n" +
+	"\x05at_ms\x18\n" +
+	" \x01(\x03R\x04atMs\"_\n" +
+	"\x12CreateTokenRequest\x12 \n" +
+	"\vintegration\x18\x01 \x01(\tR\vintegration\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x13\n" +
+	"\x05ttl_s\x18\x03 \x01(\x03R\x04ttlS\"J\n" +
+	"\x13CreateTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\x02 \x01(\x03R\texpiresMs2\xa8\x01\n" +
 	"\fAmeyoService\x12M\n" +
 	"\tCallStart\x12%.callrelay.callback.v1.AmeyoCallStart\x1a\x19.callrelay.ingress.v1.Ack\x12I\n" +
 	"\aCallEnd\x12#.callrelay.callback.v1.AmeyoCallEnd\x1a\x19.callrelay.ingress.v1.Ack2T\n" +
 	"\n" +
 	"PbxService\x12F\n" +
-	"\x05Event\x12\x1f.callrelay.callback.v1.PbxEvent\x1a\x1c.callrelay.ingress.v1.PbxAckB.Z,callrelay/gen/callrelay/ingress/v1;ingressv1b\x06proto3"
+	"\x05Event\x12\x1f.callrelay.callback.v1.PbxEvent\x1a\x1c.callrelay.ingress.v1.PbxAck2\xd4\x01\n" +
+	"\vCardService\x12a\n" +
+	"\n" +
+	"WatchCards\x12'.callrelay.ingress.v1.WatchCardsRequest\x1a(.callrelay.ingress.v1.WatchCardsResponse0\x01\x12b\n" +
+	"\vCreateToken\x12(.callrelay.ingress.v1.CreateTokenRequest\x1a).callrelay.ingress.v1.CreateTokenResponseB.Z,callrelay/gen/callrelay/ingress/v1;ingressv1b\x06proto3"
 
 var (
 	file_callrelay_ingress_v1_ingress_proto_rawDescOnce sync.Once
@@ -181,26 +567,36 @@ func file_callrelay_ingress_v1_ingress_proto_rawDescGZIP() []byte {
 	return file_callrelay_ingress_v1_ingress_proto_rawDescData
 }
 
-var file_callrelay_ingress_v1_ingress_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_callrelay_ingress_v1_ingress_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_callrelay_ingress_v1_ingress_proto_goTypes = []any{
-	(*Ack)(nil),               // 0: callrelay.ingress.v1.Ack
-	(*PbxAck)(nil),            // 1: callrelay.ingress.v1.PbxAck
-	(*v1.AmeyoCallStart)(nil), // 2: callrelay.callback.v1.AmeyoCallStart
-	(*v1.AmeyoCallEnd)(nil),   // 3: callrelay.callback.v1.AmeyoCallEnd
-	(*v1.PbxEvent)(nil),       // 4: callrelay.callback.v1.PbxEvent
+	(*Ack)(nil),                 // 0: callrelay.ingress.v1.Ack
+	(*PbxAck)(nil),              // 1: callrelay.ingress.v1.PbxAck
+	(*WatchCardsRequest)(nil),   // 2: callrelay.ingress.v1.WatchCardsRequest
+	(*WatchCardsResponse)(nil),  // 3: callrelay.ingress.v1.WatchCardsResponse
+	(*Card)(nil),                // 4: callrelay.ingress.v1.Card
+	(*CreateTokenRequest)(nil),  // 5: callrelay.ingress.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 6: callrelay.ingress.v1.CreateTokenResponse
+	(*v1.AmeyoCallStart)(nil),   // 7: callrelay.callback.v1.AmeyoCallStart
+	(*v1.AmeyoCallEnd)(nil),     // 8: callrelay.callback.v1.AmeyoCallEnd
+	(*v1.PbxEvent)(nil),         // 9: callrelay.callback.v1.PbxEvent
 }
 var file_callrelay_ingress_v1_ingress_proto_depIdxs = []int32{
-	2, // 0: callrelay.ingress.v1.AmeyoService.CallStart:input_type -> callrelay.callback.v1.AmeyoCallStart
-	3, // 1: callrelay.ingress.v1.AmeyoService.CallEnd:input_type -> callrelay.callback.v1.AmeyoCallEnd
-	4, // 2: callrelay.ingress.v1.PbxService.Event:input_type -> callrelay.callback.v1.PbxEvent
-	0, // 3: callrelay.ingress.v1.AmeyoService.CallStart:output_type -> callrelay.ingress.v1.Ack
-	0, // 4: callrelay.ingress.v1.AmeyoService.CallEnd:output_type -> callrelay.ingress.v1.Ack
-	1, // 5: callrelay.ingress.v1.PbxService.Event:output_type -> callrelay.ingress.v1.PbxAck
-	3, // [3:6] is the sub-list for method output_type
-	0, // [0:3] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	4, // 0: callrelay.ingress.v1.WatchCardsResponse.cards:type_name -> callrelay.ingress.v1.Card
+	7, // 1: callrelay.ingress.v1.AmeyoService.CallStart:input_type -> callrelay.callback.v1.AmeyoCallStart
+	8, // 2: callrelay.ingress.v1.AmeyoService.CallEnd:input_type -> callrelay.callback.v1.AmeyoCallEnd
+	9, // 3: callrelay.ingress.v1.PbxService.Event:input_type -> callrelay.callback.v1.PbxEvent
+	2, // 4: callrelay.ingress.v1.CardService.WatchCards:input_type -> callrelay.ingress.v1.WatchCardsRequest
+	5, // 5: callrelay.ingress.v1.CardService.CreateToken:input_type -> callrelay.ingress.v1.CreateTokenRequest
+	0, // 6: callrelay.ingress.v1.AmeyoService.CallStart:output_type -> callrelay.ingress.v1.Ack
+	0, // 7: callrelay.ingress.v1.AmeyoService.CallEnd:output_type -> callrelay.ingress.v1.Ack
+	1, // 8: callrelay.ingress.v1.PbxService.Event:output_type -> callrelay.ingress.v1.PbxAck
+	3, // 9: callrelay.ingress.v1.CardService.WatchCards:output_type -> callrelay.ingress.v1.WatchCardsResponse
+	6, // 10: callrelay.ingress.v1.CardService.CreateToken:output_type -> callrelay.ingress.v1.CreateTokenResponse
+	6, // [6:11] is the sub-list for method output_type
+	1, // [1:6] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_ingress_v1_ingress_proto_init() }
@@ -214,9 +610,9 @@ func file_callrelay_ingress_v1_ingress_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_ingress_v1_ingress_proto_rawDesc), len(file_callrelay_ingress_v1_ingress_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   7,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_callrelay_ingress_v1_ingress_proto_goTypes,
 		DependencyIndexes: file_callrelay_ingress_v1_ingress_proto_depIdxs,

@@ -272,3 +272,157 @@ var PbxService_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "callrelay/ingress/v1/ingress.proto",
 }
+
+const (
+	CardService_WatchCards_FullMethodName  = "/callrelay.ingress.v1.CardService/WatchCards"
+	CardService_CreateToken_FullMethodName = "/callrelay.ingress.v1.CardService/CreateToken"
+)
+
+// CardServiceClient is the client API for CardService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// What users of a CRM see of calls while they happen. Over gRPC nobody is asked for a token (docs/routes.md).
+type CardServiceClient interface {
+	// WatchCards tells a user's open cards and then each change. A reader that is too slow is told the open ones anew; what was
+	// meanwhile is left out. Over HTTP it is server-sent events (docs/cards.md).
+	WatchCards(ctx context.Context, in *WatchCardsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCardsResponse], error)
+	// CreateToken makes a token with which the cards of one user can be watched over HTTP.
+	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+}
+
+type cardServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewCardServiceClient(cc grpc.ClientConnInterface) CardServiceClient {
+	return &cardServiceClient{cc}
+}
+
+func (c *cardServiceClient) WatchCards(ctx context.Context, in *WatchCardsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCardsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CardService_ServiceDesc.Streams[0], CardService_WatchCards_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchCardsRequest, WatchCardsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CardService_WatchCardsClient = grpc.ServerStreamingClient[WatchCardsResponse]
+
+func (c *cardServiceClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateTokenResponse)
+	err := c.cc.Invoke(ctx, CardService_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// CardServiceServer is the server API for CardService service.
+// All implementations must embed UnimplementedCardServiceServer
+// for forward compatibility.
+//
+// What users of a CRM see of calls while they happen. Over gRPC nobody is asked for a token (docs/routes.md).
+type CardServiceServer interface {
+	// WatchCards tells a user's open cards and then each change. A reader that is too slow is told the open ones anew; what was
+	// meanwhile is left out. Over HTTP it is server-sent events (docs/cards.md).
+	WatchCards(*WatchCardsRequest, grpc.ServerStreamingServer[WatchCardsResponse]) error
+	// CreateToken makes a token with which the cards of one user can be watched over HTTP.
+	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	mustEmbedUnimplementedCardServiceServer()
+}
+
+// UnimplementedCardServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedCardServiceServer struct{}
+
+func (UnimplementedCardServiceServer) WatchCards(*WatchCardsRequest, grpc.ServerStreamingServer[WatchCardsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchCards not implemented")
+}
+func (UnimplementedCardServiceServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedCardServiceServer) mustEmbedUnimplementedCardServiceServer() {}
+func (UnimplementedCardServiceServer) testEmbeddedByValue()                     {}
+
+// UnsafeCardServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to CardServiceServer will
+// result in compilation errors.
+type UnsafeCardServiceServer interface {
+	mustEmbedUnimplementedCardServiceServer()
+}
+
+func RegisterCardServiceServer(s grpc.ServiceRegistrar, srv CardServiceServer) {
+	// If the following call panics, it indicates UnimplementedCardServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&CardService_ServiceDesc, srv)
+}
+
+func _CardService_WatchCards_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchCardsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CardServiceServer).WatchCards(m, &grpc.GenericServerStream[WatchCardsRequest, WatchCardsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CardService_WatchCardsServer = grpc.ServerStreamingServer[WatchCardsResponse]
+
+func _CardService_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CardServiceServer).CreateToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CardService_CreateToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CardServiceServer).CreateToken(ctx, req.(*CreateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// CardService_ServiceDesc is the grpc.ServiceDesc for CardService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var CardService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "callrelay.ingress.v1.CardService",
+	HandlerType: (*CardServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "CreateToken",
+			Handler:    _CardService_CreateToken_Handler,
+		},
+	},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchCards",
+			Handler:       _CardService_WatchCards_Handler,
+			ServerStreams: true,
+		},
+	},
+	Metadata: "callrelay/ingress/v1/ingress.proto",
+}

@@ -621,7 +621,9 @@ type PbxCard struct {
 	Extension string `protobuf:"bytes,7,opt,name=extension,proto3" json:"extension,omitempty"`
 	TakenBy   string `protobuf:"bytes,8,opt,name=taken_by,json=takenBy,proto3" json:"taken_by,omitempty"`
 	// Counts the changes of the card from 1.
-	Version       uint32 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
+	Version uint32 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
+	// In a commit: how long (ms) it may stay open without a further change. Not stored with the call.
+	OpenMs        int64 `protobuf:"varint,10,opt,name=open_ms,json=openMs,proto3" json:"open_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -719,6 +721,13 @@ func (x *PbxCard) GetVersion() uint32 {
 	return 0
 }
 
+func (x *PbxCard) GetOpenMs() int64 {
+	if x != nil {
+		return x.OpenMs
+	}
+	return 0
+}
+
 var File_callrelay_state_v1_pbx_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_pbx_proto_rawDesc = "" +
@@ -789,7 +798,7 @@ const file_callrelay_state_v1_pbx_proto_rawDesc = "" +
 	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x15\n" +
 	"\x06due_ms\x18\x02 \x01(\x03R\x05dueMs\x12\x14\n" +
 	"\x05tries\x18\x03 \x01(\rR\x05tries\x12\x19\n" +
-	"\bgiven_up\x18\x04 \x01(\bR\agivenUp\"\xde\x01\n" +
+	"\bgiven_up\x18\x04 \x01(\bR\agivenUp\"\xf7\x01\n" +
 	"\aPbxCard\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x14\n" +
@@ -799,7 +808,9 @@ const file_callrelay_state_v1_pbx_proto_rawDesc = "" +
 	"\x03did\x18\x06 \x01(\tR\x03did\x12\x1c\n" +
 	"\textension\x18\a \x01(\tR\textension\x12\x19\n" +
 	"\btaken_by\x18\b \x01(\tR\atakenBy\x12\x18\n" +
-	"\aversion\x18\t \x01(\rR\aversionB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
+	"\aversion\x18\t \x01(\rR\aversion\x12\x17\n" +
+	"\aopen_ms\x18\n" +
+	" \x01(\x03R\x06openMsB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
 	file_callrelay_state_v1_pbx_proto_rawDescOnce sync.Once

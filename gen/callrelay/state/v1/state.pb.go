@@ -498,7 +498,9 @@ type CommitItem struct {
 	// What the call can be found by: ids and names as they are.
 	Terms []string `protobuf:"bytes,17,rep,name=terms,proto3" json:"terms,omitempty"`
 	// Phone numbers that the call can be found by, in any format.
-	Phones        []string `protobuf:"bytes,18,rep,name=phones,proto3" json:"phones,omitempty"`
+	Phones []string `protobuf:"bytes,18,rep,name=phones,proto3" json:"phones,omitempty"`
+	// Caller cards that changed. The open ones are kept in the same step, those that ended are not kept any more.
+	Cards         []*PbxCard `protobuf:"bytes,19,rep,name=cards,proto3" json:"cards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -655,6 +657,13 @@ func (x *CommitItem) GetTerms() []string {
 func (x *CommitItem) GetPhones() []string {
 	if x != nil {
 		return x.Phones
+	}
+	return nil
+}
+
+func (x *CommitItem) GetCards() []*PbxCard {
+	if x != nil {
+		return x.Cards
 	}
 	return nil
 }
@@ -1949,7 +1958,7 @@ var File_callrelay_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1ecallrelay/state/v1/state.proto\x12\x12callrelay.state.v1\x1a callrelay/errors/v1/errors.proto\x1a\x1fcallrelay/state/v1/record.proto\"A\n" +
+	"\x1ecallrelay/state/v1/state.proto\x12\x12callrelay.state.v1\x1a callrelay/errors/v1/errors.proto\x1a\x1ccallrelay/state/v1/pbx.proto\x1a\x1fcallrelay/state/v1/record.proto\"A\n" +
 	"\vLoadRequest\x122\n" +
 	"\x05items\x18\x01 \x03(\v2\x1c.callrelay.state.v1.LoadItemR\x05items\".\n" +
 	"\bLoadItem\x12\x0e\n" +
@@ -1970,7 +1979,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xa0\x05\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xd3\x05\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -1994,7 +2003,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\bmessages\x18\x0f \x03(\v2\x1b.callrelay.state.v1.MessageR\bmessages\x12.\n" +
 	"\x05moves\x18\x10 \x03(\v2\x18.callrelay.state.v1.MoveR\x05moves\x12\x14\n" +
 	"\x05terms\x18\x11 \x03(\tR\x05terms\x12\x16\n" +
-	"\x06phones\x18\x12 \x03(\tR\x06phones\"=\n" +
+	"\x06phones\x18\x12 \x03(\tR\x06phones\x121\n" +
+	"\x05cards\x18\x13 \x03(\v2\x1b.callrelay.state.v1.PbxCardR\x05cards\"=\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
@@ -2153,8 +2163,9 @@ var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(*ReportResponse)(nil),  // 27: callrelay.state.v1.ReportResponse
 	(*v1.Error)(nil),        // 28: callrelay.errors.v1.Error
 	(*Delivery)(nil),        // 29: callrelay.state.v1.Delivery
-	(*Attempt)(nil),         // 30: callrelay.state.v1.Attempt
-	(DeliveryState)(0),      // 31: callrelay.state.v1.DeliveryState
+	(*PbxCard)(nil),         // 30: callrelay.state.v1.PbxCard
+	(*Attempt)(nil),         // 31: callrelay.state.v1.Attempt
+	(DeliveryState)(0),      // 32: callrelay.state.v1.DeliveryState
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
 	3,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
@@ -2169,39 +2180,40 @@ var file_callrelay_state_v1_state_proto_depIdxs = []int32{
 	13, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
 	9,  // 10: callrelay.state.v1.CommitItem.messages:type_name -> callrelay.state.v1.Message
 	10, // 11: callrelay.state.v1.CommitItem.moves:type_name -> callrelay.state.v1.Move
-	0,  // 12: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
-	9,  // 13: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
-	14, // 14: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
-	16, // 15: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	28, // 16: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
-	1,  // 17: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
-	11, // 18: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
-	6,  // 19: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
-	20, // 20: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
-	19, // 21: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
-	25, // 22: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	29, // 23: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
-	13, // 24: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	30, // 25: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
-	21, // 26: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
-	22, // 27: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
-	23, // 28: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
-	24, // 29: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	31, // 30: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	28, // 31: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
-	2,  // 32: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
-	7,  // 33: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
-	17, // 34: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	26, // 35: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
-	4,  // 36: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	15, // 37: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	18, // 38: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	27, // 39: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
-	36, // [36:40] is the sub-list for method output_type
-	32, // [32:36] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	30, // 12: callrelay.state.v1.CommitItem.cards:type_name -> callrelay.state.v1.PbxCard
+	0,  // 13: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
+	9,  // 14: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
+	14, // 15: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
+	16, // 16: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
+	28, // 17: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	1,  // 18: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
+	11, // 19: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
+	6,  // 20: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
+	20, // 21: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
+	19, // 22: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
+	25, // 23: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
+	29, // 24: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	13, // 25: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
+	31, // 26: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	21, // 27: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
+	22, // 28: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
+	23, // 29: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
+	24, // 30: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
+	32, // 31: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	28, // 32: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	2,  // 33: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
+	7,  // 34: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
+	17, // 35: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
+	26, // 36: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
+	4,  // 37: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	15, // 38: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	18, // 39: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	27, // 40: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
+	37, // [37:41] is the sub-list for method output_type
+	33, // [33:37] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_state_proto_init() }
@@ -2209,6 +2221,7 @@ func file_callrelay_state_v1_state_proto_init() {
 	if File_callrelay_state_v1_state_proto != nil {
 		return
 	}
+	file_callrelay_state_v1_pbx_proto_init()
 	file_callrelay_state_v1_record_proto_init()
 	file_callrelay_state_v1_state_proto_msgTypes[18].OneofWrappers = []any{
 		(*LeaseResult_Done)(nil),

@@ -73,6 +73,10 @@ func keyAccountLease(id string) string { return "cr:{accounts}:l:" + id }
 // keyLimit is a STRING per limit: when its next place is free (us); it ends by itself.
 func keyLimit(name string) string { return "cr:limit:" + name }
 
+// keyCards is a HASH per partition, all caller cards that are open: "call TAB leg" -> serialised CallCard. Commit alone changes
+// it, in the step that changes the call, so it cannot disagree with the calls.
+func keyCards(p int) string { return tags[p] + "k" }
+
 // keyCounters is a HASH per partition, the accounting: <hour><bucket letter> -> requests (lua/lib.lua). Hours are Unix time
 // divided by 3,600,000 ms.
 func keyCounters(p int) string { return tags[p] + "n" }

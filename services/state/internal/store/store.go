@@ -330,13 +330,13 @@ func fill(errs []error, err error) []error {
 
 func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens []string, now int64) (invocation, error) {
 	call, p := item.GetCall(), Partition(item.GetCall())
-	keys := make([]string, 3, 4+2*len(item.GetDeliveries()))
+	keys := make([]string, 3, 5+2*len(item.GetDeliveries()))
 	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
-	args := make([]any, 0, 22+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers()))
+	args := make([]any, 0, 23+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
 	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
 		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
-		len(item.GetDeliveries()), len(item.GetSetTimers())+len(item.GetMessages()), len(item.GetCancelTimers()))
+		len(item.GetDeliveries()), len(item.GetSetTimers())+len(item.GetMessages()), len(item.GetCancelTimers()), len(item.GetCards()))
 	for i, d := range item.GetDeliveries() {
 		if err := s.Know(ctx, d.GetDestination()); err != nil {
 			return invocation{}, err
@@ -368,6 +368,19 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 	}
 	for _, name := range item.GetCancelTimers() {
 		args = append(args, name)
+	}
+	if len(item.GetCards()) > 0 {
+		keys = append(keys, keyCards(p))
+	}
+	for _, c := range CallCards(item, now) {
+		var body []byte
+		if c.GetUntilMs() != 0 {
+			var err error
+			if body, err = proto.Marshal(c); err != nil {
+				return invocation{}, err
+			}
+		}
+		args = append(args, call+"\t"+c.GetCard().GetId(), body)
 	}
 	return invocation{append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)}, nil
 }

@@ -1,24 +1,25 @@
 -- commit: the only way in which rules change a call. Checks everything, then writes; Redis does not roll back.
--- KEYS 1 call HASH, 2 due ZSET of `rules`, 3 leases HASH of `rules`, then for each delivery: due ZSET, leases HASH; last:
---      counters HASH
+-- KEYS 1 call HASH, 2 due ZSET of `rules`, 3 leases HASH of `rules`, then for each delivery: due ZSET, leases HASH; then,
+--      where there are cards, cards HASH; last: counters HASH
 -- ARGV 1 input id, 2 expected version, 3 commit id ('' = journal only), 4 record, 5 journal, 6 outcome, 7 now (ms),
 --      8 retention (ms), 9 journal limit (bytes), 10 call key, 11 entry timer ('' = none), 12 entry timer id,
---      13 number of deliveries, of timers set, of timers cancelled (three arguments),
+--      13 number of deliveries, of timers set, of timers cancelled, of cards (four arguments),
 --      then number, destination, body, lease token ('' = none), '1' if its result is an input of each delivery; name,
---      due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled;
+--      due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled; field, body ('' = it ended) of each card;
 --      then hour, and request id, bucket letter, delivery numbers of each request that is moved
 -- A delivery with a lease token that becomes the head of its line is leased at once.
 -- returns {'earlier', outcome} | {'conflict', field, value, ...} | {'stale'} | {'ok', for each delivery: 'due' = the new
 --      head of its line, 'leased', or '' = it waits behind another}
 local call, commit, now, key = KEYS[1], ARGV[3], ARGV[7], ARGV[10]
-local deliveries, timers, cancelled = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+local deliveries, timers, cancelled, cards = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 
 -- What has to be known: fixed fields, the line of each delivery, each timer.
 local fields = {'HMGET', call, 'i:' .. ARGV[1], 'v', 'o', 'jn', 'jb', 't:' .. ARGV[11]}
-local at = 16
+local at = 17
 for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 5 end
 for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 3 end
 for _ = 1, cancelled do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 1 end
+at = at + 2 * cards
 for i = at + 1, #ARGV, 3 do fields[#fields + 1] = 'i:' .. ARGV[i] end
 local known = redis.call(unpack(fields))
 
@@ -57,7 +58,7 @@ end
 if ARGV[11] ~= '' then drop_timer(ARGV[11], known[6]) end
 
 local reply, lines = {'ok'}, {}
-at = 16
+at = 17
 for i = 1, deliveries do
   local number, destination, token = ARGV[at], ARGV[at + 1], ARGV[at + 3]
   local line = lines[destination] or known[next_known]
@@ -106,6 +107,15 @@ for _ = 1, cancelled do
   if ARGV[at] ~= ARGV[11] then drop_timer(ARGV[at], known[next_known]) end
   next_known = next_known + 1
   at = at + 1
+end
+
+for _ = 1, cards do
+  if ARGV[at + 1] == '' then
+    redis.call('HDEL', KEYS[#KEYS - 1], ARGV[at])
+  else
+    redis.call('HSET', KEYS[#KEYS - 1], ARGV[at], ARGV[at + 1])
+  end
+  at = at + 2
 end
 
 -- Repeats without end must not make a call grow without end: once its journal is full, a repeat leaves no input id. To

@@ -1,0 +1,160 @@
+package diagnose
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	statev1 "callrelay/gen/callrelay/state/v1"
+)
+
+// The steps of a call of a cloud PBX, in their order.
+const (
+	Events     Step = "events"
+	Understood Step = "understood"
+	Decided    Step = "decided"
+	Registered Step = "registered"
+	Delivered  Step = "delivered"
+)
+
+var pbxSteps = []Step{Events, Understood, Decided, Registered, Delivered}
+
+// isPbx says that the checklist of a cloud PBX is the right one: for its calls, and for requests of its extensions.
+func isPbx(call Call) bool {
+	if strings.HasPrefix(call.Key, "pbx/") {
+		return true
+	}
+	for _, e := range call.Journal {
+		if strings.HasPrefix(e.GetReceived().GetSource(), "pbx.") {
+			return true
+		}
+	}
+	return false
+}
+
+// pbx walks the steps of a call of a cloud PBX.
+func (d *diagnosis) pbx() {
+	events, repeats, last := 0, 0, ""
+	cards, legs := map[string]*statev1.PbxCard{}, map[string]*statev1.Decided{}
+	var order, cardOrder []string
+	for _, e := range d.call.Journal {
+		request := e.GetRequestId()
+		switch f := e.GetFact().(type) {
+		case *statev1.JournalEntry_Received:
+			events, last = events+1, request
+			if age := time.Duration(f.Received.GetAgeMs()) * time.Millisecond; age >= late {
+				d.find(Events, note, "received_late", about{request, 0, []string{"age", age.Round(time.Second).String()}})
+			}
+		case *statev1.JournalEntry_Rejected:
+			events, last = events+1, request
+			d.find(Understood, failed, "pbx_refused", about{request, 0, []string{"status", fmt.Sprint(f.Rejected.GetStatus()), "message", f.Rejected.GetMessage()}})
+		case *statev1.JournalEntry_Undecided:
+			d.find(Understood, failed, "pbx_panicked", about{request, 0, []string{"message", f.Undecided.GetReason()}})
+		case *statev1.JournalEntry_Duplicate:
+			repeats++
+		case *statev1.JournalEntry_Note:
+			switch {
+			case strings.Contains(f.Note, "cannot be understood"):
+				d.find(Understood, failed, "pbx_not_understood", about{request, 0, []string{"note", f.Note}})
+			case strings.Contains(f.Note, "not in PBX_INTEGRATIONS any more"):
+				d.find(Decided, failed, "pbx_no_integration", about{request, 0, []string{"note", f.Note}})
+			default:
+				d.find(Understood, note, "pbx_odd", about{request, 0, []string{"note", f.Note}})
+			}
+		case *statev1.JournalEntry_Card:
+			if cards[f.Card.GetId()] == nil {
+				cardOrder = append(cardOrder, f.Card.GetId())
+			}
+			cards[f.Card.GetId()] = f.Card
+		case *statev1.JournalEntry_Decided:
+			if len(f.Decided.GetDeliveries()) > 0 {
+				d.find(Registered, ok, "pbx_registered", about{request, f.Decided.GetDeliveries()[0], pbxWords(f.Decided)})
+			}
+			if legs[f.Decided.GetLeg()] == nil {
+				order = append(order, f.Decided.GetLeg())
+			}
+			legs[f.Decided.GetLeg()] = f.Decided
+		}
+	}
+	switch {
+	case events == 0:
+		d.find(Events, failed, "pbx_nothing", about{})
+	default:
+		d.find(Events, ok, "pbx_events", about{last, 0, []string{"count", fmt.Sprint(events)}})
+	}
+	if repeats > 0 {
+		d.find(Understood, note, "pbx_repeats", about{"", 0, []string{"count", fmt.Sprint(repeats)}})
+	}
+	if d.call.JournalDropped {
+		d.find(Events, note, "received_journal_full", about{})
+	}
+	for _, id := range order {
+		switch f := legs[id]; {
+		case strings.HasPrefix(f.GetFlow(), "unreconciled"):
+			d.find(Decided, failed, "pbx_unreconciled", about{"", 0, pbxWords(f)})
+		case len(f.GetDeliveries()) == 0:
+			d.find(Decided, ok, "pbx_left_out", about{"", 0, pbxWords(f)})
+		default:
+			d.find(Decided, ok, "pbx_decided", about{"", 0, pbxWords(f)})
+		}
+	}
+	open := false
+	for _, id := range cardOrder {
+		if c := cards[id]; c.GetState() == "ringing" || c.GetState() == "in_call" {
+			open = true
+			d.find(Decided, waiting, "pbx_in_progress", about{"", 0, []string{"leg", id, "state", strings.ReplaceAll(c.GetState(), "_", " "), "extension", c.GetExtension()}})
+		}
+	}
+	if events > 0 && len(order) == 0 && !open && len(d.findings[Understood]) == repeatsOnly(repeats) && len(d.findings[Decided]) == 0 {
+		d.find(Decided, waiting, "pbx_not_yet", about{})
+	}
+	for _, one := range d.call.Deliveries {
+		d.pbxDelivery(one)
+	}
+}
+
+func repeatsOnly(repeats int) int { return min(repeats, 1) }
+
+func pbxWords(f *statev1.Decided) []string {
+	return []string{"rule", f.GetRule(), "what", f.GetFlow(), "leg", f.GetLeg()}
+}
+
+// pbxDelivery looks at one registration with the CRM.
+func (d *diagnosis) pbxDelivery(one *statev1.Delivery) {
+	var last *statev1.Attempt
+	for _, e := range d.call.Journal {
+		if a := e.GetAttempt(); a.GetDelivery() == one.GetNumber() {
+			last = a
+		}
+	}
+	hold, held := d.call.Holds[one.GetDestination()]
+	reason := cmp.Or(one.GetReason(), last.GetError())
+	level, code := failed, "send_unknown_state"
+	switch one.GetState() {
+	case statev1.DeliveryState_DELIVERY_STATE_QUEUED:
+		switch {
+		case held:
+			reason, code = cmp.Or(hold, reason), "send_held"
+		case last.GetNext() == "retry":
+			reason = cmp.Or(last.GetError(), reason)
+			level, code = waiting, "send_retrying"
+		default:
+			level, code = waiting, "send_queued"
+		}
+	case statev1.DeliveryState_DELIVERY_STATE_LEASED:
+		level, code = waiting, "send_sending"
+	case statev1.DeliveryState_DELIVERY_STATE_DELIVERED:
+		level, code = ok, "pbx_delivered"
+	case statev1.DeliveryState_DELIVERY_STATE_DEAD:
+		code = "pbx_dead"
+	case statev1.DeliveryState_DELIVERY_STATE_EXPIRED:
+		code = "send_expired"
+	case statev1.DeliveryState_DELIVERY_STATE_DISCARDED:
+		level, code = note, "send_discarded"
+	case statev1.DeliveryState_DELIVERY_STATE_ASKED:
+		code = "pbx_asked"
+	}
+	d.find(Delivered, level, code, about{one.GetRequestId(), one.GetNumber(), []string{"endpoint", one.GetEndpoint(),
+		"destination", one.GetDestination(), "reason", reason, "attempts", fmt.Sprint(one.GetAttempts())}})
+}
