@@ -498,7 +498,9 @@ type CommitItem struct {
 	// What the call can be found by: ids and names as they are.
 	Terms []string `protobuf:"bytes,17,rep,name=terms,proto3" json:"terms,omitempty"`
 	// Phone numbers that the call can be found by, in any format.
-	Phones        []string `protobuf:"bytes,18,rep,name=phones,proto3" json:"phones,omitempty"`
+	Phones []string `protobuf:"bytes,18,rep,name=phones,proto3" json:"phones,omitempty"`
+	// The call is kept at least so long, in milliseconds, after the last open thing in it ended. 0 = as before, or as any call.
+	RetentionMs   int64 `protobuf:"varint,19,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -657,6 +659,13 @@ func (x *CommitItem) GetPhones() []string {
 		return x.Phones
 	}
 	return nil
+}
+
+func (x *CommitItem) GetRetentionMs() int64 {
+	if x != nil {
+		return x.RetentionMs
+	}
+	return 0
 }
 
 // Message is an input for another call. It lies with its sender.
@@ -1970,7 +1979,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xa0\x05\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xc3\x05\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -1994,7 +2003,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\bmessages\x18\x0f \x03(\v2\x1b.callrelay.state.v1.MessageR\bmessages\x12.\n" +
 	"\x05moves\x18\x10 \x03(\v2\x18.callrelay.state.v1.MoveR\x05moves\x12\x14\n" +
 	"\x05terms\x18\x11 \x03(\tR\x05terms\x12\x16\n" +
-	"\x06phones\x18\x12 \x03(\tR\x06phones\"=\n" +
+	"\x06phones\x18\x12 \x03(\tR\x06phones\x12!\n" +
+	"\fretention_ms\x18\x13 \x01(\x03R\vretentionMs\"=\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
