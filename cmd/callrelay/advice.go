@@ -65,6 +65,7 @@ func newDiagnose() *cobra.Command {
 	}
 	asJSON := jsonFlag(c)
 	lang := c.Flags().String("lang", "en", "language: en or ja")
+	completes(c, "lang", "en", "ja")
 	return asksRouter(c, func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error {
 		if *lang != "en" && *lang != "ja" {
 			return fmt.Errorf("--lang %q: there is en and ja", *lang)
@@ -174,7 +175,7 @@ func differs(n int) error {
 	if n == 0 {
 		return nil
 	}
-	return &run.ExitError{Code: 1}
+	return &run.ExitError{Code: exitAlarm}
 }
 
 var errNothingToExplain = errors.New("say what to explain: a URL, a line of a log, parameters; - reads one per line; or --log FILE")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
@@ -30,6 +29,7 @@ func newBulk(c *cobra.Command) *bulk {
 	b := &bulk{c: c}
 	c.Flags().BoolVar(&b.all, "all", false, "all dead, expired and asked deliveries, or those that the other flags name")
 	c.Flags().StringSliceVar(&b.in, "in", nil, "with --all: only in these states (dead, expired, asked)")
+	completes(c, "in", "dead", "expired", "asked")
 	c.Flags().StringVar(&b.destination, "destination", "", "with --all: only of this destination")
 	c.Flags().StringVar(&b.because, "because", "", "with --all: only those whose reason contains this")
 	c.Flags().BoolVar(&b.json, "json", false, "print JSON, for programs; progress is a line each")
@@ -113,13 +113,4 @@ func bar(out io.Writer, p *operatorv1.Progress) {
 	if p.GetFinished() {
 		fmt.Fprintln(out)
 	}
-}
-
-func isTerminal(out io.Writer) bool {
-	f, ok := out.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

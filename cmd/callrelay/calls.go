@@ -23,6 +23,7 @@ or agent. Without anything to look for: all, the latest first.`,
 	}
 	since := c.Flags().String("since", "", "only calls with news since: 90m, 24h, 2026-03-06, or a time")
 	in := c.Flags().String("in", "", "only calls with a delivery in this state, e.g. dead, queued, delivered")
+	completes(c, "in", deliveryStates...)
 	limit := c.Flags().Int32("limit", 50, "at most so many, up to 200")
 	page := c.Flags().String("page", "", "go on where the list before ended")
 	return shows(c, func(ctx context.Context, relay operatorClient, args []string) (proto.Message, func(io.Writer) error, error) {
@@ -34,7 +35,7 @@ or agent. Without anything to look for: all, the latest first.`,
 
 func renderCalls(out io.Writer, list *operatorv1.SearchCallsResponse, zone *time.Location) error {
 	if len(list.GetCalls()) > 0 {
-		w := table(out, "CALL", "FIRST", "LAST", "DELIVERIES", "DECIDED")
+		w := table(cut(out), "CALL", "FIRST", "LAST", "DELIVERIES", "DECIDED")
 		for _, c := range list.GetCalls() {
 			var states []string
 			for _, d := range c.GetDeliveries() {

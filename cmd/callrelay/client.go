@@ -88,7 +88,7 @@ func alarmLine(ctx context.Context, relay operatorClient, out io.Writer) {
 	for _, a := range list.GetAlarms() {
 		texts = append(texts, printable(a.GetText()))
 	}
-	fmt.Fprintf(out, "ALARM: %s\n\n", strings.Join(texts, "; "))
+	fmt.Fprintf(out, "%s\n\n", red(out, "ALARM: "+strings.Join(texts, "; ")))
 }
 
 // inWords makes an error of gRPC one for people.
@@ -205,4 +205,14 @@ func completeDestinations(c *cobra.Command, args []string, _ string) ([]string, 
 		names = append(names, d.GetName())
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// deliveryStates are the words for the state of a delivery.
+var deliveryStates = []string{"queued", "retrying", "held", "sending", "asked", "delivered", "dead", "expired", "discarded", "send_disabled"}
+
+// completes gives a flag its values for the shell's completion.
+func completes(c *cobra.Command, flag string, values ...string) {
+	if err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // a flag that is not there
+	}
 }

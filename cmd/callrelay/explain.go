@@ -29,7 +29,7 @@ a PHP array as print_r writes it; several are decided one after the other. The r
 
 --log reads daily logs of the old PHP relay and shows where the decisions differ: the check before switching over.
 
-Exit codes: 0 no difference, 1 a difference or an error.`,
+Exit codes: 0 no difference, 4 a difference, 1 an error.`,
 		Example: `  callrelay explain 'http://relay/index.php?unique_id=1&systemDisposition=BUSY'
   callrelay explain --rules new-rules.txt 'unique_id=1&hangupCauseCode=17'
   callrelay explain --log logs/call_start-2026-11-20.log --log logs/call_end-2026-11-20.log --log logs/not_answer-2026-11-20.log`,

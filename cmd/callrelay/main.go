@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	_ "time/tzdata" // TIMEZONE works on a machine without zone files
 
 	"callrelay/platform/run"
@@ -41,15 +42,14 @@ func newRoot() *cobra.Command {
 		Short: "Relays telephony callbacks to the CRM, each one once",
 		Long: `Relays telephony callbacks to the CRM, each one once.
 
-  callrelay up --sim       start everything here, with a simulated TopS.II
-  callrelay call 193416    what became of call 193416
-  callrelay diagnose 193416   why it stopped, and what to do
-
+  callrelay up --sim          start everything here, with a simulated TopS.II
   callrelay calls 5678        calls with a phone number that ends so
+  callrelay call 193416       what became of call 193416
+  callrelay diagnose 193416   why it stopped, and what to do
   callrelay accounting        what became of every request
 
-Exit codes: 0 done, 1 error or a difference, 2 a person has to act (diagnose), 3 no such call or delivery, 4 there is
-something to look at (an accounting difference, an alarm, something refused).`,
+Exit codes: 0 done, 1 error, 2 a person has to act (diagnose), 3 no such call or delivery, 4 there is something to look at (an
+accounting difference, an alarm, something refused, rules that differ).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -61,6 +61,7 @@ something to look at (an accounting difference, an alarm, something refused).`,
 	add := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.GroupID = group
+			withUsage(c)
 			root.AddCommand(c)
 		}
 	}
@@ -69,4 +70,16 @@ something to look at (an accounting difference, an alarm, something refused).`,
 		newAccounting(), newAlarms())
 	add("act", newRetry(), newDiscard(), newResend(), newHold(), newRelease(), newIntegrations())
 	return root
+}
+
+// withUsage makes complaints about the number of arguments say what was expected.
+func withUsage(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return fmt.Errorf("%w; usage: %s (--help shows examples)", err, c.UseLine())
+			}
+			return nil
+		}
+	}
 }

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	viewToken  = "viewer-viewer-viewer-viewer"
-	actToken   = "operator-operator-operator"
+	viewToken   = "viewer-viewer-viewer-viewer"
+	actToken    = "operator-operator-operator"
 	phonesToken = "phones-phones-phones-phones"
 )
 

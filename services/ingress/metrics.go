@@ -47,7 +47,9 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	}
 	for _, word := range []string{accepted, duplicate, spooled, refused, unrecorded} {
 		m.outcome[word] = metric.WithAttributeSet(attribute.NewSet(telemetry.Outcome.String(word)))
+		m.answers.Add(context.Background(), 0, m.outcome[word]) // a first one is an increase only where there was a zero
 	}
+	m.refusedLate.Add(context.Background(), 0)
 	return m, nil
 }
 

@@ -115,7 +115,7 @@ func TestRedisFails(t *testing.T) {
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			r := redistest.Start(t, append([]string{"--enable-debug-command", "yes"}, fault.args...)...)
+			r := redistest.Start(t, append([]string{"--enable-debug-command", "yes", "--appendfsync", "always"}, fault.args...)...) // everysec may lose what was answered
 			p := startState(t, r.URL())
 			n := startLoad(t, p)
 			n.progress(t, 200)

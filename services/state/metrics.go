@@ -4,17 +4,44 @@ import (
 	"context"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
 	"callrelay/platform/telemetry"
+	"callrelay/services/state/internal/store"
 )
 
-// observe registers the gauges of the queues: what waits, what is with consumers, what a person has to look at, and how long
-// the oldest has waited, by destination. They are read from Redis when somebody scrapes.
+// timed times the pipelines of Redis by their script, and counts the items in them.
+func timed(meter metric.Meter) (func(ctx context.Context, script string, items int, took time.Duration), error) {
+	took, err := meter.Float64Histogram("callrelay.redis.duration", metric.WithUnit("s"),
+		metric.WithDescription("How long Redis took for one pipeline, by script; with appendfsync always this is the disk."),
+		metric.WithExplicitBucketBoundaries(.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2))
+	if err != nil {
+		return nil, err
+	}
+	batch, err := meter.Int64Histogram("callrelay.redis.batch", metric.WithUnit("{item}"),
+		metric.WithDescription("How many items one pipeline carried, by script."),
+		metric.WithExplicitBucketBoundaries(1, 2, 4, 8, 16, 32, 64, 128, 256))
+	if err != nil {
+		return nil, err
+	}
+	of := map[string]metric.MeasurementOption{}
+	for _, script := range store.Scripts() {
+		of[script] = metric.WithAttributeSet(attribute.NewSet(telemetry.Script.String(script)))
+	}
+	return func(ctx context.Context, script string, items int, d time.Duration) {
+		took.Record(ctx, d.Seconds(), of[script])
+		batch.Record(ctx, int64(items), of[script])
+	}, nil
+}
+
+// observe registers the gauges of the queues: what waits, what is with consumers, what a person has to look at, how long
+// the oldest has waited, and whether it is held, by destination; and those of the accounting. They are read from Redis when
+// somebody scrapes.
 func (s *Service) observe() error {
 	var (
 		meter  = s.tel.Meter()
-		gauges [4]metric.Int64ObservableGauge
+		gauges [7]metric.Int64ObservableGauge
 		err    error
 	)
 	for i, g := range [...]struct{ name, unit, what string }{
@@ -22,6 +49,9 @@ func (s *Service) observe() error {
 		{"callrelay.queue.leased", "{call}", "Calls whose next delivery, or timer, is being worked on."},
 		{"callrelay.queue.dead", "{delivery}", "Deliveries that ended dead, expired or asked and that nobody has settled."},
 		{"callrelay.queue.oldest", "ms", "How long the oldest has been due."},
+		{"callrelay.destination.held", "{hold}", "1 while nothing is sent to the destination: a person or its own fault holds it."},
+		{"callrelay.accounting.requests", "{request}", "Where the requests of the last 24 hours are: each in one bucket, a sum over buckets is what was received without what is spooled."},
+		{"callrelay.accounting.difference", "{request}", "By how much counters and journals differed at the last comparison; anything but 0 is an alarm."},
 	} {
 		if gauges[i], err = meter.Int64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.what)); err != nil {
 			return err
@@ -30,6 +60,10 @@ func (s *Service) observe() error {
 	_, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
+		holds, err := s.store.Holds(ctx)
+		if err != nil {
+			return err
+		}
 		for _, name := range s.store.Destinations() {
 			waiting, leased, dead, oldest, err := s.store.Backlog(ctx, name)
 			if err != nil {
@@ -38,12 +72,47 @@ func (s *Service) observe() error {
 			if oldest != 0 {
 				oldest = max(0, s.store.Now()-oldest)
 			}
+			var held int64
+			if h, ok := holds[name]; ok && h.Held() {
+				held = 1
+			}
 			at := metric.WithAttributes(telemetry.Destination.String(name))
-			for i, value := range []int64{waiting, leased, dead, oldest} {
+			for i, value := range []int64{waiting, leased, dead, oldest, held} {
 				o.ObserveInt64(gauges[i], value, at)
 			}
 		}
-		return nil
-	}, gauges[0], gauges[1], gauges[2], gauges[3])
+		return s.observeAccounting(ctx, o, gauges[5], gauges[6])
+	}, gauges[0], gauges[1], gauges[2], gauges[3], gauges[4], gauges[5], gauges[6])
 	return err
+}
+
+func (s *Service) observeAccounting(ctx context.Context, o metric.Observer, requests, difference metric.Int64Observable) error {
+	counters, err := s.store.Counters(ctx)
+	if err != nil {
+		return err
+	}
+	var (
+		since = store.HourOf(s.store.Now()) - 23
+		sums  = map[store.Bucket]int64{}
+	)
+	for _, partition := range counters {
+		for c, n := range partition {
+			if !c.Unrequested && c.Hour >= since {
+				sums[c.Bucket] += n
+			}
+		}
+	}
+	for bucket, name := range bucketNames {
+		o.ObserveInt64(requests, sums[bucket], metric.WithAttributes(telemetry.Bucket.String(name)))
+	}
+	last, err := s.ledger.latest(ctx)
+	if err != nil || last.GetCheckedMs() == 0 {
+		return err // not compared yet: no value is not zero
+	}
+	var off int64
+	for _, d := range last.GetDifferences() {
+		off += max(d.GetCounted()-d.GetJournaled(), d.GetJournaled()-d.GetCounted())
+	}
+	o.ObserveInt64(difference, off)
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -311,6 +312,13 @@ func TestAccountingAgrees(t *testing.T) {
 	if err != nil || !slices.ContainsFunc(list.GetAlarms(), func(a *operatorv1.Alarm) bool { return a.GetName() == "accounting_difference" }) {
 		t.Errorf("no alarm: %v %v", list, err)
 	}
+	answer := httptest.NewRecorder()
+	b.tel.MetricsHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	metrics := answer.Body.String()
+	if !regexp.MustCompile(`(?m)^callrelay_accounting_difference\{.*\} [1-9]`).MatchString(metrics) ||
+		!strings.Contains(metrics, fmt.Sprintf(`callrelay_accounting_requests{callrelay_bucket="combined",service_name="test"} %d`, a.GetCombined())) {
+		t.Errorf("the metrics say otherwise than %v:\n%s", a, metrics)
+	}
 }
 
 // A call is found by everything that people know of it, the latest first, page by page, and masked for who must not see numbers.
@@ -433,7 +441,9 @@ func TestBulk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list += len(resp.GetDeliveries())
+		if list += len(resp.GetDeliveries()); len(resp.GetDeliveries()) > 7 {
+			t.Errorf("a page of 7 has %d", len(resp.GetDeliveries()))
+		}
 		if token = resp.GetNextPageToken(); token == "" {
 			break
 		}
@@ -500,6 +510,23 @@ func TestBulk(t *testing.T) {
 	if a := b.accounting(); len(a.GetDifferences()) > 0 || a.GetDead() != 1 {
 		t.Errorf("got %v", a)
 	}
+	// What ended well stands in no list; its pages are as exact.
+	for i := 2; i < n; i += 2 {
+		b.attempt(fmt.Sprintf("ameyo/%d", i), "delivered")
+	}
+	list, token = 0, ""
+	redistest.Poll(t, 10*time.Second, "all delivered are listed", func() bool {
+		for list = 0; ; {
+			resp, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{State: []string{"delivered"}, PageSize: 7, PageToken: token})
+			if err != nil || len(resp.GetDeliveries()) > 7 {
+				t.Fatalf("a page of 7 has %d: %v", len(resp.GetDeliveries()), err)
+			}
+			list += len(resp.GetDeliveries())
+			if token = resp.GetNextPageToken(); token == "" {
+				return list == n/2-1
+			}
+		}
+	})
 }
 
 // Holding is journaled with who did it; the same again changes nothing.

@@ -210,8 +210,9 @@ func (o *operator) ListDeliveries(ctx context.Context, req *operatorv1.ListDeliv
 		return resp, nil
 	}
 	// What ended well stands in no list: it is found by looking at the calls, the latest first.
+	want := 100
 	for read := 0; read < looked; {
-		page, err := o.store.Recent(ctx, 0, 100, at.Recent)
+		page, err := o.store.Recent(ctx, 0, want, at.Recent)
 		if errors.Is(err, store.ErrPageToken) {
 			return nil, errkind.Invalid("page_token", "page_token is not one of this list")
 		}
@@ -222,7 +223,8 @@ func (o *operator) ListDeliveries(ctx context.Context, req *operatorv1.ListDeliv
 		if err != nil {
 			return nil, unavailable(err)
 		}
-		for _, c := range calls {
+		before, enough := len(resp.GetDeliveries()), 0
+		for i, c := range calls {
 			if c == nil {
 				continue
 			}
@@ -231,7 +233,16 @@ func (o *operator) ListDeliveries(ctx context.Context, req *operatorv1.ListDeliv
 					add(c, d)
 				}
 			}
+			if enough == 0 && len(resp.GetDeliveries()) >= size {
+				enough = i + 1
+			}
 		}
+		if enough > 0 && enough < len(calls) {
+			// The page ends within these calls: read only so many, which gives the place behind them.
+			want, resp.Deliveries = enough, resp.GetDeliveries()[:before]
+			continue
+		}
+		want = 100
 		read += len(page.Calls)
 		if at.Recent = page.Next; page.Next == "" || full(place{Recent: page.Next}) {
 			return resp, nil

@@ -43,8 +43,12 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	svc := &Service{cfg: cfg, tel: tel, files: files, stopping: make(chan struct{})}
+	ran, err := timed(tel.Meter())
+	if err != nil {
+		return nil, err
+	}
 	s, err := store.Open(store.Config{URL: cfg.RedisURL.Reveal(), Retention: cfg.CallRetention, JournalLimit: cfg.JournalLimit,
-		ReplicasAck: cfg.ReplicasAck, Wrote: func(item *statev1.CommitItem) { svc.committed(item) }})
+		ReplicasAck: cfg.ReplicasAck, Ran: ran, Wrote: func(item *statev1.CommitItem) { svc.committed(item) }})
 	if err != nil {
 		return nil, err
 	}

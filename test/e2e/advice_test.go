@@ -135,6 +135,6 @@ func TestExplain(t *testing.T) {
 	sample := filepath.Join("..", "..", "services", "router", "explain", "testdata", "php-relay.txt")
 	says(t, "the old relay's log", r.run(done, "explain", "--log", sample), "7 callbacks compared: 7 the same, 0 different")
 	rules := filepath.Join("..", "..", "services", "router", "ameyo", "rules.txt")
-	says(t, "another profile", r.run(failed, "explain", "--rules", rules, "--profile", "hangup-signal",
+	says(t, "another profile", r.run(attention, "explain", "--rules", rules, "--profile", "hangup-signal",
 		`unique_id=1&systemDisposition=BUSY&shareablePhonesDialIndex=0&phoneList=["1","2"]`), "THE RULES DIFFER", "wait for phone 2", "createNotAnswer")
 }

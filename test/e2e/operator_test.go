@@ -22,9 +22,10 @@ import (
 
 // Exit codes of the operator's commands.
 const (
-	done     = 0
-	failed   = 1
-	notFound = 3
+	done      = 0
+	failed    = 1
+	notFound  = 3
+	attention = 4
 )
 
 // run runs a command of the operator's, fails unless it ends with the code, and returns what it printed.

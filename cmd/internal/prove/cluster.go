@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ const (
 
 var settings = map[string]string{
 	"INDEX_ENV": "TEST", "TEST_API_KEY": apiKey, "ENABLE_REAL_SEND": "true", "TOPSII_CONCURRENCY": fmt.Sprint(concurrency),
-	"TOPSII_CONNECT_TIMEOUT": "1s", "TOPSII_TIMEOUT": topsiiTimeout.String(), "KOMMO_TIMEOUT": topsiiTimeout.String(), "LEASE_TIME": leaseTime.String(),
+	"TOPSII_CONNECT_TIMEOUT": "1s", "TOPSII_TIMEOUT": topsiiTimeout.String(), "KOMMO_TIMEOUT": topsiiTimeout.String(), "KOMMO_REQUEST_TIMEOUT": topsiiTimeout.String(), "WEBHOOK_TIMEOUT": topsiiTimeout.String(),
+	"LEASE_TIME": leaseTime.String(),
 	"ACK_BUDGET": ackBudget.String(), "RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
 	// A brown-out must not be the end of a delivery here: everything has to arrive.
 	"DELIVERY_MAX_ATTEMPTS": "100000", "APP_ERROR_MAX_ATTEMPTS": "100000",
@@ -45,6 +47,7 @@ var settings = map[string]string{
 // process is one service process, started again whenever it ends.
 type process struct {
 	name     string
+	addr     string // gRPC
 	keeper   *supervise.Keeper
 	launches atomic.Int64
 	hits     atomic.Int64 // how often a fault ended it
@@ -119,6 +122,7 @@ func (c *cluster) startServices(ctx context.Context, o Options, sim string) erro
 			if err != nil {
 				return err
 			}
+			p.addr = addr[s][i]
 			c.processes[s] = append(c.processes[s], p)
 		}
 	}
@@ -174,10 +178,25 @@ func keepOnly(env []string, names ...string) (kept []string) {
 // startLimit bounds the start of everything; on a busy machine it takes seconds.
 const startLimit = time.Minute
 
-// ready waits until every ingress is.
+// ready waits until every process listens and every ingress is ready. What ends instead is told with its own words.
 func (c *cluster) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
+	for _, s := range services {
+		for _, p := range c.processes[s] {
+			for {
+				conn, err := net.DialTimeout("tcp", p.addr, time.Second)
+				if err == nil {
+					_ = conn.Close()
+					break
+				}
+				if p.launches.Load() > 2 || !pause(ctx, 20*time.Millisecond) {
+					said, _ := os.ReadFile(p.logPath)
+					return fmt.Errorf("%s does not start: %s", p.name, bytes.TrimSpace(said[max(0, len(said)-500):]))
+				}
+			}
+		}
+	}
 	client := &http.Client{Timeout: time.Second}
 	for _, door := range c.ingresses {
 		for {

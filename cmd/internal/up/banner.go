@@ -25,7 +25,7 @@ func banner(o Options, c configs, httpAddr string, now time.Time) string {
 	fmt.Fprintf(&b, "\ncallrelay is ready: %s, data in %s\n\n", how, o.DataDir)
 	line("send callbacks to", base+"/index.php and "+base+"/call_start.php")
 	line("for example", fmt.Sprintf(`curl "%s/index.php?unique_id=%d&customerId=1001&customerCRTId=d336-%d-vce-1`+
-		`&systemDisposition=CONNECTED&userId=agent1&dialledPhone=03000000001"`, base, call, call))
+		`&systemDisposition=CONNECTED&userId=agent1&dialledPhone=03000000001&phoneList=%%7B%%22phoneList%%22:%%5B%%2203000000001%%22%%5D%%7D"`, base, call, call))
 	line("what became of it", fmt.Sprintf("%s call %d", o.Program, call))
 	if o.SimAddr != "" {
 		line("what TopS.II holds", fmt.Sprintf("curl http://%s/sim/held", o.SimAddr))

@@ -148,6 +148,7 @@ func (d *diagnosis) received() {
 
 // entries looks at each fact that a step can be told from alone.
 func (d *diagnosis) entries() {
+	odd := map[string]bool{}
 	for _, e := range d.call.Journal {
 		request := e.GetRequestId()
 		if by := d.superseded[request]; by != "" {
@@ -169,7 +170,8 @@ func (d *diagnosis) entries() {
 		case *statev1.JournalEntry_Note:
 			if reason, undecided := strings.CutPrefix(f.Note, "undecided: "); undecided {
 				d.find(Inputs, failed, "inputs_panicked", about{request, 0, []string{"message", reason}})
-			} else {
+			} else if !odd[f.Note] {
+				odd[f.Note] = true // each repeat has the same parameters
 				d.find(Inputs, note, "inputs_odd", about{request, 0, []string{"note", f.Note}})
 			}
 		case *statev1.JournalEntry_Duplicate:

@@ -5,7 +5,10 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -36,6 +39,13 @@ var (
 	settleScript   = redis.NewScript(lib + settleLua)
 )
 
+// scriptNames are the scripts on the path of callbacks and deliveries, as Config.Ran names them.
+var scriptNames = map[*redis.Script]string{commitScript: "commit", leaseScript: "lease", completeScript: "complete",
+	givebackScript: "giveback", settleScript: "settle"}
+
+// Scripts are the names that Config.Ran is told.
+func Scripts() []string { return slices.Collect(maps.Values(scriptNames)) }
+
 // invocation is one script call of a pipeline.
 type invocation struct {
 	keys []string
@@ -45,6 +55,9 @@ type invocation struct {
 // run executes one script for many items as one pipeline. Items fail one by one. A script that Redis does not know
 // (NOSCRIPT, after a restart or failover) is loaded and only those items run again, in their order.
 func (s *Store) run(ctx context.Context, script *redis.Script, calls []invocation) ([]any, []error) {
+	if name := scriptNames[script]; s.cfg.Ran != nil && name != "" {
+		defer func(began time.Time) { s.cfg.Ran(ctx, name, len(calls), time.Since(began)) }(time.Now())
+	}
 	replies, errs := make([]any, len(calls)), make([]error, len(calls))
 	s.pipeline(ctx, calls, replies, errs, func(p redis.Pipeliner, c invocation) *redis.Cmd {
 		return p.EvalSha(ctx, script.Hash(), c.keys, c.args...)

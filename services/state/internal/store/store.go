@@ -32,6 +32,8 @@ type Config struct {
 	ReplicasAck int
 	// Wrote is told of the facts that the store itself adds (lost leases, what persons do), as a commit of nothing else.
 	Wrote func(*statev1.CommitItem)
+	// Ran is told of each pipeline of a script: which one, for how many items, and how long Redis took. nil: nobody is.
+	Ran func(ctx context.Context, script string, items int, took time.Duration)
 }
 
 // Store is safe for concurrent use.

@@ -29,7 +29,8 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	m.attempts, errs[1] = meter.Int64Counter("callrelay.upstream.attempts",
 		metric.WithDescription("Requests made."))
 	m.duration, errs[2] = meter.Float64Histogram("callrelay.upstream.attempt.duration",
-		metric.WithDescription("How long a request took until its answer or its failure."), metric.WithUnit("s"))
+		metric.WithDescription("How long a request took until its answer or its failure."), metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30))
 	_, errs[3] = meter.Int64ObservableGauge("callrelay.upstream.in_flight",
 		metric.WithDescription("Deliveries that are worked on."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {

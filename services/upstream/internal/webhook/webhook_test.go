@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,11 +36,14 @@ func TestSignature(t *testing.T) {
 }
 
 func TestSend(t *testing.T) {
+	var mu sync.Mutex // the handler's goroutine may outlive the answer
 	var got *http.Request
 	var body string
 	status := 204
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
 		got, body = r, string(b)
 		if status == 0 {
 			hijacked, _, _ := w.(http.Hijacker).Hijack()
@@ -60,22 +64,31 @@ func TestSend(t *testing.T) {
 		delivery.Delivered: {200, 204}, delivery.Hold: {301, 401, 403, 404, 405, 410}, delivery.Transport: {408, 425, 429, 500, 503},
 		delivery.Dead: {400, 409, 413, 422}, delivery.Uncertain: {0},
 	} {
-		for _, status = range codes {
+		for _, code := range codes {
+			mu.Lock()
+			status = code
+			mu.Unlock()
 			answer := c.Send(context.Background(), "call.registered", []byte(`{"a":1}`))
-			if answer.Outcome != want || answer.HTTPCode != status || (answer.Reason == "") != (want == delivery.Delivered) || status > 0 && answer.RetryAfter != 7*time.Second {
-				t.Errorf("%d: %+v, want outcome %d", status, answer, want)
+			if answer.Outcome != want || answer.HTTPCode != code || (answer.Reason == "") != (want == delivery.Delivered) || code > 0 && answer.RetryAfter != 7*time.Second {
+				t.Errorf("%d: %+v, want outcome %d", code, answer, want)
 			}
 		}
 	}
+	mu.Lock()
 	status = 200
+	mu.Unlock()
 	c.Send(context.Background(), "call.registered", []byte(`{"a":1}`))
+	mu.Lock()
 	first := got.Header.Get("Webhook-Id")
 	want := "v1," + sign(c.options.Key, first, "1614265330", []byte(`{"a":1}`))
 	if got.Method != "POST" || got.URL.RequestURI() != "/hook?key=secret" || body != `{"a":1}` || got.Header.Get("Webhook-Signature") != want ||
 		got.Header.Get("Webhook-Timestamp") != "1614265330" || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("%s %s %v %s", got.Method, got.URL, got.Header, body)
 	}
+	mu.Unlock()
 	c.Send(context.Background(), "call.registered", []byte(`{"a":2}`))
+	mu.Lock()
+	defer mu.Unlock()
 	if other := got.Header.Get("Webhook-Id"); other == first || !strings.HasPrefix(other, "msg_") {
 		t.Errorf("ids %s and %s of two documents", first, other)
 	}
