@@ -295,6 +295,7 @@ func TestRoutes(t *testing.T) {
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
+	want = append(want, kommoCalls+" VoIP", kommoRedirect+" Kommo")
 	for _, path := range []string{"/healthz", "/readyz", "/openapi.json"} {
 		want = append(want, "GET "+path+" anybody")
 	}

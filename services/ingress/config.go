@@ -36,7 +36,8 @@ type Config struct {
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`
 	PathSecret      config.Secret `env:"AMEYO_PATH_SECRET" desc:"Where set, callbacks are taken only under /SECRET/...; at least 16 letters, digits, - or _."`
 
-	Pbx pbxConfig
+	Pbx   pbxConfig
+	Kommo kommoConfig
 
 	OperatorTokens Tokens `env:"OPERATOR_TOKENS" desc:"Who may use the operator API: NAME:ROLE:TOKEN, separated by commas or line breaks. ROLE is viewer, operator, or operator+phones, which also sees phone numbers; TOKEN is at least 24 characters, or sha256= and its hash in hex. Empty: only this machine may, through localhost. Secret."`
 
@@ -105,6 +106,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	problems = append(problems, c.Pbx.problems()...)
+	if _, err := c.Kommo.secrets(); err != nil {
+		problems = append(problems, err)
+	}
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}

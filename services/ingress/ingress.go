@@ -40,6 +40,7 @@ type Service struct {
 	stopping atomic.Bool
 
 	state     grpc.ClientConnInterface
+	upstream  *grpc.ClientConn
 	operators context.Context // ends the operator's requests
 	stopped   context.CancelFunc
 }
@@ -59,6 +60,9 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
 	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
 		return nil, err
+	}
+	if s.upstream, err = rpc.Dial(cfg.Kommo.UpstreamAddr); err != nil {
+		return nil, fmt.Errorf("UPSTREAM_GRPC_ADDR: %w", err)
 	}
 	handler, err := newHandler(s)
 	if err != nil {
@@ -86,7 +90,9 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 }
 
 // Close ends a service that was never run.
-func (s *Service) Close() error { return errors.Join(s.spool.spool.Close(), s.listen.Close()) }
+func (s *Service) Close() error {
+	return errors.Join(s.spool.spool.Close(), s.listen.Close(), s.upstream.Close())
+}
 
 // newPipe speaks the Route stream.
 func newPipe(client routerv1.RouterServiceClient) *routePipe {
@@ -140,6 +146,7 @@ func (s *Service) Run(ctx context.Context) error {
 		stop()
 		wg.Wait()
 		s.spool.away.Store(true) // nobody waits for the pipe any more
+		_ = s.upstream.Close()
 		if err := s.spool.spool.Close(); err != nil {
 			s.tel.Log().Error("closing the spool", "error", err)
 		}
