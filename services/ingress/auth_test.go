@@ -267,6 +267,7 @@ func TestRoutes(t *testing.T) {
 	for path := range callbackPaths {
 		table["GET "+path] = true
 	}
+	table["GET "+pbxPath+"{}"] = true
 	for _, r := range operatorRoutes {
 		table[r.method+" "+plain(r.pattern)] = true
 	}
@@ -295,7 +296,7 @@ func TestRoutes(t *testing.T) {
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
-	want = append(want, kommoCalls+" VoIP", kommoRedirect+" Kommo")
+	want = append(want, kommoCalls+" VoIP", kommoRedirect+" Kommo", "GET "+pbxPath+"{token} PBX")
 	for _, path := range []string{"/healthz", "/readyz", "/openapi.json"} {
 		want = append(want, "GET "+path+" anybody")
 	}
