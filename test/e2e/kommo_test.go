@@ -26,7 +26,9 @@ func withKommo(t *testing.T, env ...string) (*relay, *kommo.Account, *kommo.Serv
 	t.Cleanup(api.Close)
 	r := startWith(t, append([]string{"SECRETS_KEY=test:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "KOMMO_BASE_URL=" + api.URL,
 		"KOMMO_CLIENT_ID=client", "KOMMO_CLIENT_SECRET=secret", "KOMMO_REDIRECT_URI=https://relay.example/v1/kommo/oauth/callback",
-		"KOMMO_SETTLE=200ms", "RETRY_BASE=50ms", "KOMMO_CALLS_SECRETS=9001=" + kommoSecret, "KOMMO_CLAIM_DELAY=1s"}, env...))
+		"KOMMO_SETTLE=200ms", "RETRY_BASE=50ms", "KOMMO_CALLS_SECRETS=9001=" + kommoSecret, "KOMMO_CLAIM_DELAY=1s",
+		// What a killed process had under way comes back soon.
+		"LEASE_TIME=10s", "KOMMO_REQUEST_TIMEOUT=3s", "KOMMO_TIMEOUT=5s", "TOPSII_CONNECT_TIMEOUT=1s", "TOPSII_TIMEOUT=4s", "WEBHOOK_TIMEOUT=4s"}, env...))
 	resp, err := r.http.Get(r.url + "/v1/kommo/oauth/callback?client_id=client&referer=acme.kommo.com&code=" + account.Code())
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +96,14 @@ func TestKommoCallsAreLoggedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(func() {
+		for i := 0; i < n && t.Failed(); i++ {
+			if account.View().Calls[fmt.Sprint("call-", i)] != 1 {
+				t.Log(r.callrelay("call", fmt.Sprint("kommo/9001/call-", i)))
+				break
+			}
+		}
+	})
 	concurrently(3*n, 48, func(i int) {
 		r.reported(map[string]any{"call_id": fmt.Sprint("call-", i/3), "direction": "inbound", "phone": phone(i / 3), "duration": 7, "status": "answered"})
 	})
