@@ -84,7 +84,7 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	var span trace.Span = noop.Span{}
 	if e.tel.Tracing() {
 		ctx, span = e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide",
-			trace.WithAttributes(telemetry.CallID.String(in.call), telemetry.RequestID.String(in.id)))
+			trace.WithAttributes(telemetry.CallID.String(telemetry.MaskCall(in.call)), telemetry.RequestID.String(in.id)))
 		defer func() {
 			if err != nil {
 				span.SetStatus(codes.Error, errkind.From(err).Message)
@@ -193,7 +193,7 @@ func pause(ctx context.Context, attempt int, err error) error {
 func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, effects ameyo.Effects, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			e.tel.Log().Error("panic in the rules", "request_id", in.id, "call", in.call, "panic", p, "stack", string(debug.Stack()))
+			e.tel.Log().Error("panic in the rules", "request_id", in.id, "call", telemetry.MaskCall(in.call), "panic", p, "stack", string(debug.Stack()))
 			err = errkind.Internal(fmt.Errorf("panic in the rules: %v", p))
 		}
 	}()

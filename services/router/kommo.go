@@ -416,7 +416,7 @@ func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message) e
 	if _, err := e.process(ctx, in); err != nil && undelivered(err) {
 		return err
 	} else if err != nil { // it is recorded there as undecided
-		e.tel.Log().Error("A MESSAGE TO ANOTHER CALL COULD NOT BE PROCESSED; it is recorded there as undecided", "call", telemetry.MaskDigits(in.call), "error", err)
+		e.tel.Log().Error("A MESSAGE TO ANOTHER CALL COULD NOT BE PROCESSED; it is recorded there as undecided", "call", telemetry.MaskCall(in.call), "error", err)
 	}
 	sender.done = true
 	_, err = e.process(ctx, sender)
