@@ -285,7 +285,10 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		}
 	}
 	var effects kommo.Effects
-	request := what.RequestID
+	request, first := what.RequestID, ""
+	if call != nil {
+		first = call.RequestID
+	}
 	if number != nil {
 		var next kommo.Number
 		next, effects = kommo.DecideNumber(in.kommo.rules, *number, what, nowMS)
@@ -304,7 +307,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 	}
 	if in.received != nil && effects.Duplicate {
 		entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id,
-			Fact: &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: call.RequestID, Gate: "known", Key: call.ID, Flow: "kommo"}}})
+			Fact: &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: first, Gate: "known", Key: call.ID, Flow: "kommo"}}})
 	}
 	item := newCommit(in, state.GetVersion(), nowMS, entries...)
 	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
