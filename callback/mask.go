@@ -9,7 +9,7 @@ import (
 // phoneParams are the parameters whose values are phone numbers, or a JSON list of them.
 var phoneParams = []string{
 	"phone", "displayPhone", "dialledPhone", "dialedPhone", "dstPhone", "cstmPhone", "phone1", "phone2", "phoneList",
-	"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion",
+	"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion", "did",
 }
 
 // Masked returns a copy for logs in which the phone numbers of known parameters keep only their last four digits.

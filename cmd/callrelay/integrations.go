@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/platform/rpc"
+	"callrelay/services/router"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
@@ -24,7 +26,7 @@ var errChecked = errors.New("something has to be done before calls can be delive
 
 func newIntegrations() *cobra.Command {
 	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them"}
-	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsDisconnect())
+	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect())
 	return c
 }
 
@@ -75,6 +77,34 @@ Make the token in Kommo: Settings, Integrations, a private integration, Keys and
 			return err
 		}
 		_, err = fmt.Fprintf(c.OutOrStdout(), "kommo/%d is connected\n", answer.GetAccountId())
+		return err
+	})
+}
+
+func newIntegrationsSet() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "set <id>",
+		Short:   "Replace the settings of a Kommo account, JSON read from standard input",
+		Example: `  echo '{"pipeline_id": 31337, "source_name": "Cloud PBX", "responsible_user_id": 8800123}' | callrelay integrations set kommo/9001`,
+		Args:    cobra.ExactArgs(1),
+	}
+	return asksUpstream(c, func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error {
+		id, err := kommoID(args[0])
+		if err != nil {
+			return err
+		}
+		const most = 16 << 10
+		settings, err := io.ReadAll(io.LimitReader(c.InOrStdin(), most))
+		if err == nil {
+			err = router.CheckKommoSettings(settings)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := kommo.Configure(ctx, &upstreamv1.ConfigureRequest{AccountId: id, Settings: settings}); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "the settings of kommo/%d are replaced; they count within seconds\n", id)
 		return err
 	})
 }

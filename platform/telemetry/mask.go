@@ -28,3 +28,12 @@ var number = regexp.MustCompile(`\+?[0-9](?:[-+ ]*[0-9]){6,}`)
 // MaskDigits masks everything in free text that may be a phone number: runs of 7 or more digits, which '+', '-' and spaces
 // do not interrupt.
 func MaskDigits(s string) string { return number.ReplaceAllStringFunc(s, MaskPhone) }
+
+// MaskCall masks the key of a record that is one client's number (kommo-number/ACCOUNT/DIGITS); other keys have no number.
+func MaskCall(key string) string {
+	slash := strings.LastIndexByte(key, '/')
+	if !strings.HasPrefix(key, "kommo-number/") || slash < 0 {
+		return key
+	}
+	return key[:slash+1] + MaskPhone(key[slash+1:])
+}

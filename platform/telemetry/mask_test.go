@@ -45,3 +45,14 @@ func TestMaskDigits(t *testing.T) {
 		}
 	}
 }
+
+func TestMaskCall(t *testing.T) {
+	for key, want := range map[string]string{
+		"kommo-number/9001/3055550142": "kommo-number/9001/******0142",
+		"kommo/9001/call-1234567890":   "kommo/9001/call-1234567890", "ameyo/193416": "ameyo/193416",
+	} {
+		if got := telemetry.MaskCall(key); got != want {
+			t.Errorf("%s: %s, want %s", key, got, want)
+		}
+	}
+}

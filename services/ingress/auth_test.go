@@ -297,7 +297,8 @@ func TestRoutes(t *testing.T) {
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
-	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator", "GET "+pbxPath+"{token} PBX")
+	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator", kommoCalls+" VoIP", kommoRedirect+" Kommo",
+		"GET "+pbxPath+"{token} PBX")
 	for _, path := range []string{"/healthz", "/readyz", "/openapi.json"} {
 		want = append(want, "GET "+path+" anybody")
 	}

@@ -38,6 +38,7 @@ type Config struct {
 
 	Pbx   pbxConfig
 	Cards cardsConfig
+	Kommo kommoConfig
 
 	OperatorTokens Tokens `env:"OPERATOR_TOKENS" desc:"Who may use the operator API: NAME:ROLE:TOKEN, separated by commas or line breaks. ROLE is viewer, operator, or operator+phones, which also sees phone numbers; TOKEN is at least 24 characters, or sha256= and its hash in hex. Empty: only this machine may, through localhost. Secret."`
 
@@ -107,6 +108,9 @@ func (c *Config) Validate() error {
 	}
 	problems = append(problems, c.Pbx.problems()...)
 	problems = append(problems, c.Cards.problems()...)
+	if _, err := c.Kommo.secrets(); err != nil {
+		problems = append(problems, err)
+	}
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}

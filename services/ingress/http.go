@@ -55,6 +55,10 @@ func newHandler(s *Service) (http.Handler, error) {
 	}
 	callbacks, events := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway)
 
+	kommo, err := s.kommoHandler()
+	if err != nil {
+		return nil, err
+	}
 	operator, err := operatorHandler(s)
 	if err != nil {
 		return nil, err
@@ -86,13 +90,14 @@ func newHandler(s *Service) (http.Handler, error) {
 			s.cards.serveToken(w, r, operator)
 			return
 		}
-		if !ours && operatorPath(r.URL.Path) {
+		ofKommo := strings.HasPrefix(r.URL.Path, kommoPath)
+		if !ours && !ofKommo && operatorPath(r.URL.Path) {
 			operator.ServeHTTP(w, r)
 			return
 		}
 		event := strings.HasPrefix(r.URL.Path, pbxPath)
 		switch {
-		case ours && allowed, event:
+		case ours && allowed, event, ofKommo:
 			if !s.load.enter() {
 				e := tooMany()
 				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
@@ -101,6 +106,10 @@ func newHandler(s *Service) (http.Handler, error) {
 			defer s.load.leave()
 			if event {
 				events.ServeHTTP(w, r)
+				return
+			}
+			if ofKommo {
+				kommo.ServeHTTP(w, r)
 				return
 			}
 			callbacks.ServeHTTP(w, r)

@@ -42,6 +42,7 @@ type Service struct {
 	stopping atomic.Bool
 
 	state     grpc.ClientConnInterface
+	upstream  *grpc.ClientConn
 	operators context.Context // ends the operator's requests
 	stopped   context.CancelFunc
 }
@@ -63,6 +64,9 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 		return nil, err
 	}
 	s.cards = newCardServer(s, s.pbx.table)
+	if s.upstream, err = rpc.Dial(cfg.Kommo.UpstreamAddr); err != nil {
+		return nil, fmt.Errorf("UPSTREAM_GRPC_ADDR: %w", err)
+	}
 	handler, err := newHandler(s)
 	if err != nil {
 		return nil, err
@@ -90,7 +94,9 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 }
 
 // Close ends a service that was never run.
-func (s *Service) Close() error { return errors.Join(s.spool.spool.Close(), s.listen.Close()) }
+func (s *Service) Close() error {
+	return errors.Join(s.spool.spool.Close(), s.listen.Close(), s.upstream.Close())
+}
 
 // newPipe speaks the Route stream.
 func newPipe(client routerv1.RouterServiceClient) *routePipe {
@@ -146,6 +152,7 @@ func (s *Service) Run(ctx context.Context) error {
 		stop()
 		wg.Wait()
 		s.spool.away.Store(true) // nobody waits for the pipe any more
+		_ = s.upstream.Close()
 		if err := s.spool.spool.Close(); err != nil {
 			s.tel.Log().Error("closing the spool", "error", err)
 		}

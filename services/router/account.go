@@ -76,6 +76,10 @@ func terms(item *routerv1.RouteItem) (terms, phones []string) {
 		m := c.PbxEvent
 		add(&terms, m.GetExtension(), m.GetEvent().GetAgentId())
 		add(&phones, m.GetEvent().GetCallerIdNum(), m.GetEvent().GetCalledNumber(), m.GetEvent().GetRemoteNumber())
+	case *routerv1.RouteItem_KommoCall:
+		m := c.KommoCall
+		add(&terms, m.GetCallId(), m.GetUser())
+		add(&phones, m.GetPhone(), m.GetDid())
 	}
 	return terms, phones
 }

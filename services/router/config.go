@@ -25,7 +25,8 @@ type Config struct {
 	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"What happens to a phone-1 status that phone 2 never took: drop or send."`
 	CallStartAge  int    `env:"CALL_START_MAX_AGE_SECONDS" envDefault:"0" desc:"A call start older than so many seconds ends as expired, unless something of its call waits behind it; 0 means never."`
 
-	Pbx pbxConfig
+	Pbx   pbxConfig
+	Kommo kommoConfig
 
 	Timezone       string   `env:"TIMEZONE" envDefault:"Asia/Tokyo" desc:"Zone of times that come without one, and of the times sent to TopS.II."`
 	TargetTelOrder []string `env:"CALL_START_TARGET_TEL" desc:"Comma-separated sources of a call start's targetTel, the first given one wins; empty means phone,displayPhone,dialledPhone,dstPhone."`
@@ -35,7 +36,8 @@ type Config struct {
 func (c *Config) Validate() error {
 	_, _, err := c.rules()
 	_, errPbx := c.Pbx.rules()
-	return errors.Join(err, errPbx)
+	_, errKommo := c.Kommo.check()
+	return errors.Join(err, errPbx, errKommo)
 }
 
 // Explaining are the rules in force, for a tool that explains them elsewhere.

@@ -202,7 +202,8 @@ func kommoMessage(in kommo.Input) ([]byte, error) {
 		m.Input = &statev1.KommoInput_Answer{Answer: &statev1.KommoAnswer{Kind: string(a.Kind), Ask: a.Ask, Entity: entityToProto(a.Entity),
 			Uid: a.UID, Included: a.Included, NoteId: a.NoteID, Reason: a.Reason}}
 	case in.Voip != nil:
-		m.Input = &statev1.KommoInput_Voip{Voip: &statev1.KommoVoip{Facts: factsToProto(&in.Voip.Facts), Recording: in.Voip.Recording}}
+		m.Input = &statev1.KommoInput_Voip{Voip: &statev1.KommoVoip{Facts: factsToProto(&in.Voip.Facts), Recording: in.Voip.Recording,
+			RequestId: in.RequestID, Traceparent: in.Traceparent}}
 	case in.Ringing != nil:
 		m.Input = &statev1.KommoInput_Ringing{Ringing: &statev1.KommoRinging{Phone: in.Ringing.Phone, Users: in.Ringing.Users}}
 	default:
@@ -226,7 +227,8 @@ func kommoMessageInput(body []byte) (kommo.Input, error) {
 		return kommo.Input{Answer: &kommo.Answer{Kind: kommo.AnswerKind(a.GetKind()), Ask: a.GetAsk(), Entity: entityFromProto(a.GetEntity()),
 			UID: a.GetUid(), Included: a.GetIncluded(), NoteID: a.GetNoteId(), Reason: a.GetReason()}}, nil
 	case *statev1.KommoInput_Voip:
-		return kommo.Input{Voip: &kommo.Voip{Facts: factsFromProto(in.Voip.GetFacts()), Recording: in.Voip.GetRecording()}}, nil
+		return kommo.Input{Voip: &kommo.Voip{Facts: factsFromProto(in.Voip.GetFacts()), Recording: in.Voip.GetRecording()},
+			RequestID: in.Voip.GetRequestId(), Traceparent: in.Voip.GetTraceparent()}, nil
 	case *statev1.KommoInput_Ringing:
 		return kommo.Input{Ringing: &kommo.Ringing{Phone: in.Ringing.GetPhone(), Users: in.Ringing.GetUsers()}}, nil
 	}
@@ -278,7 +280,8 @@ func kommoDeliveries(deliveries []kommo.NewDelivery) []*statev1.Delivery {
 	out := make([]*statev1.Delivery, len(deliveries))
 	for i, d := range deliveries {
 		out[i] = &statev1.Delivery{Number: d.Number, Destination: d.Destination, Endpoint: d.Endpoint, Payload: d.Payload,
-			Gate: kommoGate(d.Number), RequestId: d.RequestID, Traceparent: d.Traceparent, MaxAgeMs: d.MaxAgeMS}
+			Gate: kommoGate(d.Number), RequestId: d.RequestID, Traceparent: d.Traceparent, MaxAgeMs: d.MaxAgeMS,
+			ResultWanted: d.Endpoint != kommo.EndpointPopup}
 	}
 	return out
 }

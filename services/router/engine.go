@@ -22,6 +22,7 @@ import (
 	"callrelay/platform/errkind"
 	"callrelay/platform/telemetry"
 	"callrelay/services/router/ameyo"
+	"callrelay/services/router/kommo"
 )
 
 // conflicts bounds how often an input is decided again because its call changed meanwhile.
@@ -38,6 +39,7 @@ type engine struct {
 	clock   clock
 	running sync.WaitGroup
 	pbx     pbxRules
+	kommo   kommoRules
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -59,6 +61,8 @@ type input struct {
 	unreadable  error             // set: nothing can be decided, only recorded
 	ameyo       ameyo.Input
 	pbx         *pbxInput      // set: it belongs to a call of a cloud PBX
+	kommo       *kommoInput    // set: it belongs to a record of Kommo's rules
+	done        bool           // nothing is to be decided: its entry has been processed elsewhere
 	entry       *statev1.Entry // set: it came from `rules`
 	terms       []string       // what the call can be found by, and phone numbers
 	phones      []string
@@ -80,7 +84,7 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	var span trace.Span = noop.Span{}
 	if e.tel.Tracing() {
 		ctx, span = e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide",
-			trace.WithAttributes(telemetry.CallID.String(in.call), telemetry.RequestID.String(in.id)))
+			trace.WithAttributes(telemetry.CallID.String(telemetry.MaskCall(in.call)), telemetry.RequestID.String(in.id)))
 		defer func() {
 			if err != nil {
 				span.SetStatus(codes.Error, errkind.From(err).Message)
@@ -189,7 +193,7 @@ func pause(ctx context.Context, attempt int, err error) error {
 func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, effects ameyo.Effects, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			e.tel.Log().Error("panic in the rules", "request_id", in.id, "call", in.call, "panic", p, "stack", string(debug.Stack()))
+			e.tel.Log().Error("panic in the rules", "request_id", in.id, "call", telemetry.MaskCall(in.call), "panic", p, "stack", string(debug.Stack()))
 			err = errkind.Internal(fmt.Errorf("panic in the rules: %v", p))
 		}
 	}()
@@ -199,6 +203,13 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	if in.rejected != nil {
 		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
 			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), effects, nil
+	}
+	if in.done {
+		return newCommit(in, state.GetVersion(), nowMS), effects, nil
+	}
+	if in.kommo != nil {
+		item, effects.Duplicate, err = e.decideKommo(in, state, receivedMS, nowMS)
+		return item, effects, err
 	}
 	if in.pbx != nil {
 		item, effects.Duplicate, err = e.decidePbx(in, state, receivedMS, nowMS)
@@ -238,6 +249,9 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 			item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
 		}
 		item.CancelTimers = effects.CancelTimers
+	}
+	if err == nil {
+		err = e.ameyoRoutes(item, in, effects, receivedMS)
 	}
 	return item, effects, err
 }
@@ -329,22 +343,45 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 	}
 }
 
-// timer processes one timer that came due. Its commit ends its lease; only a failure has to be told.
+// timer processes one entry that came due. Its commit ends its lease; only a failure has to be told. What the rules cannot
+// process is recorded as undecided by the same commit, so that no entry comes back for ever.
 func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	name := w.GetEntry().GetTimer()
-	in := timerInput(w.GetCall(), w.GetEntry())
-	if strings.HasPrefix(in.call, callback.Pbx+"/") {
-		e.pbx.timer(in, name)
-	}
-	_, err := e.process(ctx, in)
+	err := e.entry(ctx, w.GetCall(), w.GetEntry())
 	next := &statev1.LeaseRequest{Credit: 1}
-	if err != nil && errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE {
-		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: name,
-			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: 1000}}}}
+	if err != nil && undelivered(err) {
+		again := entryAgain
+		if gone := (errNotConnected{}); errors.As(err, &gone) {
+			again = entryWaits
+			e.tel.Log().Warn("an entry waits for its account", "error", err)
+		}
+		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
+			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: again.Milliseconds()}}}}
 	}
 	return next
+}
+
+// undelivered says whether what failed has to be tried again: it is not recorded, or nobody knows.
+func undelivered(err error) bool {
+	var gone errNotConnected
+	return errors.As(err, &gone) || errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE
+}
+
+func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry) error {
+	in := timerInput(call, entry)
+	switch _, _, _, isKommo := kommo.ParseKey(call); {
+	case entry.GetMessage() != nil:
+		return e.relay(ctx, in, entry.GetMessage())
+	case isKommo:
+		if err := e.kommo.entry(in, entry); err != nil {
+			return err
+		}
+	case strings.HasPrefix(call, callback.Pbx+"/"):
+		e.pbx.timer(in, entry.GetTimer())
+	}
+	_, err := e.process(ctx, in)
+	return err
 }
 
 func timerInput(call string, entry *statev1.Entry) *input {

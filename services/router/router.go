@@ -1,6 +1,6 @@
-// Package router decides: it loads the call of each input, asks the rules (package ameyo) what the input means, and commits
+// Package router decides: it loads the call of each input, asks the rules (packages ameyo, pbx and kommo) what the input means, and commits
 // the new call with all its effects, or nothing. It owns the lanes (one input of a call at a time), the conversion between
-// the stored record and the rules' own types, and `rules`, the queue of timers that came due. It does not know Redis and
+// the stored record and the rules' own types, and `rules`, the queue of timers, messages between calls and results of deliveries. It does not know Redis and
 // speaks to no CRM.
 package router
 
@@ -36,7 +36,11 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	}
 	client := statev1.NewStateServiceClient(state)
 	e := newEngine(rules, options, tel, client)
-	e.pbx.configs, err = cfg.Pbx.rules()
+	if e.pbx.configs, err = cfg.Pbx.rules(); err != nil {
+		return nil, err
+	}
+	e.kommo.config, e.kommo.client = cfg.Kommo, statev1.NewAccountServiceClient(state)
+	e.kommo.routes, err = cfg.Kommo.check()
 	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
 }
 
@@ -61,6 +65,7 @@ func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.engine.load.Run(pipes) })
 	wg.Go(func() { s.engine.commit.Run(pipes) })
+	wg.Go(func() { s.engine.kommo.run(pipes, s.tel.Log().Error) })
 	s.engine.timers(ctx, s.state)
 	close(s.stopping)
 	s.engine.idle()

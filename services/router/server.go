@@ -11,6 +11,7 @@ import (
 
 	"callrelay/callback"
 	"callrelay/callback/wire"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
@@ -60,7 +61,7 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 		}
 	}()
 	in, err := s.read(item, now)
-	if err != nil && item.GetSpooled() && item.GetRequestId() != "" {
+	if err != nil && item.GetSpooled() && item.GetRequestId() != "" && errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE {
 		in = s.unreadable(item, now, err)
 	} else if err != nil {
 		answer.Error = errkind.From(err).Proto()
@@ -97,6 +98,8 @@ func (s *server) unreadable(item *routerv1.RouteItem, now time.Time, err error) 
 		in.received.Source = "ameyo.call_start"
 	case *routerv1.RouteItem_AmeyoCallEnd:
 		in.received.Source = "ameyo.call_end"
+	case *routerv1.RouteItem_KommoCall:
+		in.received.Source = "kommo.call"
 	}
 	return in
 }
@@ -122,6 +125,10 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 		in.received.Source, in.call, in.ameyo.CallEnd = "ameyo.call_end", callback.CallKey("ameyo", end.CallID), &end
 	case *routerv1.RouteItem_PbxEvent:
 		if err := s.engine.pbx.event(in, item, c.PbxEvent); err != nil {
+			return nil, err
+		}
+	case *routerv1.RouteItem_KommoCall:
+		if err := s.engine.kommo.report(in, c.KommoCall); err != nil {
 			return nil, err
 		}
 	case *routerv1.RouteItem_Refused:

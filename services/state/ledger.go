@@ -233,6 +233,10 @@ func replay(journal []*statev1.JournalEntry) map[string]*told {
 			if fact.Decided.GetFlow() == "wait for phone 2" {
 				to(id, store.WaitingPhone2)
 			}
+		case *statev1.JournalEntry_Kommo:
+			for _, n := range fact.Kommo.GetDeliveries() {
+				deliveries[n], owners[n], at[n] = store.Sending, id, e.GetAtMs()
+			}
 		case *statev1.JournalEntry_Phone1:
 			switch of := fact.Phone1.GetRequestId(); fact.Phone1.GetWhat() {
 			case "taken":

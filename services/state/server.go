@@ -100,7 +100,7 @@ func (s *server) startCommits(ctx context.Context, items []*statev1.CommitItem) 
 	for i, item := range items {
 		ctx, span := s.tel.Tracer().Start(telemetry.Extract(ctx, item.GetTraceparent()), "state.commit",
 			trace.WithSpanKind(trace.SpanKindServer),
-			trace.WithAttributes(telemetry.CallID.String(item.GetCall()), telemetry.BatchSize.Int(len(items))))
+			trace.WithAttributes(telemetry.CallID.String(telemetry.MaskCall(item.GetCall())), telemetry.BatchSize.Int(len(items))))
 		for _, d := range item.GetDeliveries() {
 			d.Traceparent = telemetry.Inject(ctx)
 		}

@@ -13,7 +13,7 @@ import (
 
 // Config is everything that can be set of upstream. Durations are written like 10s or 24h.
 type Config struct {
-	GRPCAddr    string `env:"UPSTREAM_GRPC_ADDR" envDefault:"127.0.0.1:9083" desc:"Where upstream answers health checks."`
+	GRPCAddr    string `env:"UPSTREAM_GRPC_ADDR" envDefault:"127.0.0.1:9083" desc:"Where upstream serves gRPC, for the command line and for Kommo's install redirect."`
 	StateAddr   string `env:"STATE_GRPC_ADDR" envDefault:"127.0.0.1:9082" desc:"Where state is; whoever calls it takes several, separated by commas, one for each replica."`
 	MetricsAddr string `env:"METRICS_ADDR" envDefault:"127.0.0.1:9183" desc:"Where metrics are served."`
 

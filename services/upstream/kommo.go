@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -190,6 +191,21 @@ func (s *kommoServer) Disconnect(ctx context.Context, req *upstreamv1.Disconnect
 	}
 	return &upstreamv1.DisconnectResponse{}, c.Disconnect(ctx, req.GetAccountId())
 }
+
+// Configure replaces the settings of an account.
+func (s *kommoServer) Configure(ctx context.Context, req *upstreamv1.ConfigureRequest) (*upstreamv1.ConfigureResponse, error) {
+	c, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	if !json.Valid(req.GetSettings()) || len(req.GetSettings()) > maxSettings {
+		return nil, errkind.Invalid("settings", "settings must be JSON of at most %d bytes", maxSettings)
+	}
+	return &upstreamv1.ConfigureResponse{}, c.Configure(ctx, req.GetAccountId(), req.GetSettings())
+}
+
+// maxSettings bounds the settings of an account, in bytes.
+const maxSettings = 16 << 10
 
 // Check makes harmless requests to an account.
 func (s *kommoServer) Check(ctx context.Context, req *upstreamv1.CheckRequest) (*upstreamv1.CheckResponse, error) {

@@ -95,6 +95,7 @@ type RouteItem struct {
 	//	*RouteItem_AmeyoCallEnd
 	//	*RouteItem_Refused
 	//	*RouteItem_PbxEvent
+	//	*RouteItem_KommoCall
 	Callback      isRouteItem_Callback `protobuf_oneof:"callback"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -229,6 +230,15 @@ func (x *RouteItem) GetPbxEvent() *PbxEvent {
 	return nil
 }
 
+func (x *RouteItem) GetKommoCall() *KommoCall {
+	if x != nil {
+		if x, ok := x.Callback.(*RouteItem_KommoCall); ok {
+			return x.KommoCall
+		}
+	}
+	return nil
+}
+
 type isRouteItem_Callback interface {
 	isRouteItem_Callback()
 }
@@ -250,6 +260,10 @@ type RouteItem_PbxEvent struct {
 	PbxEvent *PbxEvent `protobuf:"bytes,20,opt,name=pbx_event,json=pbxEvent,proto3,oneof"`
 }
 
+type RouteItem_KommoCall struct {
+	KommoCall *KommoCall `protobuf:"bytes,21,opt,name=kommo_call,json=kommoCall,proto3,oneof"`
+}
+
 func (*RouteItem_AmeyoCallStart) isRouteItem_Callback() {}
 
 func (*RouteItem_AmeyoCallEnd) isRouteItem_Callback() {}
@@ -257,6 +271,132 @@ func (*RouteItem_AmeyoCallEnd) isRouteItem_Callback() {}
 func (*RouteItem_Refused) isRouteItem_Callback() {}
 
 func (*RouteItem_PbxEvent) isRouteItem_Callback() {}
+
+func (*RouteItem_KommoCall) isRouteItem_Callback() {}
+
+// KommoCall is a call that a VoIP service reports for a Kommo account (docs/kommo.md). Ingress has checked the sender.
+type KommoCall struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId int64                  `protobuf:"varint,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	CallId    string                 `protobuf:"bytes,2,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// "inbound" or "outbound".
+	Direction string `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	// The client's number; empty: it was withheld.
+	Phone string `protobuf:"bytes,4,opt,name=phone,proto3" json:"phone,omitempty"`
+	// Seconds.
+	Duration int64 `protobuf:"varint,5,opt,name=duration,proto3" json:"duration,omitempty"`
+	// "answered", "no_answer", "busy", "wrong_number" or "voicemail"; empty: not said.
+	Status string `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
+	// Seconds since the epoch; 0 = unknown.
+	StartedAt int64 `protobuf:"varint,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// The Kommo user who spoke, or else an extension or name.
+	UserId int64  `protobuf:"varint,8,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	User   string `protobuf:"bytes,9,opt,name=user,proto3" json:"user,omitempty"`
+	// The number that the client called.
+	Did           string `protobuf:"bytes,10,opt,name=did,proto3" json:"did,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KommoCall) Reset() {
+	*x = KommoCall{}
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KommoCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KommoCall) ProtoMessage() {}
+
+func (x *KommoCall) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KommoCall.ProtoReflect.Descriptor instead.
+func (*KommoCall) Descriptor() ([]byte, []int) {
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *KommoCall) GetAccountId() int64 {
+	if x != nil {
+		return x.AccountId
+	}
+	return 0
+}
+
+func (x *KommoCall) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *KommoCall) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *KommoCall) GetPhone() string {
+	if x != nil {
+		return x.Phone
+	}
+	return ""
+}
+
+func (x *KommoCall) GetDuration() int64 {
+	if x != nil {
+		return x.Duration
+	}
+	return 0
+}
+
+func (x *KommoCall) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *KommoCall) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *KommoCall) GetUserId() int64 {
+	if x != nil {
+		return x.UserId
+	}
+	return 0
+}
+
+func (x *KommoCall) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *KommoCall) GetDid() string {
+	if x != nil {
+		return x.Did
+	}
+	return ""
+}
 
 // PbxEvent is an event with the row of the extension table that its token stood for.
 type PbxEvent struct {
@@ -275,7 +415,7 @@ type PbxEvent struct {
 
 func (x *PbxEvent) Reset() {
 	*x = PbxEvent{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -287,7 +427,7 @@ func (x *PbxEvent) String() string {
 func (*PbxEvent) ProtoMessage() {}
 
 func (x *PbxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[2]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -300,7 +440,7 @@ func (x *PbxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PbxEvent.ProtoReflect.Descriptor instead.
 func (*PbxEvent) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{2}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PbxEvent) GetEvent() *v1.PbxEvent {
@@ -354,7 +494,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -366,7 +506,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -379,7 +519,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{3}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Refused) GetMethod() string {
@@ -426,7 +566,7 @@ type RouteResponse struct {
 
 func (x *RouteResponse) Reset() {
 	*x = RouteResponse{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +578,7 @@ func (x *RouteResponse) String() string {
 func (*RouteResponse) ProtoMessage() {}
 
 func (x *RouteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +591,7 @@ func (x *RouteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteResponse.ProtoReflect.Descriptor instead.
 func (*RouteResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{4}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RouteResponse) GetAnswers() []*RouteAnswer {
@@ -474,7 +614,7 @@ type RouteAnswer struct {
 
 func (x *RouteAnswer) Reset() {
 	*x = RouteAnswer{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +626,7 @@ func (x *RouteAnswer) String() string {
 func (*RouteAnswer) ProtoMessage() {}
 
 func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +639,7 @@ func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
 func (*RouteAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{5}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RouteAnswer) GetId() uint64 {
@@ -529,7 +669,7 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	" callrelay/router/v1/router.proto\x12\x13callrelay.router.v1\x1a$callrelay/callback/v1/callback.proto\x1a callrelay/errors/v1/errors.proto\"D\n" +
 	"\fRouteRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xf8\x03\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xb9\x04\n" +
 	"\tRouteItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -544,9 +684,25 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	" \x01(\v2%.callrelay.callback.v1.AmeyoCallStartH\x00R\x0eameyoCallStart\x12K\n" +
 	"\x0eameyo_call_end\x18\v \x01(\v2#.callrelay.callback.v1.AmeyoCallEndH\x00R\fameyoCallEnd\x128\n" +
 	"\arefused\x18\f \x01(\v2\x1c.callrelay.router.v1.RefusedH\x00R\arefused\x12<\n" +
-	"\tpbx_event\x18\x14 \x01(\v2\x1d.callrelay.router.v1.PbxEventH\x00R\bpbxEventB\n" +
+	"\tpbx_event\x18\x14 \x01(\v2\x1d.callrelay.router.v1.PbxEventH\x00R\bpbxEvent\x12?\n" +
 	"\n" +
-	"\bcallback\"\xb8\x01\n" +
+	"kommo_call\x18\x15 \x01(\v2\x1e.callrelay.router.v1.KommoCallH\x00R\tkommoCallB\n" +
+	"\n" +
+	"\bcallback\"\x89\x02\n" +
+	"\tKommoCall\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\x03R\taccountId\x12\x17\n" +
+	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05phone\x18\x04 \x01(\tR\x05phone\x12\x1a\n" +
+	"\bduration\x18\x05 \x01(\x03R\bduration\x12\x16\n" +
+	"\x06status\x18\x06 \x01(\tR\x06status\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\a \x01(\x03R\tstartedAt\x12\x17\n" +
+	"\auser_id\x18\b \x01(\x03R\x06userId\x12\x12\n" +
+	"\x04user\x18\t \x01(\tR\x04user\x12\x10\n" +
+	"\x03did\x18\n" +
+	" \x01(\tR\x03did\"\xb8\x01\n" +
 	"\bPbxEvent\x125\n" +
 	"\x05event\x18\x01 \x01(\v2\x1f.callrelay.callback.v1.PbxEventR\x05event\x12 \n" +
 	"\vintegration\x18\x02 \x01(\tR\vintegration\x12!\n" +
@@ -580,35 +736,37 @@ func file_callrelay_router_v1_router_proto_rawDescGZIP() []byte {
 	return file_callrelay_router_v1_router_proto_rawDescData
 }
 
-var file_callrelay_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_callrelay_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_callrelay_router_v1_router_proto_goTypes = []any{
 	(*RouteRequest)(nil),      // 0: callrelay.router.v1.RouteRequest
 	(*RouteItem)(nil),         // 1: callrelay.router.v1.RouteItem
-	(*PbxEvent)(nil),          // 2: callrelay.router.v1.PbxEvent
-	(*Refused)(nil),           // 3: callrelay.router.v1.Refused
-	(*RouteResponse)(nil),     // 4: callrelay.router.v1.RouteResponse
-	(*RouteAnswer)(nil),       // 5: callrelay.router.v1.RouteAnswer
-	(*v1.AmeyoCallStart)(nil), // 6: callrelay.callback.v1.AmeyoCallStart
-	(*v1.AmeyoCallEnd)(nil),   // 7: callrelay.callback.v1.AmeyoCallEnd
-	(*v1.PbxEvent)(nil),       // 8: callrelay.callback.v1.PbxEvent
-	(*v11.Error)(nil),         // 9: callrelay.errors.v1.Error
+	(*KommoCall)(nil),         // 2: callrelay.router.v1.KommoCall
+	(*PbxEvent)(nil),          // 3: callrelay.router.v1.PbxEvent
+	(*Refused)(nil),           // 4: callrelay.router.v1.Refused
+	(*RouteResponse)(nil),     // 5: callrelay.router.v1.RouteResponse
+	(*RouteAnswer)(nil),       // 6: callrelay.router.v1.RouteAnswer
+	(*v1.AmeyoCallStart)(nil), // 7: callrelay.callback.v1.AmeyoCallStart
+	(*v1.AmeyoCallEnd)(nil),   // 8: callrelay.callback.v1.AmeyoCallEnd
+	(*v1.PbxEvent)(nil),       // 9: callrelay.callback.v1.PbxEvent
+	(*v11.Error)(nil),         // 10: callrelay.errors.v1.Error
 }
 var file_callrelay_router_v1_router_proto_depIdxs = []int32{
-	1, // 0: callrelay.router.v1.RouteRequest.items:type_name -> callrelay.router.v1.RouteItem
-	6, // 1: callrelay.router.v1.RouteItem.ameyo_call_start:type_name -> callrelay.callback.v1.AmeyoCallStart
-	7, // 2: callrelay.router.v1.RouteItem.ameyo_call_end:type_name -> callrelay.callback.v1.AmeyoCallEnd
-	3, // 3: callrelay.router.v1.RouteItem.refused:type_name -> callrelay.router.v1.Refused
-	2, // 4: callrelay.router.v1.RouteItem.pbx_event:type_name -> callrelay.router.v1.PbxEvent
-	8, // 5: callrelay.router.v1.PbxEvent.event:type_name -> callrelay.callback.v1.PbxEvent
-	5, // 6: callrelay.router.v1.RouteResponse.answers:type_name -> callrelay.router.v1.RouteAnswer
-	9, // 7: callrelay.router.v1.RouteAnswer.error:type_name -> callrelay.errors.v1.Error
-	0, // 8: callrelay.router.v1.RouterService.Route:input_type -> callrelay.router.v1.RouteRequest
-	4, // 9: callrelay.router.v1.RouterService.Route:output_type -> callrelay.router.v1.RouteResponse
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	1,  // 0: callrelay.router.v1.RouteRequest.items:type_name -> callrelay.router.v1.RouteItem
+	7,  // 1: callrelay.router.v1.RouteItem.ameyo_call_start:type_name -> callrelay.callback.v1.AmeyoCallStart
+	8,  // 2: callrelay.router.v1.RouteItem.ameyo_call_end:type_name -> callrelay.callback.v1.AmeyoCallEnd
+	4,  // 3: callrelay.router.v1.RouteItem.refused:type_name -> callrelay.router.v1.Refused
+	3,  // 4: callrelay.router.v1.RouteItem.pbx_event:type_name -> callrelay.router.v1.PbxEvent
+	2,  // 5: callrelay.router.v1.RouteItem.kommo_call:type_name -> callrelay.router.v1.KommoCall
+	9,  // 6: callrelay.router.v1.PbxEvent.event:type_name -> callrelay.callback.v1.PbxEvent
+	6,  // 7: callrelay.router.v1.RouteResponse.answers:type_name -> callrelay.router.v1.RouteAnswer
+	10, // 8: callrelay.router.v1.RouteAnswer.error:type_name -> callrelay.errors.v1.Error
+	0,  // 9: callrelay.router.v1.RouterService.Route:input_type -> callrelay.router.v1.RouteRequest
+	5,  // 10: callrelay.router.v1.RouterService.Route:output_type -> callrelay.router.v1.RouteResponse
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_router_v1_router_proto_init() }
@@ -621,6 +779,7 @@ func file_callrelay_router_v1_router_proto_init() {
 		(*RouteItem_AmeyoCallEnd)(nil),
 		(*RouteItem_Refused)(nil),
 		(*RouteItem_PbxEvent)(nil),
+		(*RouteItem_KommoCall)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -628,7 +787,7 @@ func file_callrelay_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_router_v1_router_proto_rawDesc), len(file_callrelay_router_v1_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

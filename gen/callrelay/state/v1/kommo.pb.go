@@ -934,9 +934,12 @@ func (*KommoInput_Voip) isKommoInput_Input() {}
 func (*KommoInput_Ringing) isKommoInput_Input() {}
 
 type KommoVoip struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Facts         *KommoFacts            `protobuf:"bytes,1,opt,name=facts,proto3" json:"facts,omitempty"`
-	Recording     string                 `protobuf:"bytes,2,opt,name=recording,proto3" json:"recording,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Facts     *KommoFacts            `protobuf:"bytes,1,opt,name=facts,proto3" json:"facts,omitempty"`
+	Recording string                 `protobuf:"bytes,2,opt,name=recording,proto3" json:"recording,omitempty"`
+	// The request that it follows from.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Traceparent   string `protobuf:"bytes,4,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -981,6 +984,20 @@ func (x *KommoVoip) GetFacts() *KommoFacts {
 func (x *KommoVoip) GetRecording() string {
 	if x != nil {
 		return x.Recording
+	}
+	return ""
+}
+
+func (x *KommoVoip) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *KommoVoip) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
 	}
 	return ""
 }
@@ -1397,10 +1414,13 @@ const file_callrelay_state_v1_kommo_proto_rawDesc = "" +
 	"\x06answer\x18\x02 \x01(\v2\x1f.callrelay.state.v1.KommoAnswerH\x00R\x06answer\x123\n" +
 	"\x04voip\x18\x03 \x01(\v2\x1d.callrelay.state.v1.KommoVoipH\x00R\x04voip\x12<\n" +
 	"\aringing\x18\x04 \x01(\v2 .callrelay.state.v1.KommoRingingH\x00R\aringingB\a\n" +
-	"\x05input\"_\n" +
+	"\x05input\"\xa0\x01\n" +
 	"\tKommoVoip\x124\n" +
 	"\x05facts\x18\x01 \x01(\v2\x1e.callrelay.state.v1.KommoFactsR\x05facts\x12\x1c\n" +
-	"\trecording\x18\x02 \x01(\tR\trecording\":\n" +
+	"\trecording\x18\x02 \x01(\tR\trecording\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12 \n" +
+	"\vtraceparent\x18\x04 \x01(\tR\vtraceparent\":\n" +
 	"\fKommoRinging\x12\x14\n" +
 	"\x05phone\x18\x01 \x01(\tR\x05phone\x12\x14\n" +
 	"\x05users\x18\x02 \x03(\x03R\x05users\"\xf3\x01\n" +

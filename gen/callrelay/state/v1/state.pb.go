@@ -500,7 +500,9 @@ type CommitItem struct {
 	// Phone numbers that the call can be found by, in any format.
 	Phones []string `protobuf:"bytes,18,rep,name=phones,proto3" json:"phones,omitempty"`
 	// Caller cards that changed. The open ones are kept in the same step, those that ended are not kept any more.
-	Cards         []*PbxCard `protobuf:"bytes,19,rep,name=cards,proto3" json:"cards,omitempty"`
+	Cards []*PbxCard `protobuf:"bytes,19,rep,name=cards,proto3" json:"cards,omitempty"`
+	// The call is kept at least so long, in milliseconds, after the last open thing in it ended. 0 = as before, or as any call.
+	RetentionMs   int64 `protobuf:"varint,20,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +668,13 @@ func (x *CommitItem) GetCards() []*PbxCard {
 		return x.Cards
 	}
 	return nil
+}
+
+func (x *CommitItem) GetRetentionMs() int64 {
+	if x != nil {
+		return x.RetentionMs
+	}
+	return 0
 }
 
 // Message is an input for another call. It lies with its sender.
@@ -1979,7 +1988,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xd3\x05\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xf6\x05\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -2004,7 +2013,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05moves\x18\x10 \x03(\v2\x18.callrelay.state.v1.MoveR\x05moves\x12\x14\n" +
 	"\x05terms\x18\x11 \x03(\tR\x05terms\x12\x16\n" +
 	"\x06phones\x18\x12 \x03(\tR\x06phones\x121\n" +
-	"\x05cards\x18\x13 \x03(\v2\x1b.callrelay.state.v1.PbxCardR\x05cards\"=\n" +
+	"\x05cards\x18\x13 \x03(\v2\x1b.callrelay.state.v1.PbxCardR\x05cards\x12!\n" +
+	"\fretention_ms\x18\x14 \x01(\x03R\vretentionMs\"=\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +

@@ -297,6 +297,95 @@ func (*DisconnectResponse) Descriptor() ([]byte, []int) {
 	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{5}
 }
 
+type ConfigureRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId int64                  `protobuf:"varint,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// JSON (docs/kommo.md); who calls has checked it.
+	Settings      []byte `protobuf:"bytes,2,opt,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureRequest) Reset() {
+	*x = ConfigureRequest{}
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureRequest) ProtoMessage() {}
+
+func (x *ConfigureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureRequest.ProtoReflect.Descriptor instead.
+func (*ConfigureRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ConfigureRequest) GetAccountId() int64 {
+	if x != nil {
+		return x.AccountId
+	}
+	return 0
+}
+
+func (x *ConfigureRequest) GetSettings() []byte {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type ConfigureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureResponse) Reset() {
+	*x = ConfigureResponse{}
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureResponse) ProtoMessage() {}
+
+func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureResponse.ProtoReflect.Descriptor instead.
+func (*ConfigureResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{7}
+}
+
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AccountId     int64                  `protobuf:"varint,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
@@ -306,7 +395,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[6]
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +407,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[6]
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +420,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{6}
+	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CheckRequest) GetAccountId() int64 {
@@ -350,7 +439,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[7]
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +451,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[7]
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +464,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{7}
+	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -399,7 +488,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[8]
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +500,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[8]
+	mi := &file_callrelay_upstream_v1_kommo_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +513,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{8}
+	return file_callrelay_upstream_v1_kommo_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Finding) GetFact() string {
@@ -467,7 +556,12 @@ const file_callrelay_upstream_v1_kommo_proto_rawDesc = "" +
 	"\x11DisconnectRequest\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\x03R\taccountId\"\x14\n" +
-	"\x12DisconnectResponse\"-\n" +
+	"\x12DisconnectResponse\"M\n" +
+	"\x10ConfigureRequest\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\x03R\taccountId\x12\x1a\n" +
+	"\bsettings\x18\x02 \x01(\fR\bsettings\"\x13\n" +
+	"\x11ConfigureResponse\"-\n" +
 	"\fCheckRequest\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\x03R\taccountId\"K\n" +
@@ -476,12 +570,13 @@ const file_callrelay_upstream_v1_kommo_proto_rawDesc = "" +
 	"\aFinding\x12\x12\n" +
 	"\x04fact\x18\x01 \x01(\tR\x04fact\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\tR\x05found\x12\x0e\n" +
-	"\x02ok\x18\x03 \x01(\bR\x02ok2\xf9\x02\n" +
+	"\x02ok\x18\x03 \x01(\bR\x02ok2\xd9\x03\n" +
 	"\fKommoService\x12X\n" +
 	"\aInstall\x12%.callrelay.upstream.v1.InstallRequest\x1a&.callrelay.upstream.v1.InstallResponse\x12X\n" +
 	"\aConnect\x12%.callrelay.upstream.v1.ConnectRequest\x1a&.callrelay.upstream.v1.ConnectResponse\x12a\n" +
 	"\n" +
-	"Disconnect\x12(.callrelay.upstream.v1.DisconnectRequest\x1a).callrelay.upstream.v1.DisconnectResponse\x12R\n" +
+	"Disconnect\x12(.callrelay.upstream.v1.DisconnectRequest\x1a).callrelay.upstream.v1.DisconnectResponse\x12^\n" +
+	"\tConfigure\x12'.callrelay.upstream.v1.ConfigureRequest\x1a(.callrelay.upstream.v1.ConfigureResponse\x12R\n" +
 	"\x05Check\x12#.callrelay.upstream.v1.CheckRequest\x1a$.callrelay.upstream.v1.CheckResponseB0Z.callrelay/gen/callrelay/upstream/v1;upstreamv1b\x06proto3"
 
 var (
@@ -496,7 +591,7 @@ func file_callrelay_upstream_v1_kommo_proto_rawDescGZIP() []byte {
 	return file_callrelay_upstream_v1_kommo_proto_rawDescData
 }
 
-var file_callrelay_upstream_v1_kommo_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_callrelay_upstream_v1_kommo_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_callrelay_upstream_v1_kommo_proto_goTypes = []any{
 	(*InstallRequest)(nil),     // 0: callrelay.upstream.v1.InstallRequest
 	(*InstallResponse)(nil),    // 1: callrelay.upstream.v1.InstallResponse
@@ -504,25 +599,29 @@ var file_callrelay_upstream_v1_kommo_proto_goTypes = []any{
 	(*ConnectResponse)(nil),    // 3: callrelay.upstream.v1.ConnectResponse
 	(*DisconnectRequest)(nil),  // 4: callrelay.upstream.v1.DisconnectRequest
 	(*DisconnectResponse)(nil), // 5: callrelay.upstream.v1.DisconnectResponse
-	(*CheckRequest)(nil),       // 6: callrelay.upstream.v1.CheckRequest
-	(*CheckResponse)(nil),      // 7: callrelay.upstream.v1.CheckResponse
-	(*Finding)(nil),            // 8: callrelay.upstream.v1.Finding
+	(*ConfigureRequest)(nil),   // 6: callrelay.upstream.v1.ConfigureRequest
+	(*ConfigureResponse)(nil),  // 7: callrelay.upstream.v1.ConfigureResponse
+	(*CheckRequest)(nil),       // 8: callrelay.upstream.v1.CheckRequest
+	(*CheckResponse)(nil),      // 9: callrelay.upstream.v1.CheckResponse
+	(*Finding)(nil),            // 10: callrelay.upstream.v1.Finding
 }
 var file_callrelay_upstream_v1_kommo_proto_depIdxs = []int32{
-	8, // 0: callrelay.upstream.v1.CheckResponse.findings:type_name -> callrelay.upstream.v1.Finding
-	0, // 1: callrelay.upstream.v1.KommoService.Install:input_type -> callrelay.upstream.v1.InstallRequest
-	2, // 2: callrelay.upstream.v1.KommoService.Connect:input_type -> callrelay.upstream.v1.ConnectRequest
-	4, // 3: callrelay.upstream.v1.KommoService.Disconnect:input_type -> callrelay.upstream.v1.DisconnectRequest
-	6, // 4: callrelay.upstream.v1.KommoService.Check:input_type -> callrelay.upstream.v1.CheckRequest
-	1, // 5: callrelay.upstream.v1.KommoService.Install:output_type -> callrelay.upstream.v1.InstallResponse
-	3, // 6: callrelay.upstream.v1.KommoService.Connect:output_type -> callrelay.upstream.v1.ConnectResponse
-	5, // 7: callrelay.upstream.v1.KommoService.Disconnect:output_type -> callrelay.upstream.v1.DisconnectResponse
-	7, // 8: callrelay.upstream.v1.KommoService.Check:output_type -> callrelay.upstream.v1.CheckResponse
-	5, // [5:9] is the sub-list for method output_type
-	1, // [1:5] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	10, // 0: callrelay.upstream.v1.CheckResponse.findings:type_name -> callrelay.upstream.v1.Finding
+	0,  // 1: callrelay.upstream.v1.KommoService.Install:input_type -> callrelay.upstream.v1.InstallRequest
+	2,  // 2: callrelay.upstream.v1.KommoService.Connect:input_type -> callrelay.upstream.v1.ConnectRequest
+	4,  // 3: callrelay.upstream.v1.KommoService.Disconnect:input_type -> callrelay.upstream.v1.DisconnectRequest
+	6,  // 4: callrelay.upstream.v1.KommoService.Configure:input_type -> callrelay.upstream.v1.ConfigureRequest
+	8,  // 5: callrelay.upstream.v1.KommoService.Check:input_type -> callrelay.upstream.v1.CheckRequest
+	1,  // 6: callrelay.upstream.v1.KommoService.Install:output_type -> callrelay.upstream.v1.InstallResponse
+	3,  // 7: callrelay.upstream.v1.KommoService.Connect:output_type -> callrelay.upstream.v1.ConnectResponse
+	5,  // 8: callrelay.upstream.v1.KommoService.Disconnect:output_type -> callrelay.upstream.v1.DisconnectResponse
+	7,  // 9: callrelay.upstream.v1.KommoService.Configure:output_type -> callrelay.upstream.v1.ConfigureResponse
+	9,  // 10: callrelay.upstream.v1.KommoService.Check:output_type -> callrelay.upstream.v1.CheckResponse
+	6,  // [6:11] is the sub-list for method output_type
+	1,  // [1:6] is the sub-list for method input_type
+	1,  // [1:1] is the sub-list for extension type_name
+	1,  // [1:1] is the sub-list for extension extendee
+	0,  // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_upstream_v1_kommo_proto_init() }
@@ -536,7 +635,7 @@ func file_callrelay_upstream_v1_kommo_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_upstream_v1_kommo_proto_rawDesc), len(file_callrelay_upstream_v1_kommo_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	KommoService_Install_FullMethodName    = "/callrelay.upstream.v1.KommoService/Install"
 	KommoService_Connect_FullMethodName    = "/callrelay.upstream.v1.KommoService/Connect"
 	KommoService_Disconnect_FullMethodName = "/callrelay.upstream.v1.KommoService/Disconnect"
+	KommoService_Configure_FullMethodName  = "/callrelay.upstream.v1.KommoService/Configure"
 	KommoService_Check_FullMethodName      = "/callrelay.upstream.v1.KommoService/Check"
 )
 
@@ -39,6 +40,8 @@ type KommoServiceClient interface {
 	Connect(ctx context.Context, in *ConnectRequest, opts ...grpc.CallOption) (*ConnectResponse, error)
 	// Disconnect forgets an account and its credentials.
 	Disconnect(ctx context.Context, in *DisconnectRequest, opts ...grpc.CallOption) (*DisconnectResponse, error)
+	// Configure replaces the settings of an account.
+	Configure(ctx context.Context, in *ConfigureRequest, opts ...grpc.CallOption) (*ConfigureResponse, error)
 	// Check makes harmless requests to an account and tells what it found about each fact that is not confirmed.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
 }
@@ -81,6 +84,16 @@ func (c *kommoServiceClient) Disconnect(ctx context.Context, in *DisconnectReque
 	return out, nil
 }
 
+func (c *kommoServiceClient) Configure(ctx context.Context, in *ConfigureRequest, opts ...grpc.CallOption) (*ConfigureResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfigureResponse)
+	err := c.cc.Invoke(ctx, KommoService_Configure_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kommoServiceClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CheckResponse)
@@ -103,6 +116,8 @@ type KommoServiceServer interface {
 	Connect(context.Context, *ConnectRequest) (*ConnectResponse, error)
 	// Disconnect forgets an account and its credentials.
 	Disconnect(context.Context, *DisconnectRequest) (*DisconnectResponse, error)
+	// Configure replaces the settings of an account.
+	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	// Check makes harmless requests to an account and tells what it found about each fact that is not confirmed.
 	Check(context.Context, *CheckRequest) (*CheckResponse, error)
 	mustEmbedUnimplementedKommoServiceServer()
@@ -123,6 +138,9 @@ func (UnimplementedKommoServiceServer) Connect(context.Context, *ConnectRequest)
 }
 func (UnimplementedKommoServiceServer) Disconnect(context.Context, *DisconnectRequest) (*DisconnectResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Disconnect not implemented")
+}
+func (UnimplementedKommoServiceServer) Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Configure not implemented")
 }
 func (UnimplementedKommoServiceServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
@@ -202,6 +220,24 @@ func _KommoService_Disconnect_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KommoService_Configure_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfigureRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KommoServiceServer).Configure(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KommoService_Configure_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KommoServiceServer).Configure(ctx, req.(*ConfigureRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KommoService_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CheckRequest)
 	if err := dec(in); err != nil {
@@ -238,6 +274,10 @@ var KommoService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Disconnect",
 			Handler:    _KommoService_Disconnect_Handler,
+		},
+		{
+			MethodName: "Configure",
+			Handler:    _KommoService_Configure_Handler,
 		},
 		{
 			MethodName: "Check",

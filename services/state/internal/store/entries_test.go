@@ -3,6 +3,7 @@ package store
 import (
 	"strings"
 	"testing"
+	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 )
@@ -150,4 +151,58 @@ func testResults(t *testing.T, s *Store) {
 		t.Error("discarding is no result")
 	}
 	want(t, "the call waits for its input", ttl(t, s, "kommo/1/a") < 0, true)
+}
+
+// What its rules ask for is longer than any call is kept, for every script that ends the last open thing.
+func testRetention(t *testing.T, s *Store) {
+	const long = 100 * time.Hour
+	it := item("kommo/1/a", "i1", "", "c1")
+	it.RetentionMs = long.Milliseconds()
+	it.Deliveries = []*statev1.Delivery{{Number: 1, Destination: "kommo/1"}, {Number: 2, Destination: "kommo/1"}}
+	commit(t, s, it)
+	pinned := func(what string) { t.Helper(); want(t, what, ttl(t, s, "kommo/1/a") > long-time.Minute, true) }
+	for i, result := range []*statev1.LeaseResult{{Result: &statev1.LeaseResult_Done{Done: &statev1.Done{}}},
+		{Result: &statev1.LeaseResult_End{End: &statev1.End{State: statev1.DeliveryState_DELIVERY_STATE_DEAD}}}} {
+		work, _, err := s.Lease(ctx, "kommo/1", []string{"kommo/1/a"})
+		if err != nil || len(work) != 1 {
+			t.Fatalf("%v %v", work, err)
+		}
+		result.Call, result.Destination, result.Delivery, result.Token = "kommo/1/a", "kommo/1", uint32(i+1), work[0].GetToken()
+		if _, errs := s.Complete(ctx, []*statev1.LeaseResult{result}); errs[0] != nil {
+			t.Fatal(errs[0])
+		}
+	}
+	want(t, "what is dead waits", ttl(t, s, "kommo/1/a") < 0, true)
+	c := mustCall(t, s, "kommo/1/a")
+	if _, err := s.Settle(ctx, c, c.Deliveries[1], &statev1.Action{What: "discard", Reason: "test"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	pinned("after settle")
+	commit(t, s, item("kommo/1/a", "i2", mustCall(t, s, "kommo/1/a").Version, ""))
+	pinned("after a commit that asks for nothing")
+
+	it = item("kommo/1/b", "i1", "", "c1")
+	it.RetentionMs, it.Deliveries = long.Milliseconds(), []*statev1.Delivery{{Number: 1, Destination: "kommo/1"}}
+	commit(t, s, it)
+	work, _, err := s.Lease(ctx, "kommo/1", []string{"kommo/1/b"})
+	if err != nil || len(work) != 1 {
+		t.Fatalf("%v %v", work, err)
+	}
+	_, errs := s.Complete(ctx, []*statev1.LeaseResult{{Call: "kommo/1/b", Destination: "kommo/1", Delivery: 1, Token: work[0].GetToken(),
+		Result: &statev1.LeaseResult_Done{Done: &statev1.Done{}}}})
+	if errs[0] != nil {
+		t.Fatal(errs[0])
+	}
+	want(t, "after complete", ttl(t, s, "kommo/1/b") > long-time.Minute, true)
+	commit(t, s, item("ameyo/1", "i1", "", "c1"))
+	want(t, "any other call", ttl(t, s, "ameyo/1") < long, true)
+}
+
+func mustCall(t *testing.T, s *Store, key string) *Call {
+	t.Helper()
+	c, err := s.Call(ctx, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

@@ -91,7 +91,7 @@ func (s *Store) Note(ctx context.Context, key, id string, journal []byte) error 
 	now := s.clock.Now()
 	_, errs := s.run(ctx, commitScript, []invocation{{
 		[]string{keyCall(key), keyDue(Partition(key), Rules), keyLeases(Partition(key), Rules), keyCounters(Partition(key))},
-		[]any{id, "", "", "", journal, "-", now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, key, "", "", 0, 0, 0, 0, now / hourMS},
+		[]any{id, "", "", "", journal, "-", now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, key, "", "", 0, 0, 0, 0, "", now / hourMS},
 	}})
 	return errs[0]
 }

@@ -332,11 +332,11 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 	call, p := item.GetCall(), Partition(item.GetCall())
 	keys := make([]string, 3, 5+2*len(item.GetDeliveries()))
 	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
-	args := make([]any, 0, 23+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
+	args := make([]any, 0, 24+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
 	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
 		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
-		len(item.GetDeliveries()), len(item.GetSetTimers())+len(item.GetMessages()), len(item.GetCancelTimers()), len(item.GetCards()))
+		len(item.GetDeliveries()), len(item.GetSetTimers())+len(item.GetMessages()), len(item.GetCancelTimers()), len(item.GetCards()), retention(item))
 	for i, d := range item.GetDeliveries() {
 		if err := s.Know(ctx, d.GetDestination()); err != nil {
 			return invocation{}, err
@@ -383,6 +383,14 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		args = append(args, call+"\t"+c.GetCard().GetId(), body)
 	}
 	return invocation{append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)}, nil
+}
+
+// retention is what a commit asks for, or nothing.
+func retention(item *statev1.CommitItem) string {
+	if item.GetRetentionMs() <= 0 {
+		return ""
+	}
+	return strconv.FormatInt(item.GetRetentionMs(), 10)
 }
 
 // Rules is the destination whose work are inputs for the router.

@@ -75,6 +75,7 @@ var suite = []struct {
 	{"TimerSetAgain", testTimerSetAgain},
 	{"Messages", testMessages},
 	{"Results", testResults},
+	{"Retention", testRetention},
 	{"Settle", testSettle},
 	{"Hold", testHold},
 	{"OneBadItem", testOneBadItem},

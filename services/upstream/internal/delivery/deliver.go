@@ -28,7 +28,7 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		if problem == nil {
 			return
 		}
-		c.log.Error("panic in a delivery", "call", it.key.call, "delivery", it.key.number, "panic", problem, "stack", string(debug.Stack()))
+		c.log.Error("panic in a delivery", "call", telemetry.MaskCall(it.key.call), "delivery", it.key.number, "panic", problem, "stack", string(debug.Stack()))
 		v := verdict{next: nextRetry, reason: "internal error of the relay, see its log", in: c.cfg.Policy.Backoff.Max}
 		if int(it.work.Delivery.Attempts)+1 >= c.cfg.Policy.MaxAttempts {
 			v = dead("given up: " + v.reason)
@@ -129,7 +129,7 @@ func (c *Consumer) span(work *statev1.LeaseWork) (context.Context, trace.Span) {
 	ctx := telemetry.Extract(c.requests, work.Delivery.Traceparent)
 	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		telemetry.RequestID.String(work.Delivery.RequestId),
-		telemetry.CallID.String(work.Call),
+		telemetry.CallID.String(telemetry.MaskCall(work.Call)),
 		telemetry.Delivery.String(work.Call+"/"+strconv.Itoa(int(work.Delivery.Number))),
 		telemetry.Attempt.Int(int(work.Delivery.Attempts)+1),
 		telemetry.Destination.String(c.cfg.Destination),
@@ -160,7 +160,7 @@ func (c *Consumer) say(ctx context.Context, it *item, attempt *statev1.Attempt, 
 	case nextSendDisabled:
 		level = slog.LevelInfo
 	}
-	fields := []any{"outcome", v.next, "request_id", it.work.Delivery.RequestId, "call", it.key.call,
+	fields := []any{"outcome", v.next, "request_id", it.work.Delivery.RequestId, "call", telemetry.MaskCall(it.key.call),
 		"delivery", it.key.number, "endpoint", it.work.Delivery.Endpoint}
 	if attempt != nil {
 		fields = append(fields, "attempt", attempt.Number, "url", attempt.Url, "http_code", attempt.HttpCode, "duration_ms", attempt.DurationMs)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 )
 
 // closeTimeout bounds how long state may take to end a stream that we ended.
@@ -172,14 +173,14 @@ func (c *Consumer) answered(answer *statev1.LeaseAnswer) {
 	}
 	if answer.Error == nil {
 		if answer.Superseded {
-			c.log.Info("result superseded", "call", it.key.call, "delivery", it.key.number)
+			c.log.Info("result superseded", "call", telemetry.MaskCall(it.key.call), "delivery", it.key.number)
 		}
 		delete(c.items, it.key)
 		return
 	}
 	if it.refusals == 0 {
 		c.log.Warn("state did not take a result, sending it until it does",
-			"call", it.key.call, "delivery", it.key.number, "error", answer.Error.Message)
+			"call", telemetry.MaskCall(it.key.call), "delivery", it.key.number, "error", answer.Error.Message)
 	}
 	it.id = 0
 	c.unsent[it] = true
@@ -195,7 +196,7 @@ func (c *Consumer) lease(work *statev1.LeaseWork) {
 		leased, c.credits = c.credits[0], c.credits[1:]
 	}
 	if work.Delivery == nil {
-		c.log.Error("state leased something that is no delivery", "call", work.Call)
+		c.log.Error("state leased something that is no delivery", "call", telemetry.MaskCall(work.Call))
 		return
 	}
 	k := key{work.Call, work.Delivery.Number}

@@ -96,6 +96,24 @@ func (c *Client) Disconnect(ctx context.Context, id int64) error {
 	}
 }
 
+// Configure replaces the settings of an account, which this package does not look into.
+func (c *Client) Configure(ctx context.Context, id int64, settings []byte) error {
+	s, err := c.load(ctx, Destination+strconv.FormatInt(id, 10))
+	if err == nil && s == nil {
+		err = errGone
+	}
+	if err == nil {
+		_, err = c.update(ctx, s, func(record *statev1.Account, _ *credentials) bool {
+			record.Settings = settings
+			return true
+		})
+	}
+	if errors.Is(err, errGone) {
+		return errkind.NotFound("Kommo account %d is not connected", id)
+	}
+	return err
+}
+
 // who asks an account for its id, with a token that belongs to no stored account yet.
 func (c *Client) who(ctx context.Context, host, token string) (about About, r result) {
 	if failed := c.admit(ctx, c.address()); failed != nil {

@@ -3,9 +3,10 @@
 --      where there are cards, cards HASH; last: counters HASH
 -- ARGV 1 input id, 2 expected version, 3 commit id ('' = journal only), 4 record, 5 journal, 6 outcome, 7 now (ms),
 --      8 retention (ms), 9 journal limit (bytes), 10 call key, 11 entry timer ('' = none), 12 entry timer id,
---      13 number of deliveries, of timers set, of timers cancelled, of cards (four arguments),
---      then number, destination, body, lease token ('' = none), '1' if its result is an input of each delivery; name,
---      due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled; field, body ('' = it ended) of each card;
+--      13 number of deliveries, of timers set, of timers cancelled, of cards (four arguments), 17 retention (ms) of this call
+--      ('' = as before), then number, destination, body, lease token ('' = none), '1' if its result is an input of each
+--      delivery; name, due (ms), body ('' = none: a plain timer) of each timer set; name of each cancelled;
+--      field, body ('' = it ended) of each card;
 --      then hour, and request id, bucket letter, delivery numbers of each request that is moved
 -- A delivery with a lease token that becomes the head of its line is leased at once.
 -- returns {'earlier', outcome} | {'conflict', field, value, ...} | {'stale'} | {'ok', for each delivery: 'due' = the new
@@ -15,7 +16,7 @@ local deliveries, timers, cancelled, cards = tonumber(ARGV[13]), tonumber(ARGV[1
 
 -- What has to be known: fixed fields, the line of each delivery, each timer.
 local fields = {'HMGET', call, 'i:' .. ARGV[1], 'v', 'o', 'jn', 'jb', 't:' .. ARGV[11]}
-local at = 17
+local at = 18
 for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 5 end
 for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 3 end
 for _ = 1, cancelled do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 1 end
@@ -51,6 +52,7 @@ local function drop_timer(name, id)
   redis.call('HDEL', KEYS[3], key .. '\t' .. name)
 end
 
+if ARGV[17] ~= '' then put('p', ARGV[17]) end
 if commit ~= '' then
   put('v', commit)
   put('r', ARGV[4])
@@ -58,7 +60,7 @@ end
 if ARGV[11] ~= '' then drop_timer(ARGV[11], known[6]) end
 
 local reply, lines = {'ok'}, {}
-at = 17
+at = 18
 for i = 1, deliveries do
   local number, destination, token = ARGV[at], ARGV[at + 1], ARGV[at + 3]
   local line = lines[destination] or known[next_known]
@@ -145,7 +147,7 @@ if open ~= before then put('o', tostring(open)) end
 if #set > 2 then redis.call(unpack(set)) end
 if #gone > 0 then redis.call('HDEL', call, unpack(gone)) end
 if open == 0 then
-  redis.call('PEXPIRE', call, ARGV[8])
+  expire(call, ARGV[8])
 elseif before == 0 and (known[4] or known[2]) then
   redis.call('PERSIST', call)
 end

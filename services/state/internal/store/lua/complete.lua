@@ -71,5 +71,5 @@ if d[9] then
 end
 if open ~= before then put('o', tostring(open)) end
 redis.call(unpack(set))
-if open <= 0 then redis.call('PEXPIRE', call, ARGV[9]) end
+if open <= 0 then expire(call, ARGV[9]) end
 return {'ok', due, told}

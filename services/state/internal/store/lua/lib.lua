@@ -17,6 +17,11 @@ local function add_journal(set, call, entries, limit, count, bytes)
   return true
 end
 
+-- Lets a call end by itself: after so many ms, or what its rules asked for (field p) if that is longer.
+local function expire(call, retention)
+  redis.call('PEXPIRE', call, math.max(tonumber(retention), tonumber(redis.call('HGET', call, 'p') or '0')))
+end
+
 -- Accounting. Where a request is counted stands in its field i:<request id> of the call: outcome of the commit, bucket, hour,
 -- a blank, the numbers of its deliveries. A delivery that no request of the call caused has a field a:<number> of the same
 -- form, with the outcome o. The counters are fields <hour><bucket>, or <hour>o<bucket>. Everything that ever had deliveries is

@@ -59,5 +59,5 @@ else
 end
 put('o', tostring(open))
 redis.call(unpack(set))
-if open <= 0 then redis.call('PEXPIRE', call, ARGV[9]) end
+if open <= 0 then expire(call, ARGV[9]) end
 return {'ok', due}

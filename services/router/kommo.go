@@ -1,0 +1,427 @@
+package router
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"callrelay/callback"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/config"
+	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
+	"callrelay/services/router/ameyo"
+	"callrelay/services/router/kommo"
+)
+
+// kommoConfig is what can be set of the rules of Kommo for all accounts.
+type kommoConfig struct {
+	Routes     string        `env:"ROUTES" desc:"Where calls of a source are logged besides: e.g. ameyo=kommo/9001 for the calls of the dialer; several accounts separated by commas. Empty means nowhere."`
+	Retention  time.Duration `env:"KOMMO_RETENTION" envDefault:"26280h" desc:"How long a call of Kommo is kept after the last open thing in it ended, so that it is never logged twice: 3 years."`
+	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say."`
+	WindowMax  time.Duration `env:"KOMMO_WINDOW_MAX" envDefault:"15m" desc:"How long an open call-result window holds its call."`
+	JoinLead   config.Switch `env:"KOMMO_JOIN_LEAD" envDefault:"true" desc:"Put further calls of an unknown number as notes on its open incoming lead; off: they wait until it is accepted. Unconfirmed."`
+}
+
+// check reports every problem.
+func (c *kommoConfig) check() (routes, error) {
+	routes, err := parseRoutes(c.Routes)
+	if err != nil {
+		err = fmt.Errorf("ROUTES: %w", err)
+	}
+	if c.Retention < 72*time.Hour || c.Retention > 20*365*24*time.Hour {
+		err = errors.Join(err, fmt.Errorf("KOMMO_RETENTION: must be 72h to 20 years, not %v", c.Retention))
+	}
+	_, wrong := c.account(1, nil)
+	return routes, errors.Join(err, wrong)
+}
+
+// kommoSettings are those of one account, as they are stored (docs/kommo.md). What is left out has its default.
+type kommoSettings struct {
+	PipelineID      int64  `json:"pipeline_id"`
+	WidgetCode      string `json:"widget_code"`
+	ResponsibleUser int64  `json:"responsible_user_id"`
+	SourceName      string `json:"source_name"`
+	SourceFormat    string `json:"source_format"`
+	// ClaimDelay in seconds.
+	ClaimDelay *int `json:"claim_delay"`
+}
+
+// account are the rules of one account with its settings.
+func (c *kommoConfig) account(id int64, settings []byte) (*kommo.Config, error) {
+	var s kommoSettings
+	if len(bytes.TrimSpace(settings)) > 0 {
+		d := json.NewDecoder(bytes.NewReader(settings))
+		d.DisallowUnknownFields()
+		err := d.Decode(&s)
+		if err == nil && d.Decode(&struct{}{}) != io.EOF {
+			err = errors.New("there is something behind the object")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("settings: %w", err)
+		}
+	}
+	rules := kommo.DefaultConfig(id)
+	rules.ClaimDelay, rules.WindowMax = c.ClaimDelay, c.WindowMax
+	if !c.JoinLead {
+		rules.Unconfirmed.JoinLead = kommo.JoinByWaiting
+	}
+	rules.PipelineID, rules.ResponsibleUser = s.PipelineID, s.ResponsibleUser
+	rules.WidgetCode = cmp.Or(s.WidgetCode, rules.WidgetCode)
+	rules.SourceName = cmp.Or(s.SourceName, rules.SourceName)
+	rules.SourceFormat = cmp.Or(s.SourceFormat, rules.SourceFormat)
+	if s.ClaimDelay != nil {
+		rules.ClaimDelay = time.Duration(*s.ClaimDelay) * time.Second
+	}
+	rules.Link = func(string) string { return "" } // no source of this router gives recordings
+	return rules, rules.Check()
+}
+
+// CheckKommoSettings says what is wrong with the settings of an account.
+func CheckKommoSettings(settings []byte) error {
+	c, err := config.LoadFrom[Config](nil)
+	if err == nil {
+		_, err = c.Kommo.account(1, settings)
+	}
+	return err
+}
+
+// kommoRules are the rules of all accounts.
+type kommoRules struct {
+	config kommoConfig
+	routes routes
+	client statev1.AccountServiceClient
+	// accounts are those that are connected; nil = not known yet.
+	accounts atomic.Pointer[map[int64]kommoAccount]
+}
+
+// kommoAccount is what is known of an account: how its calls are decided, or why they cannot be.
+type kommoAccount struct {
+	version string
+	rules   *kommo.Config
+	problem error
+}
+
+// accountsEvery is how often router looks for accounts, and how soon a change of settings counts.
+const accountsEvery = 2 * time.Second
+
+// run keeps the accounts until ctx ends. While state is away they are as they were last.
+func (r *kommoRules) run(ctx context.Context, log func(msg string, args ...any)) {
+	tick := time.NewTicker(accountsEvery)
+	defer tick.Stop()
+	for {
+		r.look(ctx, log)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (r *kommoRules) look(ctx context.Context, log func(msg string, args ...any)) {
+	ctx, cancel := context.WithTimeout(ctx, accountsEvery)
+	defer cancel()
+	listed, err := r.client.ListAccounts(ctx, &statev1.ListAccountsRequest{Prefix: "kommo/"})
+	if err != nil {
+		return // state being away is said by the pipes and by readiness
+	}
+	before, now := r.accounts.Load(), map[int64]kommoAccount{}
+	for _, a := range listed.GetAccounts() {
+		id, _, _, ok := kommo.ParseKey(a.GetId() + "/any")
+		if !ok {
+			continue
+		}
+		if before != nil {
+			if known, ok := (*before)[id]; ok && known.version == a.GetVersion() {
+				now[id] = known
+				continue
+			}
+		}
+		one := kommoAccount{version: a.GetVersion()}
+		if one.rules, one.problem = r.config.account(id, a.GetSettings()); one.problem != nil {
+			log("the settings of an account cannot be used", "account", a.GetId(), "error", one.problem)
+		}
+		now[id] = one
+	}
+	r.accounts.Store(&now)
+}
+
+// errNotConnected: nothing can be decided for the account now.
+type errNotConnected struct{ account int64 }
+
+func (e errNotConnected) Error() string {
+	return fmt.Sprintf("Kommo account %d is not connected: see callrelay integrations connect", e.account)
+}
+
+// of are the rules of an account.
+func (r *kommoRules) of(account int64) (*kommo.Config, error) {
+	accounts := r.accounts.Load()
+	if accounts == nil {
+		return nil, errkind.Unavailable(nil, "the Kommo accounts are not known yet")
+	}
+	one, ok := (*accounts)[account]
+	switch {
+	case !ok:
+		return nil, errNotConnected{account}
+	case one.problem != nil:
+		return nil, errkind.Unavailable(one.problem, "the settings of Kommo account %d cannot be used", account)
+	}
+	return one.rules, nil
+}
+
+// kommoInput is an input of a record of Kommo's rules.
+type kommoInput struct {
+	rules  *kommo.Config
+	number bool
+	input  kommo.Input
+	// result is set instead: how a delivery ended is the record's to say.
+	result *statev1.DeliveryResult
+}
+
+// report makes what the engine takes of a call that a VoIP service reported.
+func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
+	c := callback.KommoCall{CallID: m.GetCallId(), Direction: m.GetDirection(), Phone: m.GetPhone(), Duration: m.GetDuration(), Status: m.GetStatus(),
+		StartedAt: m.GetStartedAt(), UserID: m.GetUserId(), User: m.GetUser(), DID: m.GetDid()}
+	if err := c.Check(); err != nil {
+		return invalid(err)
+	}
+	in.received.Source, in.call = "kommo.call", kommo.CallKey(m.GetAccountId(), c.CallID)
+	rules, err := r.of(m.GetAccountId())
+	var gone errNotConnected
+	if errors.As(err, &gone) {
+		return errkind.NotFound("%s", gone.Error())
+	} else if err != nil {
+		return err
+	}
+	in.kommo = &kommoInput{rules: rules, input: kommo.Input{RequestID: in.id, Traceparent: in.traceparent, Voip: &kommo.Voip{Facts: kommo.Facts{
+		Direction: kommo.Direction(c.Direction), Phone: c.Phone, Duration: c.Duration, Status: kommoStatus[c.Status],
+		StartedMS: c.StartedAt * 1000, User: c.UserID, UserName: c.User, DID: c.DID}}}}
+	return nil
+}
+
+// kommoStatus are the words of a report.
+var kommoStatus = map[string]kommo.Status{
+	"answered": kommo.StatusAnswered, "no_answer": kommo.StatusNoAnswer, "busy": kommo.StatusBusy,
+	"wrong_number": kommo.StatusWrongNumber, "voicemail": kommo.StatusVoicemail,
+}
+
+// entry makes what the engine takes of an entry of a record of Kommo's rules: a timer, or the result of a delivery.
+func (r *kommoRules) entry(in *input, entry *statev1.Entry) error {
+	account, _, number, _ := kommo.ParseKey(in.call)
+	rules, err := r.of(account)
+	if err != nil {
+		return err
+	}
+	in.kommo = &kommoInput{rules: rules, number: number, result: entry.GetResult()}
+	if in.kommo.result == nil {
+		in.kommo.input.Timer = entry.GetTimer()
+	}
+	return nil
+}
+
+// message makes what the engine takes of a message to a record of Kommo's rules.
+func (r *kommoRules) message(m *statev1.Message) (*input, error) {
+	in := &input{id: m.GetId(), call: m.GetTo(), since: time.Now()}
+	account, _, number, ok := kommo.ParseKey(m.GetTo())
+	if !ok {
+		in.unreadable = fmt.Errorf("%q takes no messages", m.GetTo())
+		return in, nil
+	}
+	rules, err := r.of(account)
+	if err != nil {
+		return nil, err
+	}
+	in.kommo = &kommoInput{rules: rules, number: number}
+	if in.kommo.input, in.unreadable = kommoMessageInput(m.GetBody()); in.kommo.input.Voip != nil {
+		in.terms, in.phones = kommoTerms(&in.kommo.input.Voip.Facts)
+	}
+	in.traceparent = in.kommo.input.Traceparent
+	return in, nil
+}
+
+// kommoTerms are what a call can be found by.
+func kommoTerms(f *kommo.Facts) (terms, phones []string) {
+	return found(f.UserName), found(f.Phone, f.DID)
+}
+
+func found(values ...string) (list []string) {
+	for _, v := range values {
+		if v = strings.TrimSpace(v); v != "" && len(v) <= maxTerm {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+// decideKommo asks the rules and makes the commit of what they say.
+func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, nowMS int64) (*statev1.CommitItem, bool, error) {
+	call, number, err := readKommo(in.call, state)
+	if err != nil {
+		return nil, false, err
+	}
+	what := in.kommo.input
+	what.ReceivedMS = receivedMS
+	if r := in.kommo.result; r != nil {
+		n := int(r.GetDelivery())
+		if n < 1 || n > len(state.GetDeliveries()) {
+			return nil, false, fmt.Errorf("the call has no delivery %d", n)
+		}
+		d := state.GetDeliveries()[n-1]
+		if !final(d) { // a person retried it since: there will be another result
+			return newCommit(in, state.GetVersion(), nowMS), false, nil
+		}
+		if what.Result, err = kommoResult(d, r.GetReply()); err != nil {
+			return nil, false, err
+		}
+	}
+	var effects kommo.Effects
+	request, first := what.RequestID, ""
+	if call != nil {
+		first = call.RequestID
+	}
+	if number != nil {
+		var next kommo.Number
+		next, effects = kommo.DecideNumber(in.kommo.rules, *number, what, nowMS)
+		number = &next
+	} else {
+		var next kommo.Call
+		next, effects = kommo.Decide(in.kommo.rules, *call, what, nowMS)
+		call, request = &next, cmp.Or(request, next.RequestID)
+	}
+	var entries []*statev1.JournalEntry
+	if in.received != nil {
+		entries = append(entries, received(in, nowMS, receivedMS))
+	}
+	for _, fact := range effects.Facts {
+		entries = append(entries, kommoEntry(fact, request, nowMS))
+	}
+	if in.received != nil && effects.Duplicate {
+		entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id,
+			Fact: &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: first, Gate: "known", Key: call.ID, Flow: "kommo"}}})
+	}
+	item := newCommit(in, state.GetVersion(), nowMS, entries...)
+	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	in.kommo.notices(e, effects.Notices)
+	if !effects.Changed {
+		return item, effects.Duplicate, nil
+	}
+	item.CommitId, item.RetentionMs = rand.Text(), e.kommo.config.Retention.Milliseconds()
+	if item.Record, err = writeKommo(call, number, state); err != nil {
+		return nil, false, err
+	}
+	item.Deliveries = kommoDeliveries(effects.Deliveries)
+	for _, t := range effects.SetTimers {
+		item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
+	}
+	item.CancelTimers = effects.CancelTimers
+	item.Messages, err = kommoMessages(effects.Messages)
+	return item, effects.Duplicate, err
+}
+
+func final(d *statev1.Delivery) bool {
+	switch d.GetState() {
+	case statev1.DeliveryState_DELIVERY_STATE_QUEUED, statev1.DeliveryState_DELIVERY_STATE_LEASED:
+		return false
+	}
+	return true
+}
+
+func kommoMessages(messages []kommo.Message) ([]*statev1.Message, error) {
+	var out []*statev1.Message
+	for _, m := range messages {
+		body, err := kommoMessage(m.Input)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &statev1.Message{Id: m.ID, To: m.To, Body: body})
+	}
+	return out, nil
+}
+
+// noticeTime bounds the writing of a notice.
+const noticeTime = 10 * time.Second
+
+// notices tells the account's people. Each is repeated by the rules as often as its cause shows, so losing one with this
+// process is harmless.
+func (k *kommoInput) notices(e *engine, notices []kommo.Notice) {
+	for _, n := range notices {
+		e.running.Add(1)
+		go func() {
+			defer e.running.Done()
+			ctx, cancel := context.WithTimeout(context.Background(), noticeTime)
+			defer cancel()
+			if err := e.kommo.notice(ctx, k.rules.AccountID, n); err != nil {
+				e.tel.Log().Warn("a notice could not be kept", "account", k.rules.AccountID, "notice", n.Code, "error", err)
+			}
+		}()
+	}
+}
+
+func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) error {
+	const tries = 5
+	for range tries {
+		read, err := r.client.GetAccount(ctx, &statev1.GetAccountRequest{Id: fmt.Sprint("kommo/", account)})
+		a := read.GetAccount()
+		if err != nil || a == nil {
+			return err
+		}
+		for _, known := range a.GetNotices() {
+			if known.GetCode() == n.Code {
+				return nil
+			}
+		}
+		expected := a.GetVersion()
+		a.Version, a.Notices = rand.Text(), append(a.GetNotices(), &statev1.Notice{Code: n.Code, Text: n.Text})
+		put, err := r.client.PutAccount(ctx, &statev1.PutAccountRequest{Account: a, ExpectedVersion: expected})
+		if err != nil || put.GetWritten() {
+			return err
+		}
+	}
+	return errors.New("the account keeps changing")
+}
+
+// ameyoRoutes adds to the commit of a callback of the dialer what makes its call known to Kommo.
+func (e *engine) ameyoRoutes(item *statev1.CommitItem, in *input, effects ameyo.Effects, receivedMS int64) (err error) {
+	if len(e.kommo.routes["ameyo"]) == 0 {
+		return nil
+	}
+	messages := e.kommo.routes.ameyoMessages(in.call, in.ameyo.CallEnd, effects, receivedMS, e.rules.Zone)
+	for i := range messages {
+		messages[i].Input.RequestID, messages[i].Input.Traceparent = in.id, in.traceparent
+	}
+	item.Messages, err = kommoMessages(messages)
+	return err
+}
+
+// entryAgain is how soon an entry that cannot be processed now is tried again, entryWaits where its account is not connected.
+const (
+	entryAgain = time.Second
+	entryWaits = 30 * time.Second
+)
+
+// relay takes a message to the call that it is for, and only then lets its sender forget it. Its id is the input id there,
+// so a second time changes nothing.
+func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message) error {
+	in, err := e.kommo.message(m)
+	if err != nil {
+		return err
+	}
+	if _, err := e.process(ctx, in); err != nil && undelivered(err) {
+		return err
+	} else if err != nil { // it is recorded there as undecided
+		e.tel.Log().Error("A MESSAGE TO ANOTHER CALL COULD NOT BE PROCESSED; it is recorded there as undecided", "call", telemetry.MaskCall(in.call), "error", err)
+	}
+	sender.done = true
+	_, err = e.process(ctx, sender)
+	return err
+}

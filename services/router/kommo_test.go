@@ -1,0 +1,123 @@
+package router
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/config"
+	"callrelay/platform/errkind"
+	"callrelay/services/router/kommo"
+)
+
+// connected makes the engine know account 9001, and 9002 whose settings are wrong.
+func connected(t *testing.T, e *engine) {
+	t.Helper()
+	cfg, err := config.LoadFrom[Config](nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.kommo.config = cfg.Kommo
+	rules, err := cfg.Kommo.account(9001, nil)
+	_, problem := cfg.Kommo.account(9002, []byte(`{"pipeline":1}`))
+	if err != nil || problem == nil || !strings.Contains(problem.Error(), "pipeline") {
+		t.Fatal(err, problem)
+	}
+	e.kommo.accounts.Store(&map[int64]kommoAccount{9001: {rules: rules}, 9002: {problem: problem}})
+}
+
+func report(id string, account int64) *routerv1.RouteItem {
+	return &routerv1.RouteItem{RequestId: id, BudgetMs: 10_000, Callback: &routerv1.RouteItem_KommoCall{KommoCall: &routerv1.KommoCall{
+		AccountId: account, CallId: "a", Direction: "inbound", Phone: "+13055550142", Duration: 7}}}
+}
+
+// A report is decided once; what cannot be decided is refused in words, or kept where that may change by itself.
+func TestKommoReports(t *testing.T) {
+	e, f := newTestEngine(t)
+	if a := e.send(report("r0", 9001)); a.GetError().GetKind() != errorsv1.Kind_KIND_UNAVAILABLE {
+		t.Errorf("accounts not known yet: %v", a)
+	}
+	spooled := report("r0", 9001)
+	if spooled.Spooled = true; e.send(spooled).GetError().GetKind() != errorsv1.Kind_KIND_UNAVAILABLE || len(f.calls) != 0 {
+		t.Error("a spooled report must wait, not end as undecided")
+	}
+	connected(t, e)
+	for i, want := range []bool{false, true} {
+		if a := e.send(report("r"+string(rune('1'+i)), 9001)); a.GetError() != nil || a.GetDuplicate() != want {
+			t.Errorf("report %d: %v", i, a)
+		}
+	}
+	c := f.calls["kommo/9001/a"].commits[0]
+	if len(c.GetSetTimers()) != 1 || c.GetRetentionMs() != 3*365*24*time.Hour.Milliseconds() {
+		t.Errorf("timers %v, kept for %d ms", c.GetSetTimers(), c.GetRetentionMs())
+	}
+	for account, kind := range map[int64]errorsv1.Kind{9002: errorsv1.Kind_KIND_UNAVAILABLE, 9003: errorsv1.Kind_KIND_NOT_FOUND} {
+		if a := e.send(report("r9", account)); a.GetError().GetKind() != kind {
+			t.Errorf("account %d: %v", account, a)
+		}
+	}
+	bad := report("r9", 9001)
+	bad.GetKommoCall().Direction = "up"
+	if a := e.send(bad); a.GetError().GetField() != "direction" {
+		t.Errorf("direction: %v", a)
+	}
+}
+
+// A message is at its call before its sender forgets it, once however often it comes; one that cannot be read is recorded
+// there and ends too.
+func TestKommoMessagesAreRelayed(t *testing.T) {
+	e, f := newTestEngine(t)
+	connected(t, e)
+	body, err := kommoMessage(kommo.Input{RequestID: "r1", Voip: &kommo.Voip{Facts: kommo.Facts{Direction: kommo.Outbound, Phone: "1", UserName: "x"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	f.before = func(item *statev1.CommitItem) bool {
+		order = append(order, item.GetCall())
+		return false
+	}
+	entry := func(n, to string, body []byte) *statev1.Entry {
+		id := "ameyo/1>r1>" + n
+		return &statev1.Entry{Timer: ">" + id, TimerId: "c1", Message: &statev1.Message{Id: id, To: to, Body: body}}
+	}
+	relay := func(en *statev1.Entry) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return e.entry(ctx, "ameyo/1", en)
+	}
+	for range 2 {
+		if err := relay(entry("9001", "kommo/9001/ameyo:1", body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := strings.Join(order[:2], " "); got != "kommo/9001/ameyo:1 ameyo/1" {
+		t.Errorf("committed at %s", got)
+	}
+	if c := f.calls["kommo/9001/ameyo:1"]; len(c.commits) != 1 || c.version == "" {
+		t.Errorf("%d commits", len(c.commits))
+	}
+	sender := f.calls["ameyo/1"].commits[0]
+	if sender.GetEntry().GetTimer() != ">ameyo/1>r1>9001" || sender.GetCommitId() != "" || len(sender.GetJournal()) != 0 {
+		t.Errorf("the sender's commit: %v", sender)
+	}
+	if err := relay(entry("poison", "kommo/9001/b", []byte("\xff"))); err != nil {
+		t.Fatal(err)
+	}
+	journal := &statev1.Journal{}
+	if err := proto.Unmarshal(f.calls["kommo/9001/b"].commits[0].GetJournal(), journal); err != nil || journal.GetEntries()[0].GetUndecided() == nil {
+		t.Errorf("%v %v", err, journal)
+	}
+	if n := len(f.calls["ameyo/1"].commits); n != 2 {
+		t.Errorf("the sender has %d commits, want one for each message", n)
+	}
+	if err := relay(entry("9003", "kommo/9003/c", body)); !undelivered(err) || errkind.From(err) == nil || f.calls["kommo/9003/c"] != nil {
+		t.Errorf("an account that is not connected: %v", err)
+	}
+}
