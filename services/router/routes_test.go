@@ -21,7 +21,7 @@ func TestParseRoutes(t *testing.T) {
 			t.Errorf("%q: %v %v, want %v", text, got, err, want)
 		}
 	}
-	_, err := parseRoutes("dialer=kommo/1;ameyo;ameyo=topsii,kommo/0,kommo/x;ameyo=kommo/1,kommo/1")
+	_, err := parseRoutes("dialer=kommo/1;ameyo;ameyo=topsii,kommo/0,kommo/x;ameyo=kommo/1,kommo/1;ameyo=kommo/2")
 	if err == nil {
 		t.Fatal("it was accepted")
 	}
