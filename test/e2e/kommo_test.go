@@ -144,6 +144,7 @@ func TestKommoOneLead(t *testing.T) {
 	r.launch()
 	r.eventually(150*time.Second, "all are logged", func() bool { return len(account.View().Calls) >= n-1 })
 	account.Decide(account.View().Unsorted[0].UID, true) // the first one's call event is in the lead, and shows when it is accepted
+	r.eventually(60*time.Second, "the last one too", func() bool { return len(account.View().Calls) >= n })
 	v := account.View()
 	if len(v.Unsorted) != 1 || len(v.Calls) != n {
 		t.Errorf("%d leads, %d calls", len(v.Unsorted), len(v.Calls))
