@@ -18,9 +18,9 @@ import (
 type routes map[string][]int64
 
 // routeSources are the sources that can be routed.
-var routeSources = []string{"ameyo", "pbx"}
+var routeSources = []string{"ameyo"}
 
-// parseRoutes reads routes like "ameyo=kommo/9001,kommo/9002;pbx=kommo/9001". Its error has all problems.
+// parseRoutes reads routes like "ameyo=kommo/9001,kommo/9002". Its error has all problems.
 func parseRoutes(text string) (routes, error) {
 	r := routes{}
 	var errs []error

@@ -130,11 +130,6 @@ func TestKommoCallsAreLoggedOnce(t *testing.T) {
 			t.Errorf("%v is on %s %d", uniq, note.EntityType, note.EntityID)
 		}
 	}
-	out, err := r.callrelay("call", "kommo/9001/call-3")
-	if err != nil || strings.Contains(out, phone(3)) || strings.Contains(out, phone(3)[1:]) {
-		t.Errorf("%v\n%s", err, out)
-	}
-	t.Log(out)
 }
 
 // Fifty calls from a number that Kommo does not know, within a second, give one incoming lead and fifty call events.
@@ -149,6 +144,7 @@ func TestKommoOneLead(t *testing.T) {
 	r.launch()
 	r.eventually(150*time.Second, "all are logged", func() bool { return len(account.View().Calls) >= n-1 })
 	account.Decide(account.View().Unsorted[0].UID, true) // the first one's call event is in the lead, and shows when it is accepted
+	r.eventually(60*time.Second, "the last one too", func() bool { return len(account.View().Calls) >= n })
 	v := account.View()
 	if len(v.Unsorted) != 1 || len(v.Calls) != n {
 		t.Errorf("%d leads, %d calls", len(v.Unsorted), len(v.Calls))
