@@ -293,7 +293,6 @@ func TestRoutes(t *testing.T) {
 	for path := range callbackPaths {
 		want = append(want, "GET "+path+" dialer")
 	}
-	want = append(want, "GET "+pbxPath+"{token} PBX")
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
