@@ -176,11 +176,13 @@ func TestRunAtARateAndSingly(t *testing.T) {
 	l := NewLedger(1)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
+	began := time.Now()
 	if err := l.Run(ctx, Load{Addr: ts.Listener.Addr().String(), Lanes: 4, Rate: 1000}); err != nil {
 		t.Fatal(err)
 	}
-	if n := l.Counts().Accepted; n < 10 || n > 101 {
-		t.Errorf("%d callbacks at 1000/s in 100ms", n)
+	took := time.Since(began) // of a busy machine longer than the 100 ms
+	if n := l.Counts().Accepted; n < 10 || int64(n) > took.Milliseconds()+1 {
+		t.Errorf("%d callbacks at 1000/s in %v", n, took)
 	}
 	single, err := l.Single(ts.Listener.Addr().String())
 	if err != nil {
