@@ -109,9 +109,9 @@ func TestGRPCAnswersLikeHTTP(t *testing.T) {
 func TestHealthAndReflection(t *testing.T) {
 	inBothModes(t, func(t *testing.T, r *relay) {
 		for name, own := range map[string]string{
-			"INGRESS":  "callrelay.ingress.v1.AmeyoService callrelay.ingress.v1.PbxService",
+			"INGRESS":  "callrelay.ingress.v1.AmeyoService callrelay.ingress.v1.CardService callrelay.ingress.v1.PbxService",
 			"ROUTER":   "callrelay.operator.v1.AdviceService callrelay.router.v1.RouterService",
-			"STATE":    "callrelay.operator.v1.OperatorService callrelay.state.v1.AccountService callrelay.state.v1.LimitService callrelay.state.v1.StateService",
+			"STATE":    "callrelay.operator.v1.OperatorService callrelay.state.v1.AccountService callrelay.state.v1.CardService callrelay.state.v1.LimitService callrelay.state.v1.StateService",
 			"UPSTREAM": "callrelay.upstream.v1.KommoService",
 		} {
 			conn := r.dial(t, name)
