@@ -28,7 +28,7 @@ func journal() []*statev1.JournalEntry {
 		{Fact: &statev1.JournalEntry_Phone1{Phone1: &statev1.Phone1Fact{What: "expired", CustomerId: "1001", Status: "BUSY"}}},
 		{Fact: &statev1.JournalEntry_Action{Action: &statev1.Action{Actor: "ann@desk", What: "discard", Delivery: 1, Reason: "done by hand"}}},
 		{Fact: &statev1.JournalEntry_Note{Note: "phoneList is not JSON"}},
-		{Fact: &statev1.JournalEntry_Undecided{Undecided: &statev1.Undecided{Reason: "a panic"}}},
+		{Fact: &statev1.JournalEntry_Undecided{Undecided: &statev1.Undecided{Reason: "a panic", Field: "phoneList", Acknowledged: true}}},
 		{},
 	}
 }
@@ -45,7 +45,7 @@ refused request R3 with 400: customerCRTId is required (field customerCRTId, GET
 phone-1 record expired: BUSY, customer 1001
 ann@desk: discard delivery 1 because done by hand
 note: phoneList is not JSON
-undecided: a panic
+UNDECIDED: a panic in field phoneList; ITS SENDER HAS A 200 and will not send it again
 (an entry that this version does not know)
 `
 
