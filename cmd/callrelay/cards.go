@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"callrelay/callback"
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	"callrelay/platform/rpc"
 
@@ -36,6 +37,11 @@ func newCards() *cobra.Command {
 		out := c.OutOrStdout()
 		for {
 			m, err := stream.Recv()
+			if person(c).Masked {
+				for _, card := range m.GetCards() {
+					card.Number, card.Did = callback.MaskPhones(card.GetNumber()), callback.MaskPhones(card.GetDid())
+				}
+			}
 			switch {
 			case c.Context().Err() != nil:
 				return nil // Ctrl-C is how one ends it
