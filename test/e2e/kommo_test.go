@@ -108,7 +108,7 @@ func TestKommoCallsAreLoggedOnce(t *testing.T) {
 		r.reported(map[string]any{"call_id": fmt.Sprint("call-", i/3), "direction": "inbound", "phone": phone(i / 3), "duration": 7, "status": "answered"})
 	})
 	for round := range 2 {
-		r.eventually(60*time.Second, "some are logged", func() bool { return len(account.View().Calls) > round*n/3 })
+		r.eventually(time.Duration(60+n)*time.Second, "some are logged", func() bool { return len(account.View().Calls) > round*n/3 })
 		r.kill()
 		r.launch()
 	}
