@@ -12,17 +12,22 @@ import (
 	"callrelay/platform/telemetry"
 )
 
-// metrics are what a dashboard sees of one destination.
+// metrics are what a dashboard sees of one destination. All attribute sets are made once.
 type metrics struct {
-	destination attribute.KeyValue
-	outcomes    metric.Int64Counter
-	attempts    metric.Int64Counter
-	duration    metric.Float64Histogram
+	same     metric.MeasurementOption // the destination
+	outcome  map[string]metric.MeasurementOption
+	outcomes metric.Int64Counter
+	attempts metric.Int64Counter
+	duration metric.Float64Histogram
 }
 
 func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
-	m := &metrics{destination: telemetry.Destination.String(c.cfg.Destination)}
-	same := metric.WithAttributes(m.destination)
+	destination := telemetry.Destination.String(c.cfg.Destination)
+	same := metric.WithAttributeSet(attribute.NewSet(destination))
+	m := &metrics{same: same, outcome: map[string]metric.MeasurementOption{}}
+	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
+		m.outcome[outcome] = metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))
+	}
 	var errs [6]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
 		metric.WithDescription("What became of leased deliveries, by outcome; retry and hold are not final."))
@@ -57,10 +62,10 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 }
 
 func (m *metrics) attempted(ctx context.Context, took time.Duration) {
-	m.attempts.Add(ctx, 1, metric.WithAttributes(m.destination))
-	m.duration.Record(ctx, took.Seconds(), metric.WithAttributes(m.destination))
+	m.attempts.Add(ctx, 1, m.same)
+	m.duration.Record(ctx, took.Seconds(), m.same)
 }
 
 func (m *metrics) settled(ctx context.Context, outcome string) {
-	m.outcomes.Add(ctx, 1, metric.WithAttributes(m.destination, telemetry.Outcome.String(outcome)))
+	m.outcomes.Add(ctx, 1, m.outcome[outcome])
 }
