@@ -13,29 +13,49 @@ type limits struct {
 	*Service
 }
 
-// maxPause bounds what an outside system may ask for.
-const maxPause = 24 * time.Hour
+const (
+	// maxPause bounds what an outside system may ask for.
+	maxPause = 24 * time.Hour
+	// maxPlace bounds how long a request may be under way.
+	maxPlace = time.Hour
+)
 
-// Take reserves places in a limit.
+// Take takes a place in a limit.
 func (s *limits) Take(ctx context.Context, req *statev1.TakeRequest) (*statev1.TakeResponse, error) {
-	maxWait := time.Duration(req.GetMaxWaitMs()) * time.Millisecond
+	lease := time.Duration(req.GetLeaseMs()) * time.Millisecond
 	switch {
 	case !named(req.GetName()):
 		return nil, errkind.Invalid("name", "name must be 1 to %d bytes", maxName)
-	case req.GetPerSecond() < 1 || req.GetPerSecond() > 1000:
-		return nil, errkind.Invalid("per_second", "per_second must be 1 to 1000, not %d", req.GetPerSecond())
-	case req.GetN() < 1 || req.GetN() > 100:
-		return nil, errkind.Invalid("n", "n must be 1 to 100, not %d", req.GetN())
-	case maxWait < 0 || maxWait > maxPause:
-		return nil, errkind.Invalid("max_wait_ms", "max_wait_ms must be 0 to %d", maxPause.Milliseconds())
+	case !named(req.GetToken()):
+		return nil, errkind.Invalid("token", "token must be 1 to %d bytes", maxName)
+	case req.GetPlaces() < 1 || req.GetPlaces() > 1000:
+		return nil, errkind.Invalid("places", "places must be 1 to 1000, not %d", req.GetPlaces())
+	case lease <= 0 || lease > maxPlace:
+		return nil, errkind.Invalid("lease_ms", "lease_ms must be 1 to %d", maxPlace.Milliseconds())
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
-	taken, wait, err := s.store.Take(ctx, req.GetName(), int(req.GetPerSecond()), int(req.GetN()), maxWait)
+	wait, err := s.store.Take(ctx, req.GetName(), req.GetToken(), int(req.GetPlaces()), lease)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	return &statev1.TakeResponse{Taken: taken, WaitMs: roundUp(wait)}, nil
+	return &statev1.TakeResponse{Taken: wait == 0, WaitMs: roundUp(wait)}, nil
+}
+
+// Release gives a place back.
+func (s *limits) Release(ctx context.Context, req *statev1.ReleaseRequest) (*statev1.ReleaseResponse, error) {
+	switch {
+	case !named(req.GetName()):
+		return nil, errkind.Invalid("name", "name must be 1 to %d bytes", maxName)
+	case !named(req.GetToken()):
+		return nil, errkind.Invalid("token", "token must be 1 to %d bytes", maxName)
+	}
+	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	if err := s.store.ReleasePlace(ctx, req.GetName(), req.GetToken(), req.GetUnused()); err != nil {
+		return nil, unavailable(err)
+	}
+	return &statev1.ReleaseResponse{}, nil
 }
 
 // Pause lets nobody through for a while.

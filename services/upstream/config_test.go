@@ -60,9 +60,9 @@ func TestConfigProblems(t *testing.T) {
 		"another scheme":                         {env: map[string]string{"TEST_BASE_URL": "ftp://crm.example.jp"}, want: []string{"TEST_BASE_URL:"}},
 		"a Kommo integration without its secret": {env: map[string]string{"KOMMO_CLIENT_ID": "c"}, want: []string{"KOMMO_CLIENT_ID: needs KOMMO_CLIENT_SECRET"}},
 		"everything of Kommo wrong": {
-			env: map[string]string{"SECRETS_KEY": "a:b", "KOMMO_BASE_URL": "x", "KOMMO_CONCURRENCY": "0", "KOMMO_RATE": "8", "KOMMO_TIMEOUT": "41s",
+			env: map[string]string{"SECRETS_KEY": "a:b", "KOMMO_BASE_URL": "x", "KOMMO_CONCURRENCY": "0", "KOMMO_RATE": "101", "KOMMO_TIMEOUT": "41s",
 				"KOMMO_REQUEST_TIMEOUT": "2m", "KOMMO_REFRESH_BEFORE": "1s", "KOMMO_SETTLE": "-1s"},
-			want: []string{`SECRETS_KEY: key "a": expected the base64 of 32 bytes`, "KOMMO_BASE_URL:", "KOMMO_CONCURRENCY:", "KOMMO_RATE: must be 1 to 7", "KOMMO_REQUEST_TIMEOUT:",
+			want: []string{`SECRETS_KEY: key "a": expected the base64 of 32 bytes`, "KOMMO_BASE_URL:", "KOMMO_CONCURRENCY:", "KOMMO_RATE: must be 1 to 100", "KOMMO_REQUEST_TIMEOUT:",
 				"KOMMO_TIMEOUT: must be at least", "LEASE_TIME: must be at least KOMMO_TIMEOUT", "KOMMO_REFRESH_BEFORE:", "KOMMO_SETTLE:"},
 		},
 		"an unclear switch": {env: map[string]string{"ENABLE_REAL_SEND": "maybe"}, want: []string{"ENABLE_REAL_SEND:"}},

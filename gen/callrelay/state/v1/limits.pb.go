@@ -23,14 +23,15 @@ const (
 
 type TakeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is limited, e.g. "kommo/9001". At most 128 bytes.
+	// What is limited, e.g. "kommo/acme.kommo.com". At most 128 bytes.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Even spacing of so many per second, 1 to 1000; nothing is saved up.
-	PerSecond int32 `protobuf:"varint,2,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
-	// How many places, 1 to 100.
-	N int32 `protobuf:"varint,3,opt,name=n,proto3" json:"n,omitempty"`
-	// Nothing is reserved where the wait would be longer; 0 = only at once.
-	MaxWaitMs     int64 `protobuf:"varint,4,opt,name=max_wait_ms,json=maxWaitMs,proto3" json:"max_wait_ms,omitempty"`
+	// Of this one request, 1 to 128 bytes.
+	Token string `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
+	// How many places there are, 1 to 1000.
+	Places int32 `protobuf:"varint,6,opt,name=places,proto3" json:"places,omitempty"`
+	// When the place ends if nobody gives it back: a second after the request can be at the outside system at the latest. At
+	// most 1 hour.
+	LeaseMs       int64 `protobuf:"varint,7,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -72,32 +73,32 @@ func (x *TakeRequest) GetName() string {
 	return ""
 }
 
-func (x *TakeRequest) GetPerSecond() int32 {
+func (x *TakeRequest) GetToken() string {
 	if x != nil {
-		return x.PerSecond
+		return x.Token
+	}
+	return ""
+}
+
+func (x *TakeRequest) GetPlaces() int32 {
+	if x != nil {
+		return x.Places
 	}
 	return 0
 }
 
-func (x *TakeRequest) GetN() int32 {
+func (x *TakeRequest) GetLeaseMs() int64 {
 	if x != nil {
-		return x.N
-	}
-	return 0
-}
-
-func (x *TakeRequest) GetMaxWaitMs() int64 {
-	if x != nil {
-		return x.MaxWaitMs
+		return x.LeaseMs
 	}
 	return 0
 }
 
 type TakeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False: the wait would have been longer than max_wait_ms, and nothing was reserved.
+	// False: nothing was taken.
 	Taken bool `protobuf:"varint,1,opt,name=taken,proto3" json:"taken,omitempty"`
-	// How long to wait before the request; where nothing was taken, when to ask again.
+	// Where nothing was taken: no place can be free before.
 	WaitMs        int64 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -147,6 +148,103 @@ func (x *TakeResponse) GetWaitMs() int64 {
 	return 0
 }
 
+type ReleaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Token string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Nothing was sent: somebody else may have the place at once.
+	Unused        bool `protobuf:"varint,3,opt,name=unused,proto3" json:"unused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseRequest) Reset() {
+	*x = ReleaseRequest{}
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseRequest) ProtoMessage() {}
+
+func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_limits_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReleaseRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReleaseRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *ReleaseRequest) GetUnused() bool {
+	if x != nil {
+		return x.Unused
+	}
+	return false
+}
+
+type ReleaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseResponse) Reset() {
+	*x = ReleaseResponse{}
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseResponse) ProtoMessage() {}
+
+func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_limits_proto_rawDescGZIP(), []int{3}
+}
+
 type PauseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -158,7 +256,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_callrelay_state_v1_limits_proto_msgTypes[2]
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +268,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_limits_proto_msgTypes[2]
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,7 +281,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_limits_proto_rawDescGZIP(), []int{2}
+	return file_callrelay_state_v1_limits_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PauseRequest) GetName() string {
@@ -208,7 +306,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_callrelay_state_v1_limits_proto_msgTypes[3]
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -220,7 +318,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_limits_proto_msgTypes[3]
+	mi := &file_callrelay_state_v1_limits_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -233,29 +331,34 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_limits_proto_rawDescGZIP(), []int{3}
+	return file_callrelay_state_v1_limits_proto_rawDescGZIP(), []int{5}
 }
 
 var File_callrelay_state_v1_limits_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_limits_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcallrelay/state/v1/limits.proto\x12\x12callrelay.state.v1\"n\n" +
+	"\x1fcallrelay/state/v1/limits.proto\x12\x12callrelay.state.v1\"|\n" +
 	"\vTakeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
-	"\n" +
-	"per_second\x18\x02 \x01(\x05R\tperSecond\x12\f\n" +
-	"\x01n\x18\x03 \x01(\x05R\x01n\x12\x1e\n" +
-	"\vmax_wait_ms\x18\x04 \x01(\x03R\tmaxWaitMs\"=\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x05 \x01(\tR\x05token\x12\x16\n" +
+	"\x06places\x18\x06 \x01(\x05R\x06places\x12\x19\n" +
+	"\blease_ms\x18\a \x01(\x03R\aleaseMsJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"=\n" +
 	"\fTakeResponse\x12\x14\n" +
 	"\x05taken\x18\x01 \x01(\bR\x05taken\x12\x17\n" +
-	"\await_ms\x18\x02 \x01(\x03R\x06waitMs\"9\n" +
+	"\await_ms\x18\x02 \x01(\x03R\x06waitMs\"R\n" +
+	"\x0eReleaseRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x16\n" +
+	"\x06unused\x18\x03 \x01(\bR\x06unused\"\x11\n" +
+	"\x0fReleaseResponse\"9\n" +
 	"\fPauseRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
 	"\x06for_ms\x18\x02 \x01(\x03R\x05forMs\"\x0f\n" +
-	"\rPauseResponse2\xa7\x01\n" +
+	"\rPauseResponse2\xfb\x01\n" +
 	"\fLimitService\x12I\n" +
-	"\x04Take\x12\x1f.callrelay.state.v1.TakeRequest\x1a .callrelay.state.v1.TakeResponse\x12L\n" +
+	"\x04Take\x12\x1f.callrelay.state.v1.TakeRequest\x1a .callrelay.state.v1.TakeResponse\x12R\n" +
+	"\aRelease\x12\".callrelay.state.v1.ReleaseRequest\x1a#.callrelay.state.v1.ReleaseResponse\x12L\n" +
 	"\x05Pause\x12 .callrelay.state.v1.PauseRequest\x1a!.callrelay.state.v1.PauseResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
@@ -270,20 +373,24 @@ func file_callrelay_state_v1_limits_proto_rawDescGZIP() []byte {
 	return file_callrelay_state_v1_limits_proto_rawDescData
 }
 
-var file_callrelay_state_v1_limits_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_callrelay_state_v1_limits_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_callrelay_state_v1_limits_proto_goTypes = []any{
-	(*TakeRequest)(nil),   // 0: callrelay.state.v1.TakeRequest
-	(*TakeResponse)(nil),  // 1: callrelay.state.v1.TakeResponse
-	(*PauseRequest)(nil),  // 2: callrelay.state.v1.PauseRequest
-	(*PauseResponse)(nil), // 3: callrelay.state.v1.PauseResponse
+	(*TakeRequest)(nil),     // 0: callrelay.state.v1.TakeRequest
+	(*TakeResponse)(nil),    // 1: callrelay.state.v1.TakeResponse
+	(*ReleaseRequest)(nil),  // 2: callrelay.state.v1.ReleaseRequest
+	(*ReleaseResponse)(nil), // 3: callrelay.state.v1.ReleaseResponse
+	(*PauseRequest)(nil),    // 4: callrelay.state.v1.PauseRequest
+	(*PauseResponse)(nil),   // 5: callrelay.state.v1.PauseResponse
 }
 var file_callrelay_state_v1_limits_proto_depIdxs = []int32{
 	0, // 0: callrelay.state.v1.LimitService.Take:input_type -> callrelay.state.v1.TakeRequest
-	2, // 1: callrelay.state.v1.LimitService.Pause:input_type -> callrelay.state.v1.PauseRequest
-	1, // 2: callrelay.state.v1.LimitService.Take:output_type -> callrelay.state.v1.TakeResponse
-	3, // 3: callrelay.state.v1.LimitService.Pause:output_type -> callrelay.state.v1.PauseResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	2, // 1: callrelay.state.v1.LimitService.Release:input_type -> callrelay.state.v1.ReleaseRequest
+	4, // 2: callrelay.state.v1.LimitService.Pause:input_type -> callrelay.state.v1.PauseRequest
+	1, // 3: callrelay.state.v1.LimitService.Take:output_type -> callrelay.state.v1.TakeResponse
+	3, // 4: callrelay.state.v1.LimitService.Release:output_type -> callrelay.state.v1.ReleaseResponse
+	5, // 5: callrelay.state.v1.LimitService.Pause:output_type -> callrelay.state.v1.PauseResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -300,7 +407,7 @@ func file_callrelay_state_v1_limits_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_limits_proto_rawDesc), len(file_callrelay_state_v1_limits_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	LimitService_Take_FullMethodName  = "/callrelay.state.v1.LimitService/Take"
-	LimitService_Pause_FullMethodName = "/callrelay.state.v1.LimitService/Pause"
+	LimitService_Take_FullMethodName    = "/callrelay.state.v1.LimitService/Take"
+	LimitService_Release_FullMethodName = "/callrelay.state.v1.LimitService/Release"
+	LimitService_Pause_FullMethodName   = "/callrelay.state.v1.LimitService/Pause"
 )
 
 // LimitServiceClient is the client API for LimitService service.
@@ -28,9 +29,15 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // Limits of outside systems that all replicas share. Only state speaks to Redis, so the limiter is here.
+//
+// A limit has so many places. Who makes a request takes one before it leaves and gives it back when its answer came, and
+// nobody else gets it until a second later. So two requests with the same place arrive at least a second apart, and in any
+// second no more arrive than there are places, however long each was under way.
 type LimitServiceClient interface {
-	// Take reserves places in a limit. Who is told to wait waits once, and then goes without asking again.
+	// Take takes a place, or says when to ask again. The same token again is the same place.
 	Take(ctx context.Context, in *TakeRequest, opts ...grpc.CallOption) (*TakeResponse, error)
+	// Release gives a place back. One that is never given back ends by itself.
+	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
 	// Pause lets nobody through for a while: the outside system said so.
 	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
 }
@@ -53,6 +60,16 @@ func (c *limitServiceClient) Take(ctx context.Context, in *TakeRequest, opts ...
 	return out, nil
 }
 
+func (c *limitServiceClient) Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseResponse)
+	err := c.cc.Invoke(ctx, LimitService_Release_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *limitServiceClient) Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PauseResponse)
@@ -68,9 +85,15 @@ func (c *limitServiceClient) Pause(ctx context.Context, in *PauseRequest, opts .
 // for forward compatibility.
 //
 // Limits of outside systems that all replicas share. Only state speaks to Redis, so the limiter is here.
+//
+// A limit has so many places. Who makes a request takes one before it leaves and gives it back when its answer came, and
+// nobody else gets it until a second later. So two requests with the same place arrive at least a second apart, and in any
+// second no more arrive than there are places, however long each was under way.
 type LimitServiceServer interface {
-	// Take reserves places in a limit. Who is told to wait waits once, and then goes without asking again.
+	// Take takes a place, or says when to ask again. The same token again is the same place.
 	Take(context.Context, *TakeRequest) (*TakeResponse, error)
+	// Release gives a place back. One that is never given back ends by itself.
+	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
 	// Pause lets nobody through for a while: the outside system said so.
 	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
 	mustEmbedUnimplementedLimitServiceServer()
@@ -85,6 +108,9 @@ type UnimplementedLimitServiceServer struct{}
 
 func (UnimplementedLimitServiceServer) Take(context.Context, *TakeRequest) (*TakeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Take not implemented")
+}
+func (UnimplementedLimitServiceServer) Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
 }
 func (UnimplementedLimitServiceServer) Pause(context.Context, *PauseRequest) (*PauseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
@@ -128,6 +154,24 @@ func _LimitService_Take_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _LimitService_Release_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LimitServiceServer).Release(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LimitService_Release_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LimitServiceServer).Release(ctx, req.(*ReleaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _LimitService_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PauseRequest)
 	if err := dec(in); err != nil {
@@ -156,6 +200,10 @@ var LimitService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Take",
 			Handler:    _LimitService_Take_Handler,
+		},
+		{
+			MethodName: "Release",
+			Handler:    _LimitService_Release_Handler,
 		},
 		{
 			MethodName: "Pause",

@@ -70,8 +70,8 @@ const keyAccounts = "cr:{accounts}:ids"
 // keyAccountLease is a STRING, the token of the process that renews an account's credentials; it ends by itself.
 func keyAccountLease(id string) string { return "cr:{accounts}:l:" + id }
 
-// keyLimit is a STRING per limit: when its next place is free (us); it ends by itself.
-func keyLimit(name string) string { return "cr:limit:" + name }
+// keyLimit is a ZSET per limit: token of each place that is taken, the empty one of a pause -> when it ends (us); it ends by itself.
+func keyLimit(name string) string { return "cr:places:" + name }
 
 // keyCards is a HASH per partition, all caller cards that are open: "call TAB leg" -> serialised CallCard. Commit alone changes
 // it, in the step that changes the call, so it cannot disagree with the calls.

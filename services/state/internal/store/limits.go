@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	_ "embed"
-	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -12,33 +11,40 @@ import (
 //go:embed lua/limit.lua
 var limitLua string
 
-// A script of our own instead of redis_rate: that one only says no, so that waiting callers race again and again; this one
-// reserves, so that each waits once and in order, and what an outside system asks for (Pause) is the same key. It runs
-// through run, which mends a lost script cache without a second way.
+// A script of our own instead of redis_rate: that one counts what leaves, and nobody knows when it arrives. It runs through
+// run, which mends a lost script cache without a second way.
 var limitScript = redis.NewScript(limitLua)
 
-// Take reserves n evenly spaced places of a limit and says how long to wait for them. Where that would be longer than
-// maxWait nothing is reserved.
-func (s *Store) Take(ctx context.Context, name string, perSecond, n int, maxWait time.Duration) (taken bool, wait time.Duration, err error) {
-	return s.limit(ctx, name, "take", int64(time.Second/time.Microsecond)/int64(perSecond), n, maxWait.Microseconds())
+// aSecond is how long nobody else gets a place after it was given back: the outside system's second, and what its clock and
+// Redis' may disagree about within one.
+const aSecond = time.Second + 50*time.Millisecond
+
+// Take takes one of the places of a limit for a request, until it is released, at most for lease; or says how long no place
+// can be free. Times are by Redis' own clock: those of two state processes differ by more than a part of a second.
+func (s *Store) Take(ctx context.Context, name, token string, places int, lease time.Duration) (wait time.Duration, err error) {
+	return s.limit(ctx, name, "take", token, lease, places, "")
+}
+
+// ReleasePlace gives a place back; where it was unused, to be taken at once.
+func (s *Store) ReleasePlace(ctx context.Context, name, token string, unused bool) error {
+	keep := aSecond
+	if unused {
+		keep = 0
+	}
+	_, err := s.limit(ctx, name, "release", token, keep, 0, "")
+	return err
 }
 
 // Pause lets nobody through for d; it never shortens a pause.
 func (s *Store) Pause(ctx context.Context, name string, d time.Duration) error {
-	_, _, err := s.limit(ctx, name, "pause", d.Microseconds(), 0, 0)
+	_, err := s.limit(ctx, name, "pause", "", d, 0, "")
 	return err
 }
 
-func (s *Store) limit(ctx context.Context, name, verb string, each int64, n int, maxWait int64) (bool, time.Duration, error) {
-	replies, errs := s.run(ctx, limitScript, []invocation{{[]string{keyLimit(name)}, []any{verb, s.clock.Now() * 1000, each, n, maxWait}}})
-	if errs[0] != nil {
-		return false, 0, errs[0]
-	}
-	list, ok := replies[0].([]any)
-	if !ok || len(list) != 2 {
-		return false, 0, fmt.Errorf("script answered %v, expected two numbers", replies[0])
-	}
-	taken, _ := list[0].(int64)
-	wait, _ := list[1].(int64)
-	return taken == 1, time.Duration(wait) * time.Microsecond, nil
+// limit runs the script. now is for tests; empty = Redis' clock.
+func (s *Store) limit(ctx context.Context, name, verb, token string, ends time.Duration, places int, now string) (time.Duration, error) {
+	replies, errs := s.run(ctx, limitScript, []invocation{{[]string{keyLimit(name)},
+		[]any{verb, token, ends.Microseconds(), places, aSecond.Microseconds(), now}}})
+	wait, _ := replies[0].(int64)
+	return time.Duration(wait) * time.Microsecond, errs[0]
 }

@@ -52,7 +52,7 @@ type Options struct {
 	BaseURL string
 	// Connect bounds getting a connection, Request one request with it, Total all that one delivery needs.
 	Connect, Request, Total time.Duration
-	// PerSecond is the rate of one account, and that of one outgoing address, shared by all replicas.
+	// PerSecond is how many requests may arrive in any second at one account, and from one outgoing address, all replicas together.
 	PerSecond int
 	// Address names the outgoing address whose limit is shared.
 	Address string
@@ -82,7 +82,7 @@ func New(options Options) *Client {
 	protocols.SetHTTP1(true)
 	c := &Client{options: options, wake: make(chan struct{}, 1), accounts: map[int64]*Account{}, transport: &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: options.Connect}).DialContext,
+		DialContext:         dial(&net.Dialer{Timeout: options.Connect}),
 		TLSHandshakeTimeout: options.Connect,
 		MaxIdleConnsPerHost: 8,
 		MaxIdleConns:        256,
@@ -94,6 +94,18 @@ func New(options Options) *Client {
 		c.transport = options.Trace(c.transport)
 	}
 	return c
+}
+
+// dial makes connections that forget what they have not sent when they are closed: a request that was given up must not
+// leave later.
+func dial(dialer *net.Dialer) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			err = tcp.SetLinger(0)
+		}
+		return conn, err
+	}
 }
 
 // Account is the way to one account; whether it exists shows when it is used.
@@ -117,7 +129,7 @@ type Account struct {
 	session *session // as it was last read; nil = not yet
 }
 
-// key is the account's record in state, its queue and its limit.
+// key is the account's record in state, and its queue.
 func (a *Account) key() string { return Destination + strconv.FormatInt(a.id, 10) }
 
 // call is one request.
@@ -153,62 +165,20 @@ func (a *Account) request(ctx context.Context, q call) result {
 
 // once makes one request with this session's token.
 func (a *Account) once(ctx context.Context, s *session, q call) result {
-	if failed := a.client.admit(ctx, a.key(), a.client.address()); failed != nil {
-		return *failed
-	}
-	r := a.client.round(ctx, s.host, q, func(h http.Header) { h.Set("Authorization", "Bearer "+s.credentials.AccessToken) })
-	if r.kind == limited {
-		a.client.pause(ctx, a.key(), r.after)
-	}
-	return r
+	return a.client.round(ctx, s.host, q, func(h http.Header) { h.Set("Authorization", "Bearer "+s.credentials.AccessToken) })
 }
 
-// admit waits for a place in each limit: the account's and that of the outgoing address.
-func (c *Client) admit(ctx context.Context, limits ...string) *result {
-	var wait time.Duration
-	for _, name := range limits {
-		// Places that nobody uses would be lost to all: at most half of what is left is spent on waiting.
-		longest := 2 * time.Second
-		if ends, ok := ctx.Deadline(); ok {
-			longest = max(0, min(longest, time.Until(ends)/2))
-		}
-		place, err := c.options.Limits.Take(ctx, &statev1.TakeRequest{Name: name, PerSecond: int32(c.options.PerSecond), N: 1, MaxWaitMs: longest.Milliseconds()})
-		if err != nil {
-			return &result{kind: unsent, reason: "the limit of requests to Kommo cannot be asked for, nothing was sent: " + c.words(err)}
-		}
-		if !place.GetTaken() {
-			after := time.Duration(place.GetWaitMs()) * time.Millisecond
-			return &result{kind: unsent, after: after, reason: fmt.Sprintf("too many requests to Kommo are waiting, or it wants to be left alone; the next place is free in %v", after.Round(time.Millisecond))}
-		}
-		wait = max(wait, time.Duration(place.GetWaitMs())*time.Millisecond)
-	}
-	if err := sleep(ctx, wait); err != nil {
-		return &result{kind: unsent, reason: "stopped while waiting for a place in the limit, nothing was sent"}
-	}
-	return nil
-}
-
-func (c *Client) address() string { return "kommo-address/" + c.options.Address }
-
-// pause stops an account for all replicas. Where that cannot be recorded, the hold of its queue stops it.
-func (c *Client) pause(ctx context.Context, account string, d time.Duration) {
-	limits := []string{account}
-	if c.options.Unconfirmed.PauseAddress {
-		limits = append(limits, c.address())
-	}
-	for _, name := range limits {
-		if _, err := c.options.Limits.Pause(context.WithoutCancel(ctx), &statev1.PauseRequest{Name: name, ForMs: d.Milliseconds()}); err != nil {
-			c.options.Log.Warn("a pause that Kommo asked for is not known to the other processes", "limit", name, "error", err)
-		}
-	}
-}
-
-// round makes one HTTP request. It uses the transport itself, not http.Client: no redirect is followed, no request repeated.
+// round makes one HTTP request, within the limits of its host and of the outgoing address. It uses the transport itself, not
+// http.Client: no redirect is followed, no request repeated.
 func (c *Client) round(ctx context.Context, host string, q call, header func(http.Header)) result {
 	if !c.kommos(host) {
 		return result{kind: held, reason: fmt.Sprintf("%q is not an address of Kommo (KOMMO_DOMAINS)", bounded(host, 100))}
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.options.Request)
+	place, failed := c.admit(ctx, host)
+	if failed != nil {
+		return *failed
+	}
+	ctx, cancel := context.WithDeadline(ctx, place.deadline)
 	defer cancel()
 
 	// A request may leave from the moment it has a connection; a cancelled one can still be on its way into the socket
@@ -223,12 +193,13 @@ func (c *Client) round(ctx context.Context, host string, q call, header func(htt
 	if len(q.query) > 0 {
 		address += "?" + q.query.Encode()
 	}
-	var body io.Reader
+	var body io.Reader = struct{ io.Reader }{http.NoBody} // of unknown length: net/http repeats no such request, which would need a place of its own
 	if q.body != nil {
 		body = bytes.NewReader(q.body)
 	}
 	request, err := http.NewRequestWithContext(ctx, q.method, address, body)
 	if err != nil {
+		place.release(ctx, true)
 		return result{kind: held, reason: "the account's address cannot be used: " + c.words(err)}
 	}
 	request.Host = host
@@ -239,6 +210,10 @@ func (c *Client) round(ctx context.Context, host string, q call, header func(htt
 	header(request.Header)
 
 	answer, err := c.transport.RoundTrip(request)
+	if err == nil || ctx.Err() == nil || !left.Load() {
+		// It has arrived, or it never will. One that was given up may still arrive: its place ends by itself.
+		defer place.release(ctx, err != nil && !left.Load())
+	}
 	switch {
 	case err != nil && !left.Load():
 		return result{kind: unsent, reason: "Kommo cannot be reached, nothing was sent: " + c.words(err)}
@@ -255,7 +230,11 @@ func (c *Client) round(ctx context.Context, host string, q call, header func(htt
 	} else if len(content) > maxBody {
 		r.readErr = fmt.Sprintf("it is longer than %d bytes", maxBody)
 	}
-	return classify(q.endpoint, q.reads(), r, time.Now())
+	out := classify(q.endpoint, q.reads(), r, time.Now())
+	if out.kind == limited {
+		c.pause(ctx, host, out.after)
+	}
+	return out
 }
 
 func (c *Client) url(host, path string) string {

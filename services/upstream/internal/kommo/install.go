@@ -116,9 +116,6 @@ func (c *Client) Configure(ctx context.Context, id int64, settings []byte) error
 
 // who asks an account for its id, with a token that belongs to no stored account yet.
 func (c *Client) who(ctx context.Context, host, token string) (about About, r result) {
-	if failed := c.admit(ctx, c.address()); failed != nil {
-		return about, *failed
-	}
 	r = decode(c.round(ctx, host, call{endpoint: lookup, method: http.MethodGet, path: "/api/v4/account"},
 		func(h http.Header) { h.Set("Authorization", "Bearer "+token) }), &about)
 	if r.kind == done && about.ID <= 0 {

@@ -4,8 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -271,29 +275,61 @@ func TestPatchTheRightNote(t *testing.T) {
 	})
 }
 
-// However many deliver at once, in two processes: Kommo never says "too many".
+// However many deliver at once, in two processes, and however long requests and answers are under way: Kommo never says "too
+// many", and its limit is made use of.
 func TestRateIsShared(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := start(t, sim.Config{})
-		a := w.connect()
-		b := w.process(w.state).Account(9001)
-		w.acc.Add("contact", "Ann", []string{number})
-		var wg sync.WaitGroup
-		for i := range 8 {
-			wg.Go(func() {
-				for n := range 20 {
-					payload := strings.ReplaceAll(aCall, "u1", fmt.Sprintf("call-%d-%d", i, n))
-					if answer, _ := relay([]*Account{a, b}[i%2], Calls, payload, 50); answer.Outcome != delivery.Delivered {
-						t.Errorf("%+v", answer)
+	for _, jitter := range []time.Duration{0, 150 * time.Millisecond, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			w := start(t, sim.Config{})
+			w.connect()
+			w.jitter = jitter
+			a, b := w.process(w.state).Account(9001), w.process(w.state).Account(9001)
+			w.acc.Add("contact", "Ann", []string{number})
+			began := time.Now()
+			var wg sync.WaitGroup
+			for i := range 8 {
+				wg.Go(func() {
+					for n := range 20 {
+						payload := strings.ReplaceAll(aCall, "u1", fmt.Sprintf("call-%d-%d", i, n))
+						if answer, _ := relay([]*Account{a, b}[i%2], Calls, payload, 50); answer.Outcome != delivery.Delivered {
+							t.Errorf("%+v", answer)
+						}
 					}
-				}
-			})
+				})
+			}
+			wg.Wait()
+			if v := w.acc.View(); v.Limited != 0 || len(v.Calls) != 160 || len(v.Notes) != 160 {
+				t.Errorf("%d limited, %d calls, %d notes", v.Limited, len(v.Calls), len(v.Notes))
+			}
+			// A place is taken for a request, its answer and a second.
+			if took, most := time.Since(began), 160/7*(jitter+time.Second)*3/2; took > most {
+				t.Errorf("with a jitter of %v it took %v, more than %v", jitter, took, most)
+			}
+		})
+	}
+}
+
+// net/http makes a GET again by itself where a connection that was used before breaks; it would arrive twice with one place.
+func TestNoRequestIsRepeated(t *testing.T) {
+	var arrived atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 || len(r.TransferEncoding) != 0 {
+			t.Errorf("a GET with a body: %d %v", r.ContentLength, r.TransferEncoding)
 		}
-		wg.Wait()
-		if v := w.acc.View(); v.Limited != 0 || len(v.Calls) != 160 || len(v.Notes) != 160 {
-			t.Errorf("%d limited, %d calls, %d notes", v.Limited, len(v.Calls), len(v.Notes))
+		if arrived.Add(1) > 1 {
+			panic(http.ErrAbortHandler)
 		}
-	})
+		_, _ = io.WriteString(w, "{}")
+	}))
+	defer server.Close()
+	w := start(t, sim.Config{})
+	w.options.Trace, w.options.BaseURL = nil, server.URL
+	c := New(w.options)
+	for i, want := range []kind{done, unavailable} {
+		if r := c.round(t.Context(), host, call{endpoint: lookup, method: http.MethodGet, path: "/"}, func(http.Header) {}); r.kind != want || arrived.Load() != int32(i+1) {
+			t.Errorf("%+v, %d requests arrived", r, arrived.Load())
+		}
+	}
 }
 
 // A 429 stops the account in all processes until the time it names, and no request is abuse.

@@ -319,9 +319,8 @@ func (c *Client) grant(ctx context.Context, asked time.Time, id, host, kind, val
 	if time.Since(asked)+c.options.Request > renewTime {
 		return t, result{kind: unsent, reason: "the time for it ran out"}
 	}
-	if failed := c.admit(ctx, id, c.address()); failed != nil {
-		return t, *failed
-	}
+	ctx, cancel := context.WithDeadline(ctx, asked.Add(renewTime))
+	defer cancel()
 	field := "refresh_token"
 	if kind == "authorization_code" {
 		field = "code"
@@ -332,9 +331,6 @@ func (c *Client) grant(ctx context.Context, asked time.Time, id, host, kind, val
 		return t, result{kind: held, reason: err.Error()}
 	}
 	r = c.round(ctx, host, call{endpoint: "oauth", method: http.MethodPost, path: "/oauth2/access_token", body: body}, func(http.Header) {})
-	if r.kind == limited {
-		c.pause(ctx, id, r.after)
-	}
 	if r.kind == done && (json.Unmarshal(r.body, &t) != nil || t.AccessToken == "" || t.RefreshToken == "" || t.ExpiresIn <= 0) {
 		r.kind, r.reason = uncertain, "Kommo's answer has no tokens"
 	}

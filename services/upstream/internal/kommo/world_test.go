@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -31,9 +33,10 @@ const host = "acme.kommo.com"
 // world is a simulator, state and one process that uses both.
 type world struct {
 	*testing.T
-	sim   *sim.Server
-	acc   *sim.Account
-	state *fakeState
+	sim    *sim.Server
+	acc    *sim.Account
+	state  *fakeState
+	jitter time.Duration
 	*Client
 }
 
@@ -56,9 +59,9 @@ func (w *world) process(state *fakeState) *Client {
 	return New(Options{
 		Accounts: state, Limits: state, Keys: keys, ClientID: "client", ClientSecret: "secret",
 		RedirectURI: "https://relay.example/v1/kommo/oauth/callback", Domains: []string{"kommo.com"},
-		Connect: 5 * time.Second, Request: 15 * time.Second, Total: 30 * time.Second, PerSecond: 6, Address: "default",
+		Connect: 5 * time.Second, Request: 15 * time.Second, Total: 30 * time.Second, PerSecond: 7, Address: "default",
 		RefreshBefore: time.Hour, Unconfirmed: DefaultUnconfirmed, Log: slog.New(slog.NewTextHandler(w.Output(), nil)),
-		Trace: func(http.RoundTripper) http.RoundTripper { return wire{w.sim, state} },
+		Trace: func(http.RoundTripper) http.RoundTripper { return wire{w.sim, state, w.jitter} },
 	})
 }
 
@@ -88,6 +91,8 @@ func (w *world) install() *Account {
 type wire struct {
 	sim   *sim.Server
 	state *fakeState
+	// jitter is how long a request and its answer take at most.
+	jitter time.Duration
 }
 
 func (t wire) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -102,6 +107,8 @@ func (t wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if in.Body == nil {
 		in.Body = http.NoBody
 	}
+	_ = sleep(context.Background(), rand.N(t.jitter+1))
+	defer func() { _ = sleep(context.Background(), rand.N(t.jitter+1)) }()
 	rec := httptest.NewRecorder()
 	cut := func() (cut bool) {
 		defer func() { cut = recover() != nil }()
@@ -144,7 +151,7 @@ type shared struct {
 	all    map[string]*statev1.Account
 	ends   map[string]time.Time
 	leases map[string]lease
-	free   map[string]time.Time // of limits
+	places map[string]map[string]time.Time // of limits, by token; "" is a pause
 }
 
 type lease struct {
@@ -154,7 +161,7 @@ type lease struct {
 
 func newState() *fakeState {
 	return &fakeState{dieAt: -1, shared: &shared{all: map[string]*statev1.Account{}, ends: map[string]time.Time{},
-		leases: map[string]lease{}, free: map[string]time.Time{}}}
+		leases: map[string]lease{}, places: map[string]map[string]time.Time{}}}
 }
 
 // mortal is the same state for a process that dies at a step.
@@ -262,19 +269,48 @@ func (s *fakeState) ReleaseAccount(_ context.Context, r *statev1.ReleaseAccountR
 
 func (s *fakeState) Take(_ context.Context, r *statev1.TakeRequest, _ ...grpc.CallOption) (*statev1.TakeResponse, error) {
 	return do(s, "take", func() *statev1.TakeResponse {
-		wait := max(0, time.Until(s.free[r.GetName()]))
-		if wait.Milliseconds() > r.GetMaxWaitMs() {
-			return &statev1.TakeResponse{WaitMs: wait.Milliseconds()}
+		places, wait := s.placesOf(r.GetName()), time.Second
+		for _, ends := range places {
+			wait = min(wait, time.Until(ends))
 		}
-		s.free[r.GetName()] = time.Now().Add(wait + time.Second*time.Duration(r.GetN())/time.Duration(r.GetPerSecond()))
-		return &statev1.TakeResponse{Taken: true, WaitMs: wait.Milliseconds() + 1}
+		switch _, has := places[r.GetToken()]; {
+		case !places[""].IsZero():
+			return &statev1.TakeResponse{WaitMs: time.Until(places[""]).Milliseconds() + 1}
+		case !has && len(places) >= int(r.GetPlaces()):
+			return &statev1.TakeResponse{WaitMs: wait.Milliseconds() + 1}
+		}
+		places[r.GetToken()] = time.Now().Add(time.Duration(r.GetLeaseMs()) * time.Millisecond)
+		return &statev1.TakeResponse{Taken: true}
 	})
+}
+
+// placesOf are those that are taken, and the pause.
+func (s *shared) placesOf(name string) map[string]time.Time {
+	if s.places[name] == nil {
+		s.places[name] = map[string]time.Time{}
+	}
+	maps.DeleteFunc(s.places[name], func(_ string, ends time.Time) bool { return !ends.After(time.Now()) })
+	return s.places[name]
+}
+
+// Release is no step: nobody waits for it.
+func (s *fakeState) Release(_ context.Context, r *statev1.ReleaseRequest, _ ...grpc.CallOption) (*statev1.ReleaseResponse, error) {
+	s.shared.mu.Lock()
+	defer s.shared.mu.Unlock()
+	places := s.placesOf(r.GetName())
+	if places[r.GetToken()].After(time.Now().Add(time.Second)) {
+		places[r.GetToken()] = time.Now().Add(time.Second)
+	}
+	if r.GetUnused() {
+		delete(places, r.GetToken())
+	}
+	return &statev1.ReleaseResponse{}, nil
 }
 
 func (s *fakeState) Pause(_ context.Context, r *statev1.PauseRequest, _ ...grpc.CallOption) (*statev1.PauseResponse, error) {
 	return do(s, "pause", func() *statev1.PauseResponse {
-		if until := time.Now().Add(time.Duration(r.GetForMs()) * time.Millisecond); until.After(s.free[r.GetName()]) {
-			s.free[r.GetName()] = until
+		if until := time.Now().Add(time.Duration(r.GetForMs()) * time.Millisecond); until.After(s.placesOf(r.GetName())[""]) {
+			s.places[r.GetName()][""] = until
 		}
 		return &statev1.PauseResponse{}
 	})

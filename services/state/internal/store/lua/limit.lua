@@ -1,16 +1,24 @@
--- limit: reserves evenly spaced places, or pauses all of them.
--- KEYS 1 limit STRING: when the next place is free (us)
--- ARGV 1 verb: take | pause, 2 now (us), 3 take: time per place (us); pause: for (us), 4 number of places, 5 longest wait (us)
--- returns {1, wait (us)} | {0, wait (us)}: too long, nothing was reserved
-local now, free = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[1]) or '0')
-local function keep(t)
-  redis.call('SET', KEYS[1], string.format('%.0f', t), 'PX', math.ceil((t - now) / 1000) + 1000)
+-- limit: so many places, each of which ends by itself; and a pause, in which there are none.
+-- KEYS 1 limit ZSET: token of a place, '' of the pause -> when it ends (us)
+-- ARGV 1 verb: take | release | pause, 2 token ('' to pause), 3 ends in (us), 4 number of places (take),
+--      5 a second (us): how long a place is kept after it is given back (take), 6 now (us, '' = Redis' own clock)
+-- returns 0 | us before which no place can be free
+local now = tonumber(ARGV[6])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000000 + t[2]
 end
-if ARGV[1] == 'pause' then
-  if now + tonumber(ARGV[3]) > free then keep(now + tonumber(ARGV[3])) end
-  return {1, 0}
+local function keep(mode) -- up to 2^53 a score is exact
+  redis.call('ZADD', KEYS[1], mode, string.format('%.0f', now + ARGV[3]), ARGV[2])
+  local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
+  if last then redis.call('PEXPIRE', KEYS[1], math.ceil((last - now) / 1000) + 1000) end
+  return 0
 end
-local start = math.max(free, now)
-if start - now > tonumber(ARGV[5]) then return {0, start - now} end
-keep(start + tonumber(ARGV[3]) * tonumber(ARGV[4]))
-return {1, start - now}
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
+if ARGV[1] == 'release' then return redis.call('ZSCORE', KEYS[1], ARGV[2]) and keep('LT') or 0 end
+if ARGV[1] == 'pause' then return keep('GT') end
+local paused = redis.call('ZSCORE', KEYS[1], '')
+if paused then return paused - now end
+if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[4]) or redis.call('ZSCORE', KEYS[1], ARGV[2]) then return keep('GT') end
+-- Those that are not given back yet are kept for a second from then on, which is later than now.
+return math.min(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] - now, tonumber(ARGV[5]))
