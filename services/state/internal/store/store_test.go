@@ -88,6 +88,7 @@ var suite = []struct {
 	{"Accounts", testAccounts},
 	{"AccountLease", testAccountLease},
 	{"Limits", testLimits},
+	{"Share", testShare},
 	{"Format", testFormat}, // the last: nothing else works in a store of another format
 }
 
