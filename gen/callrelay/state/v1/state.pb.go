@@ -1963,6 +1963,167 @@ func (*ReportResponse) Descriptor() ([]byte, []int) {
 	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
 }
 
+type ShareRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Names the sender: the same after a restart, which takes the place of the process before it. At most 128 bytes.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// New with each start of the process.
+	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	// This instance was given a share by this name before.
+	Known bool `protobuf:"varint,4,opt,name=known,proto3" json:"known,omitempty"`
+	// Requests at once, of all senders together. Where they do not agree the smallest holds.
+	Limit int32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// No more requests run here than this before the answer is read.
+	Held int32 `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"`
+	// False: it sends nothing for now, so that others may.
+	Wanted bool `protobuf:"varint,7,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// What it is given is its own for so long, counted from when it asked: LEASE_TIME.
+	ForMs         int64 `protobuf:"varint,8,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareRequest) Reset() {
+	*x = ShareRequest{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareRequest) ProtoMessage() {}
+
+func (x *ShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareRequest.ProtoReflect.Descriptor instead.
+func (*ShareRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ShareRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *ShareRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ShareRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ShareRequest) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *ShareRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ShareRequest) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *ShareRequest) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
+}
+
+func (x *ShareRequest) GetForMs() int64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
+type ShareResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests that may run here at once.
+	Share int32 `protobuf:"varint,1,opt,name=share,proto3" json:"share,omitempty"`
+	// Another process goes by this name: nothing was given.
+	Taken         bool `protobuf:"varint,2,opt,name=taken,proto3" json:"taken,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareResponse) Reset() {
+	*x = ShareResponse{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareResponse) ProtoMessage() {}
+
+func (x *ShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareResponse.ProtoReflect.Descriptor instead.
+func (*ShareResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ShareResponse) GetShare() int32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *ShareResponse) GetTaken() bool {
+	if x != nil {
+		return x.Taken
+	}
+	return false
+}
+
 var File_callrelay_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_state_proto_rawDesc = "" +
@@ -2106,7 +2267,19 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aspooled\x18\x02 \x01(\x03R\aspooled\x12\x1b\n" +
 	"\toldest_ms\x18\x03 \x01(\x03R\boldestMs\x12*\n" +
 	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\"\x10\n" +
-	"\x0eReportResponse*\xc7\x01\n" +
+	"\x0eReportResponse\"\xcf\x01\n" +
+	"\fShareRequest\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x12\x14\n" +
+	"\x05known\x18\x04 \x01(\bR\x05known\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x05R\x05limit\x12\x12\n" +
+	"\x04held\x18\x06 \x01(\x05R\x04held\x12\x16\n" +
+	"\x06wanted\x18\a \x01(\bR\x06wanted\x12\x15\n" +
+	"\x06for_ms\x18\b \x01(\x03R\x05forMs\";\n" +
+	"\rShareResponse\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\x05R\x05share\x12\x14\n" +
+	"\x05taken\x18\x02 \x01(\bR\x05taken*\xc7\x01\n" +
 	"\x06Bucket\x12\x16\n" +
 	"\x12BUCKET_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eBUCKET_REFUSED\x10\x01\x12\x14\n" +
@@ -2121,11 +2294,12 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x10COMMIT_STATUS_OK\x10\x01\x12\x19\n" +
 	"\x15COMMIT_STATUS_EARLIER\x10\x02\x12\x1a\n" +
 	"\x16COMMIT_STATUS_CONFLICT\x10\x03\x12\x17\n" +
-	"\x13COMMIT_STATUS_STALE\x10\x042\xd5\x02\n" +
+	"\x13COMMIT_STATUS_STALE\x10\x042\xa3\x03\n" +
 	"\fStateService\x12M\n" +
 	"\x04Load\x12\x1f.callrelay.state.v1.LoadRequest\x1a .callrelay.state.v1.LoadResponse(\x010\x01\x12S\n" +
 	"\x06Commit\x12!.callrelay.state.v1.CommitRequest\x1a\".callrelay.state.v1.CommitResponse(\x010\x01\x12P\n" +
-	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12O\n" +
+	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12L\n" +
+	"\x05Share\x12 .callrelay.state.v1.ShareRequest\x1a!.callrelay.state.v1.ShareResponse\x12O\n" +
 	"\x06Report\x12!.callrelay.state.v1.ReportRequest\x1a\".callrelay.state.v1.ReportResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
@@ -2141,7 +2315,7 @@ func file_callrelay_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(Bucket)(0),             // 0: callrelay.state.v1.Bucket
 	(CommitStatus)(0),       // 1: callrelay.state.v1.CommitStatus
@@ -2171,56 +2345,60 @@ var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(*LeaseAnswer)(nil),     // 25: callrelay.state.v1.LeaseAnswer
 	(*ReportRequest)(nil),   // 26: callrelay.state.v1.ReportRequest
 	(*ReportResponse)(nil),  // 27: callrelay.state.v1.ReportResponse
-	(*v1.Error)(nil),        // 28: callrelay.errors.v1.Error
-	(*Delivery)(nil),        // 29: callrelay.state.v1.Delivery
-	(*PbxCard)(nil),         // 30: callrelay.state.v1.PbxCard
-	(*Attempt)(nil),         // 31: callrelay.state.v1.Attempt
-	(DeliveryState)(0),      // 32: callrelay.state.v1.DeliveryState
+	(*ShareRequest)(nil),    // 28: callrelay.state.v1.ShareRequest
+	(*ShareResponse)(nil),   // 29: callrelay.state.v1.ShareResponse
+	(*v1.Error)(nil),        // 30: callrelay.errors.v1.Error
+	(*Delivery)(nil),        // 31: callrelay.state.v1.Delivery
+	(*PbxCard)(nil),         // 32: callrelay.state.v1.PbxCard
+	(*Attempt)(nil),         // 33: callrelay.state.v1.Attempt
+	(DeliveryState)(0),      // 34: callrelay.state.v1.DeliveryState
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
 	3,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
 	5,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
-	28, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
+	30, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
 	6,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
-	29, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
+	31, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
 	8,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
-	29, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
+	31, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
 	12, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
 	11, // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
 	13, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
 	9,  // 10: callrelay.state.v1.CommitItem.messages:type_name -> callrelay.state.v1.Message
 	10, // 11: callrelay.state.v1.CommitItem.moves:type_name -> callrelay.state.v1.Move
-	30, // 12: callrelay.state.v1.CommitItem.cards:type_name -> callrelay.state.v1.PbxCard
+	32, // 12: callrelay.state.v1.CommitItem.cards:type_name -> callrelay.state.v1.PbxCard
 	0,  // 13: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
 	9,  // 14: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
 	14, // 15: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
 	16, // 16: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	28, // 17: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	30, // 17: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
 	1,  // 18: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
 	11, // 19: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
 	6,  // 20: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
 	20, // 21: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
 	19, // 22: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
 	25, // 23: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	29, // 24: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	31, // 24: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
 	13, // 25: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	31, // 26: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	33, // 26: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
 	21, // 27: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
 	22, // 28: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
 	23, // 29: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
 	24, // 30: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	32, // 31: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	28, // 32: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	34, // 31: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	30, // 32: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
 	2,  // 33: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
 	7,  // 34: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
 	17, // 35: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	26, // 36: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
-	4,  // 37: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	15, // 38: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	18, // 39: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	27, // 40: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
-	37, // [37:41] is the sub-list for method output_type
-	33, // [33:37] is the sub-list for method input_type
+	28, // 36: callrelay.state.v1.StateService.Share:input_type -> callrelay.state.v1.ShareRequest
+	26, // 37: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
+	4,  // 38: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	15, // 39: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	18, // 40: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	29, // 41: callrelay.state.v1.StateService.Share:output_type -> callrelay.state.v1.ShareResponse
+	27, // 42: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
+	38, // [38:43] is the sub-list for method output_type
+	33, // [33:38] is the sub-list for method input_type
 	33, // [33:33] is the sub-list for extension type_name
 	33, // [33:33] is the sub-list for extension extendee
 	0,  // [0:33] is the sub-list for field type_name
@@ -2245,7 +2423,7 @@ func file_callrelay_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_state_proto_rawDesc), len(file_callrelay_state_v1_state_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,9 @@ const (
 // keyHold is a HASH per destination: epoch, total (ms under finished holds), and while it is held reason, since, probe.
 func keyHold(destination string) string { return "cr:h:" + destination }
 
+// keyShares is a HASH per destination: sending process -> "instance seen share limit wanted" (share.lua). It ends by itself.
+func keyShares(destination string) string { return "cr:s:" + destination }
+
 // keyCall is a HASH, everything stored of a call. Its fields:
 //
 //	v          id of the commit that wrote it         r   serialised Record

@@ -28,7 +28,7 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
 		m.outcome[outcome] = metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))
 	}
-	var errs [6]error
+	var errs [7]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
 		metric.WithDescription("What became of leased deliveries, by outcome; retry and hold are not final."))
 	m.attempts, errs[1] = meter.Int64Counter("callrelay.upstream.attempts",
@@ -56,6 +56,14 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 		metric.WithDescription("Circuit breaker: 0 closed, 1 half open, 2 open."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			o.Observe(map[gobreaker.State]int64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[c.breaker.circuit.State()], same)
+			return nil
+		}))
+	_, errs[6] = meter.Int64ObservableGauge("callrelay.upstream.share",
+		metric.WithDescription("Deliveries that may be worked on here, of those that all replicas together may."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			o.Observe(int64(c.share.current(time.Now())), same)
 			return nil
 		}))
 	return m, errors.Join(errs[:]...)

@@ -135,7 +135,12 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	if len(c.credits) > 0 && now.Sub(c.credits[0]) >= fresh {
 		return true, again
 	}
-	limit, change := c.breaker.room(c.cfg.Workers)
+	// Credit that the share does not allow any more is withdrawn, so that others may use it.
+	allowed := c.share.current(now)
+	if len(c.credits) > 0 && c.running+len(c.credits) > allowed {
+		return true, again
+	}
+	limit, change := c.breaker.room(allowed)
 	if change > 0 {
 		again = min(again, change)
 	}
