@@ -170,6 +170,16 @@ func TestExitCodes(t *testing.T) {
 		{"retry 193416 one --state " + addr, 1, "not the number of a delivery"},
 		{"discard 193416 1 --state " + addr, 1, "reason"},
 		{"nonsense", 1, "unknown command"},
+		{"integrations nonsense", 1, "unknown command"},
+		{"completion nonsense", 1, "unknown command"},
+		{"integrations", 0, ""},
+		{"calls --state dead", 1, "the state of deliveries is --in dead"},
+		{"diagnose 1 --router here", 1, `--router "here" is not an address`},
+		{"explain hello", 1, "1 of 1 inputs are no callback"},
+		{"explain hello --json", 1, "no callback"},
+		{"explain unique_id=x&systemDisposition=BUSY", 4, "1 of 1 callbacks would be refused"},
+		{"explain unique_id=1&customerId=2&systemDisposition=BUSY hello", 1, "1 of 2 inputs"},
+		{"explain unique_id=1&customerId=2&systemDisposition=BUSY", 0, ""},
 		{"version", 0, ""},
 	} {
 		_, err := callrelay(t, strings.Fields(c.args)...)

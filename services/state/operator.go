@@ -319,10 +319,8 @@ func (o *operator) change(ctx context.Context, name, reason, what string, do fun
 	if len(reason) > maxReason {
 		return nil, errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
 	}
-	// A destination that nothing was ever queued for and nobody works off is a slip of the keyboard.
-	if names := o.store.Destinations(); !slices.Contains(names, name) {
-		slices.Sort(names)
-		return nil, errkind.NotFound("there is no destination %q; there are: %s", name, strings.Join(names, ", "))
+	if err := o.known(name); err != nil {
+		return nil, err
 	}
 	holds, err := o.store.Holds(ctx)
 	if err != nil {
@@ -349,6 +347,16 @@ func (o *operator) change(ctx context.Context, name, reason, what string, do fun
 	}
 	i := slices.IndexFunc(list.GetDestinations(), func(d *operatorv1.Destination) bool { return d.GetName() == name })
 	return list.GetDestinations()[i], nil
+}
+
+// known refuses a destination that nothing was ever queued for and nobody works off: it is a slip of the keyboard. Empty is all.
+func (o *operator) known(destination string) error {
+	names := o.store.Destinations()
+	if destination == "" || slices.Contains(names, destination) {
+		return nil
+	}
+	slices.Sort(names)
+	return errkind.NotFound("there is no destination %q; there are: %s", destination, strings.Join(names, ", "))
 }
 
 // ListDestinations shows each destination.
