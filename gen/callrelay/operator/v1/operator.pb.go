@@ -1263,8 +1263,12 @@ type Destination struct {
 	ProbeMs int64 `protobuf:"varint,9,opt,name=probe_ms,json=probeMs,proto3" json:"probe_ms,omitempty"`
 	// Why nothing leaves, or that all is well, in one sentence.
 	Health string `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
-	// The processes that work it off; none: nobody does.
-	Consumers     []*Consumer `protobuf:"bytes,11,rep,name=consumers,proto3" json:"consumers,omitempty"`
+	// The processes that work it off, as they described themselves within the last seconds; not told of `rules`.
+	Consumers []*v1.Standing `protobuf:"bytes,11,rep,name=consumers,proto3" json:"consumers,omitempty"`
+	// How long a request made now would wait for its place in the destination's rate limit; 0 = it would not, or there is none.
+	LimitWaitMs int64 `protobuf:"varint,12,opt,name=limit_wait_ms,json=limitWaitMs,proto3" json:"limit_wait_ms,omitempty"`
+	// Planned or going on; at most one.
+	Maintenance   *Maintenance `protobuf:"bytes,13,opt,name=maintenance,proto3" json:"maintenance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1369,37 +1373,53 @@ func (x *Destination) GetHealth() string {
 	return ""
 }
 
-func (x *Destination) GetConsumers() []*Consumer {
+func (x *Destination) GetConsumers() []*v1.Standing {
 	if x != nil {
 		return x.Consumers
 	}
 	return nil
 }
 
-// Consumer is one process that works off a destination, as it described itself within the last seconds.
-type Consumer struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Names the stream on which it takes work.
-	Id            string       `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Standing      *v1.Standing `protobuf:"bytes,2,opt,name=standing,proto3" json:"standing,omitempty"`
+func (x *Destination) GetLimitWaitMs() int64 {
+	if x != nil {
+		return x.LimitWaitMs
+	}
+	return 0
+}
+
+func (x *Destination) GetMaintenance() *Maintenance {
+	if x != nil {
+		return x.Maintenance
+	}
+	return nil
+}
+
+// Maintenance is a hold with a beginning and an end.
+type Maintenance struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	FromMs  int64                  `protobuf:"varint,1,opt,name=from_ms,json=fromMs,proto3" json:"from_ms,omitempty"`
+	UntilMs int64                  `protobuf:"varint,2,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	Reason  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who planned it.
+	Actor         string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Consumer) Reset() {
-	*x = Consumer{}
+func (x *Maintenance) Reset() {
+	*x = Maintenance{}
 	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Consumer) String() string {
+func (x *Maintenance) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Consumer) ProtoMessage() {}
+func (*Maintenance) ProtoMessage() {}
 
-func (x *Consumer) ProtoReflect() protoreflect.Message {
+func (x *Maintenance) ProtoReflect() protoreflect.Message {
 	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1411,30 +1431,49 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
-func (*Consumer) Descriptor() ([]byte, []int) {
+// Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
+func (*Maintenance) Descriptor() ([]byte, []int) {
 	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{20}
 }
 
-func (x *Consumer) GetId() string {
+func (x *Maintenance) GetFromMs() int64 {
 	if x != nil {
-		return x.Id
+		return x.FromMs
+	}
+	return 0
+}
+
+func (x *Maintenance) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+func (x *Maintenance) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
 
-func (x *Consumer) GetStanding() *v1.Standing {
+func (x *Maintenance) GetActor() string {
 	if x != nil {
-		return x.Standing
+		return x.Actor
 	}
-	return nil
+	return ""
 }
 
 type HoldDestinationRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
 	// Required.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it begins and ends: a duration from now ("90m"), a time of day ("06:00", the next one), a date with a time, or a time
+	// of RFC 3339. Without `from` it begins now; without `until` only a person ends it. With `until` it is the destination's
+	// maintenance, in place of one that was planned before.
+	From          string `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	Until         string `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1479,6 +1518,20 @@ func (x *HoldDestinationRequest) GetDestination() string {
 func (x *HoldDestinationRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *HoldDestinationRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *HoldDestinationRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
 	}
 	return ""
 }
@@ -2325,7 +2378,7 @@ const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\x04seen\x18\x06 \x01(\x03R\x04seen\"\x19\n" +
 	"\x17ListDestinationsRequest\"b\n" +
 	"\x18ListDestinationsResponse\x12F\n" +
-	"\fdestinations\x18\x01 \x03(\v2\".callrelay.operator.v1.DestinationR\fdestinations\"\xd8\x02\n" +
+	"\fdestinations\x18\x01 \x03(\v2\".callrelay.operator.v1.DestinationR\fdestinations\"\xbf\x03\n" +
 	"\vDestination\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x18\n" +
@@ -2338,14 +2391,20 @@ const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\rhold_since_ms\x18\b \x01(\x03R\vholdSinceMs\x12\x19\n" +
 	"\bprobe_ms\x18\t \x01(\x03R\aprobeMs\x12\x16\n" +
 	"\x06health\x18\n" +
-	" \x01(\tR\x06health\x12=\n" +
-	"\tconsumers\x18\v \x03(\v2\x1f.callrelay.operator.v1.ConsumerR\tconsumers\"T\n" +
-	"\bConsumer\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x128\n" +
-	"\bstanding\x18\x02 \x01(\v2\x1c.callrelay.state.v1.StandingR\bstanding\"R\n" +
+	" \x01(\tR\x06health\x12:\n" +
+	"\tconsumers\x18\v \x03(\v2\x1c.callrelay.state.v1.StandingR\tconsumers\x12\"\n" +
+	"\rlimit_wait_ms\x18\f \x01(\x03R\vlimitWaitMs\x12D\n" +
+	"\vmaintenance\x18\r \x01(\v2\".callrelay.operator.v1.MaintenanceR\vmaintenance\"o\n" +
+	"\vMaintenance\x12\x17\n" +
+	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x19\n" +
+	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"|\n" +
 	"\x16HoldDestinationRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"U\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\tR\x05until\"U\n" +
 	"\x19ReleaseDestinationRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"C\n" +
@@ -2459,7 +2518,7 @@ var file_callrelay_operator_v1_operator_proto_goTypes = []any{
 	(*ListDestinationsRequest)(nil),   // 17: callrelay.operator.v1.ListDestinationsRequest
 	(*ListDestinationsResponse)(nil),  // 18: callrelay.operator.v1.ListDestinationsResponse
 	(*Destination)(nil),               // 19: callrelay.operator.v1.Destination
-	(*Consumer)(nil),                  // 20: callrelay.operator.v1.Consumer
+	(*Maintenance)(nil),               // 20: callrelay.operator.v1.Maintenance
 	(*HoldDestinationRequest)(nil),    // 21: callrelay.operator.v1.HoldDestinationRequest
 	(*ReleaseDestinationRequest)(nil), // 22: callrelay.operator.v1.ReleaseDestinationRequest
 	(*WatchJournalRequest)(nil),       // 23: callrelay.operator.v1.WatchJournalRequest
@@ -2490,8 +2549,8 @@ var file_callrelay_operator_v1_operator_proto_depIdxs = []int32{
 	13, // 10: callrelay.operator.v1.RetryDeliveriesRequest.filter:type_name -> callrelay.operator.v1.DeliveryFilter
 	13, // 11: callrelay.operator.v1.DiscardDeliveriesRequest.filter:type_name -> callrelay.operator.v1.DeliveryFilter
 	19, // 12: callrelay.operator.v1.ListDestinationsResponse.destinations:type_name -> callrelay.operator.v1.Destination
-	20, // 13: callrelay.operator.v1.Destination.consumers:type_name -> callrelay.operator.v1.Consumer
-	35, // 14: callrelay.operator.v1.Consumer.standing:type_name -> callrelay.state.v1.Standing
+	35, // 13: callrelay.operator.v1.Destination.consumers:type_name -> callrelay.state.v1.Standing
+	20, // 14: callrelay.operator.v1.Destination.maintenance:type_name -> callrelay.operator.v1.Maintenance
 	5,  // 15: callrelay.operator.v1.WatchJournalResponse.entry:type_name -> callrelay.operator.v1.Entry
 	28, // 16: callrelay.operator.v1.Accounting.differences:type_name -> callrelay.operator.v1.Difference
 	27, // 17: callrelay.operator.v1.Accounting.unrequested:type_name -> callrelay.operator.v1.Unrequested

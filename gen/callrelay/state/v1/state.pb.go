@@ -1242,10 +1242,10 @@ type Standing struct {
 	// Requests that run now, and how many may at once.
 	Running int32 `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
 	Workers int32 `protobuf:"varint,4,opt,name=workers,proto3" json:"workers,omitempty"`
-	// How long a request made now would wait for its place in a rate limit; 0 = it would not.
-	LimitWaitMs int64 `protobuf:"varint,5,opt,name=limit_wait_ms,json=limitWaitMs,proto3" json:"limit_wait_ms,omitempty"`
-	// The last attempt that failed since one succeeded, in words.
-	Failure       string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Why the last attempt failed, in words; empty = it succeeded, or there was none.
+	Failure string `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Names the process, e.g. "host:4711".
+	Process       string `protobuf:"bytes,6,opt,name=process,proto3" json:"process,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1308,16 +1308,16 @@ func (x *Standing) GetWorkers() int32 {
 	return 0
 }
 
-func (x *Standing) GetLimitWaitMs() int64 {
-	if x != nil {
-		return x.LimitWaitMs
-	}
-	return 0
-}
-
 func (x *Standing) GetFailure() string {
 	if x != nil {
 		return x.Failure
+	}
+	return ""
+}
+
+func (x *Standing) GetProcess() string {
+	if x != nil {
+		return x.Process
 	}
 	return ""
 }
@@ -2159,15 +2159,15 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
 	"\x06credit\x18\x02 \x01(\x05R\x06credit\x129\n" +
 	"\aresults\x18\x03 \x03(\v2\x1f.callrelay.state.v1.LeaseResultR\aresults\x128\n" +
-	"\bstanding\x18\x04 \x01(\v2\x1c.callrelay.state.v1.StandingR\bstanding\"\xb5\x01\n" +
+	"\bstanding\x18\x04 \x01(\v2\x1c.callrelay.state.v1.StandingR\bstanding\"\xab\x01\n" +
 	"\bStanding\x12\x18\n" +
 	"\abreaker\x18\x01 \x01(\tR\abreaker\x12\x1d\n" +
 	"\n" +
 	"breaker_ms\x18\x02 \x01(\x03R\tbreakerMs\x12\x18\n" +
 	"\arunning\x18\x03 \x01(\x05R\arunning\x12\x18\n" +
-	"\aworkers\x18\x04 \x01(\x05R\aworkers\x12\"\n" +
-	"\rlimit_wait_ms\x18\x05 \x01(\x03R\vlimitWaitMs\x12\x18\n" +
-	"\afailure\x18\x06 \x01(\tR\afailure\"}\n" +
+	"\aworkers\x18\x04 \x01(\x05R\aworkers\x12\x18\n" +
+	"\afailure\x18\x05 \x01(\tR\afailure\x12\x18\n" +
+	"\aprocess\x18\x06 \x01(\tR\aprocess\"}\n" +
 	"\rLeaseResponse\x121\n" +
 	"\x04work\x18\x01 \x03(\v2\x1d.callrelay.state.v1.LeaseWorkR\x04work\x129\n" +
 	"\aanswers\x18\x02 \x03(\v2\x1f.callrelay.state.v1.LeaseAnswerR\aanswers\"\x92\x02\n" +
