@@ -21,6 +21,8 @@ const (
 	channelWake     = "cr:wake"         // PUBLISH of members that became due, see dispatch
 	channelJournal  = "cr:journal"      // PUBLISH of journal entries, for the live tail of other state processes
 	keySpools       = "cr:spools"       // HASH ingress process -> when it reported (ms), a blank, serialised ReportRequest
+	keyStandings    = "cr:standings"    // HASH destination TAB consumer process -> when it described itself (ms), a blank, serialised Standing
+	keyMaintenance  = "cr:maintenance"  // HASH destination -> serialised Maintenance
 	keyComparison   = "cr:comparison"   // STRING serialised Accounting: the last comparison of counters and journals
 	keyAlarms       = "cr:alarms"       // HASH alarm -> since (ms), so that one state process tells of it
 )

@@ -89,6 +89,9 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		paused:      paused,
 		random:      c.random,
 	})
+	c.mu.Lock()
+	c.failure = v.reason // empty when delivered
+	c.mu.Unlock()
 	span.SetAttributes(telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
 	if v.next != nextDelivered {
 		span.SetStatus(codes.Error, v.reason)

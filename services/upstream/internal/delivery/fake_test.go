@@ -42,6 +42,8 @@ type fakeState struct {
 	credits  []int32 // of each message that had any
 	results  []*statev1.LeaseResult
 	messages [][]*statev1.LeaseResult
+	standing *statev1.Standing // the last one
+	stands   int               // how many were told
 
 	shares []*statev1.ShareRequest
 
@@ -218,6 +220,12 @@ func (s *fakeState) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, 
 			return status.Errorf(codes.InvalidArgument, "destination %q in message that is first: %v", m.Destination, first)
 		}
 		first = false
+		if m.Standing != nil {
+			s.mu.Lock()
+			s.standing = m.Standing
+			s.stands++
+			s.mu.Unlock()
+		}
 		if err := s.message(st, m); err != nil {
 			return err
 		}
