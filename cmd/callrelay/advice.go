@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
-	"callrelay/platform/rpc"
 	"callrelay/platform/run"
 
 	"github.com/spf13/cobra"
@@ -36,7 +35,7 @@ func routerFlag(c *cobra.Command) *string {
 }
 
 func askRouter(c *cobra.Command, addr string, args []string, run func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error) error {
-	conn, err := rpc.Dial(addr)
+	conn, err := dial("router", addr)
 	if err != nil {
 		return err
 	}

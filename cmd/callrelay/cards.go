@@ -8,7 +8,6 @@ import (
 
 	"callrelay/callback"
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
-	"callrelay/platform/rpc"
 
 	"github.com/spf13/cobra"
 )
@@ -25,7 +24,7 @@ func newCards() *cobra.Command {
 	user := c.Flags().String("user", "", "the CRM user")
 	asJSON := jsonFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		conn, err := rpc.Dial(*addr)
+		conn, err := dial("ingress", *addr)
 		if err != nil {
 			return err
 		}

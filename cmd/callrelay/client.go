@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"callrelay/platform/rpc"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -42,7 +45,7 @@ type operatorClient = operatorv1.OperatorServiceClient
 func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, relay operatorClient, args []string) error) *cobra.Command {
 	addr := stateFlag(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		conn, err := rpc.Dial(*addr)
+		conn, err := dial("state", *addr)
 		if err != nil {
 			return err
 		}
@@ -56,6 +59,20 @@ func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, r
 		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), *addr)
 	}
 	return c
+}
+
+// dial connects to the service that a flag says the address of. The flag's name is also a word for what deliveries are in.
+func dial(flag, addr string) (*grpc.ClientConn, error) {
+	for one := range strings.SplitSeq(addr, ",") {
+		if _, _, err := net.SplitHostPort(strings.TrimSpace(one)); err != nil {
+			hint := ""
+			if slices.Contains(deliveryStates, addr) {
+				hint = "; the state of deliveries is --in " + addr
+			}
+			return nil, fmt.Errorf("--%s %q is not an address like 127.0.0.1:9082%s", flag, addr, hint)
+		}
+	}
+	return rpc.Dial(addr)
 }
 
 // person is who runs the command. Phone numbers stay masked unless --phones asks for them.

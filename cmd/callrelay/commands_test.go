@@ -54,7 +54,8 @@ func (f *fakeState) ListDeliveries(ctx context.Context, r *operatorv1.ListDelive
 
 func (f *fakeState) ListDestinations(context.Context, *operatorv1.ListDestinationsRequest) (*operatorv1.ListDestinationsResponse, error) {
 	return &operatorv1.ListDestinationsResponse{Destinations: []*operatorv1.Destination{
-		{Name: "topsii", Waiting: 12, Sending: 3, Dead: 1, OldestAgeMs: 61_000, Held: true, HoldReason: "maintenance", HoldSinceMs: at(0)},
+		{Name: "topsii", Waiting: 12, Sending: 3, Dead: 1, OldestAgeMs: 61_000, Held: true, HoldReason: "maintenance", HoldSinceMs: at(0), Health: "held by a person",
+			Maintenance: &operatorv1.Maintenance{FromMs: at(0), UntilMs: at(60_000), Reason: "patches", Actor: "ann"}},
 		{Name: "rules"},
 	}}, nil
 }
@@ -170,6 +171,16 @@ func TestExitCodes(t *testing.T) {
 		{"retry 193416 one --state " + addr, 1, "not the number of a delivery"},
 		{"discard 193416 1 --state " + addr, 1, "reason"},
 		{"nonsense", 1, "unknown command"},
+		{"integrations nonsense", 1, "unknown command"},
+		{"completion nonsense", 1, "unknown command"},
+		{"integrations", 0, ""},
+		{"calls --state dead", 1, "the state of deliveries is --in dead"},
+		{"diagnose 1 --router here", 1, `--router "here" is not an address`},
+		{"explain hello", 1, "1 of 1 inputs are no callback"},
+		{"explain hello --json", 1, "no callback"},
+		{"explain unique_id=x&systemDisposition=BUSY", 4, "1 of 1 callbacks would be refused"},
+		{"explain unique_id=1&customerId=2&systemDisposition=BUSY hello", 1, "1 of 2 inputs"},
+		{"explain unique_id=1&customerId=2&systemDisposition=BUSY", 0, ""},
 		{"version", 0, ""},
 	} {
 		_, err := callrelay(t, strings.Fields(c.args)...)
@@ -182,7 +193,7 @@ func TestExitCodes(t *testing.T) {
 func TestActionsSayWhoAndWhy(t *testing.T) {
 	f, addr := serveState(t)
 	for _, args := range [][]string{
-		{"discard", "193416", "2", "--reason", "by hand"}, {"hold", "topsii", "--reason", "maintenance"}, {"release", "topsii"},
+		{"discard", "193416", "2", "--reason", "by hand"}, {"hold", "topsii", "--reason", "maintenance", "--from", "02:00", "--until", "4h"}, {"release", "topsii"},
 		{"deliveries", "--in", "dead,asked", "--destination", "topsii"},
 		{"discard", "--all", "--in", "expired", "--because", "late", "--reason", "seen"},
 		{"calls", "090", "1234", "--since", "2h", "--in", "dead"},
@@ -193,7 +204,7 @@ func TestActionsSayWhoAndWhy(t *testing.T) {
 	}
 	for i, want := range []proto.Message{
 		&operatorv1.DiscardDeliveryRequest{Delivery: "ameyo/193416/2", Reason: "by hand"},
-		&operatorv1.HoldDestinationRequest{Destination: "topsii", Reason: "maintenance"},
+		&operatorv1.HoldDestinationRequest{Destination: "topsii", Reason: "maintenance", From: "02:00", Until: "4h"},
 		&operatorv1.ReleaseDestinationRequest{Destination: "topsii"},
 		&operatorv1.ListDeliveriesRequest{Destination: "topsii", PageSize: 100, State: []string{"dead", "asked"}},
 		&operatorv1.DiscardDeliveriesRequest{Filter: &operatorv1.DeliveryFilter{State: []string{"expired"}, ReasonContains: "late"}, Reason: "seen"},
@@ -252,7 +263,7 @@ func TestTables(t *testing.T) {
 		"calls 5":                         "CALL          FIRST                LAST                 DELIVERIES                     DECIDED\nameyo/193416  2026",
 		"deliveries":                      "CALL          DELIVERY  TO                      STATE                  ATTEMPTS  CREATED",
 		"deliveries --destination topsii": "ameyo/193416  1         topsii createNotAnswer  discarded (uncertain)  2 ",
-		"destinations":                    "DESTINATION  WAITING  UNDER WAY  DEAD  OLDEST  HOLD\ntopsii       12       3          1     1m1s    since 2026-03-0",
+		"destinations":                    "DESTINATION  WAITING  UNDER WAY  DEAD  OLDEST  HOLD                                    HEALTH\ntopsii       12       3          1     1m1s    since 2026-03-0",
 	} {
 		got, err := callrelay(t, append(strings.Fields(args), "--state", addr)...)
 		if err != nil || !strings.Contains(got, want) {

@@ -15,7 +15,7 @@ import (
 func newDestinations() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "destinations",
-		Short:   "Show each destination with its backlog, dead deliveries and hold",
+		Short:   "Show each destination: why nothing leaves, its backlog, dead deliveries, hold and maintenance",
 		Example: "  callrelay destinations",
 		Args:    cobra.NoArgs,
 	}
@@ -30,7 +30,7 @@ func renderDestinations(out io.Writer, list *operatorv1.ListDestinationsResponse
 		_, err := fmt.Fprintln(out, "none yet: nothing was ever queued")
 		return err
 	}
-	w := table(out, "DESTINATION", "WAITING", "UNDER WAY", "DEAD", "OLDEST", "HOLD")
+	w := table(out, "DESTINATION", "WAITING", "UNDER WAY", "DEAD", "OLDEST", "HOLD", "HEALTH")
 	for _, d := range list.GetDestinations() {
 		hold := "-"
 		if d.GetHeld() {
@@ -40,7 +40,22 @@ func renderDestinations(out io.Writer, list *operatorv1.ListDestinationsResponse
 		if d.GetOldestAgeMs() > 0 {
 			oldest = milliseconds(d.GetOldestAgeMs()).Round(time.Second).String()
 		}
-		row(w, d.GetName(), d.GetWaiting(), d.GetSending(), d.GetDead(), oldest, hold)
+		row(w, d.GetName(), d.GetWaiting(), d.GetSending(), d.GetDead(), oldest, hold, d.GetHealth())
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, d := range list.GetDestinations() {
+		for _, c := range d.GetConsumers() {
+			if len(d.GetConsumers()) > 1 {
+				fmt.Fprintf(out, "%s by %s: breaker %s, %d of %d workers busy%s\n", printable(d.GetName()), printable(c.GetProcess()), printable(c.GetBreaker()),
+					c.GetRunning(), c.GetWorkers(), about(", last failure: ", c.GetFailure()))
+			}
+		}
+		if m := d.GetMaintenance(); m != nil {
+			fmt.Fprintf(out, "%s has maintenance from %s until %s: %s (%s)\n", printable(d.GetName()), moment(m.GetFromMs(), zone), moment(m.GetUntilMs(), zone),
+				printable(m.GetReason()), printable(m.GetActor()))
+		}
+	}
+	return nil
 }

@@ -29,7 +29,7 @@ a PHP array as print_r writes it; several are decided one after the other. The r
 
 --log reads daily logs of the old PHP relay and shows where the decisions differ: the check before switching over.
 
-Exit codes: 0 no difference, 4 a difference, 1 an error.`,
+Exit codes: 0 it would be taken and no rules differ, 4 it would be refused or rules differ, 1 it is no callback, or another error.`,
 		Example: `  callrelay explain 'http://relay/index.php?unique_id=1&systemDisposition=BUSY'
   callrelay explain --rules new-rules.txt 'unique_id=1&hangupCauseCode=17'
   callrelay explain --log logs/call_start-2026-11-20.log --log logs/call_end-2026-11-20.log --log logs/not_answer-2026-11-20.log`,
@@ -122,12 +122,16 @@ func showExplained(out io.Writer, resp *operatorv1.ExplainResponse, asJSON bool)
 		if err := printJSON(out, resp); err != nil {
 			return err
 		}
-		return differs(int(resp.GetDiffering()))
+		return explained(resp)
 	}
 	var b strings.Builder
 	for i, e := range resp.GetExplanations() {
 		if len(resp.GetExplanations()) > 1 {
 			fmt.Fprintf(&b, "%d. ", i+1)
+		}
+		if e.GetSource() == "" {
+			fmt.Fprintf(&b, "%s\n", printable(e.GetRefused()))
+			continue
 		}
 		if e.GetRefused() != "" {
 			fmt.Fprintf(&b, "refused: %s%s\n", printable(e.GetRefused()), about(", field ", e.GetRefusedField()))
@@ -162,6 +166,26 @@ func showExplained(out io.Writer, resp *operatorv1.ExplainResponse, asJSON bool)
 	}
 	if _, err := io.WriteString(out, b.String()); err != nil {
 		return err
+	}
+	return explained(resp)
+}
+
+// explained is what the exit code says: that something was no callback at all, or that somebody should look.
+func explained(resp *operatorv1.ExplainResponse) error {
+	var unread, refused int
+	for _, e := range resp.GetExplanations() {
+		switch {
+		case e.GetSource() == "":
+			unread++
+		case e.GetRefused() != "":
+			refused++
+		}
+	}
+	switch {
+	case unread > 0:
+		return fmt.Errorf("%d of %d inputs are no callback", unread, len(resp.GetExplanations()))
+	case refused > 0:
+		return fmt.Errorf("%w: %d of %d callbacks would be refused", errAlarm, refused, len(resp.GetExplanations()))
 	}
 	return differs(int(resp.GetDiffering()))
 }

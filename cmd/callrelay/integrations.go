@@ -14,7 +14,6 @@ import (
 	"time"
 
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
-	"callrelay/platform/rpc"
 	"callrelay/services/router"
 
 	"github.com/spf13/cobra"
@@ -25,7 +24,8 @@ import (
 var errChecked = errors.New("something has to be done before calls can be delivered, see the marked lines")
 
 func newIntegrations() *cobra.Command {
-	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them"}
+	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them", Example: "  callrelay integrations check kommo/9001"}
+	onlyGroups(c)
 	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect())
 	return c
 }
@@ -141,7 +141,7 @@ func kommoID(arg string) (int64, error) {
 func asksUpstream(c *cobra.Command, run func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error) *cobra.Command {
 	addr := c.Flags().String("upstream", cmp.Or(os.Getenv("UPSTREAM_GRPC_ADDR"), "127.0.0.1:9083"), "where upstream serves gRPC (UPSTREAM_GRPC_ADDR)")
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		conn, err := rpc.Dial(*addr)
+		conn, err := dial("upstream", *addr)
 		if err != nil {
 			return err
 		}

@@ -70,7 +70,18 @@ accounting difference, an alarm, something refused, rules that differ).`,
 	add("look", newCalls(), newCall(), newRequest(), newDiagnose(), newExplain(), newTail(), newCards(), newDeliveries(), newDestinations(),
 		newAccounting(), newAlarms())
 	add("act", newRetry(), newDiscard(), newResend(), newHold(), newRelease(), newIntegrations())
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			onlyGroups(c)
+		}
+	}
 	return root
+}
+
+// onlyGroups makes c, which does nothing but hold commands, refuse what is none of them; else that would print help and succeed.
+func onlyGroups(c *cobra.Command) {
+	c.Args, c.RunE = cobra.NoArgs, func(c *cobra.Command, _ []string) error { return c.Help() }
 }
 
 // withUsage makes complaints about the number of arguments say what was expected.

@@ -9,7 +9,12 @@ import (
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
+
+// tailRetry is the time between two tries to go on; what fails within it was never there.
+const tailRetry = time.Second
 
 func newTail() *cobra.Command {
 	c := &cobra.Command{
@@ -20,18 +25,39 @@ func newTail() *cobra.Command {
 	asJSON := jsonFlag(c)
 	after := c.Flags().String("after", "", "go on behind the entry with this id (of --json)")
 	return asks(c, 0, func(ctx context.Context, relay operatorClient, args []string) error {
-		stream, err := relay.WatchJournal(ctx, &operatorv1.WatchJournalRequest{Filter: strings.Join(args, " "), After: *after})
+		filter, out := strings.Join(args, " "), c.OutOrStdout()
+		stream, err := relay.WatchJournal(ctx, &operatorv1.WatchJournalRequest{Filter: filter, After: *after})
 		if err != nil {
 			return err
 		}
-		out := c.OutOrStdout()
+		begun, lost := time.Now(), false
 		for {
 			m, err := stream.Recv()
 			switch {
 			case ctx.Err() != nil:
 				return nil // Ctrl-C is how one ends it
+			case status.Code(err) == codes.Unavailable && time.Since(begun) > tailRetry:
+				// State is started again: go on behind what was seen.
+				if !lost {
+					lost = true
+					fmt.Fprintln(c.ErrOrStderr(), "(the connection was lost, watching again)")
+				}
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(tailRetry):
+				}
+				if stream, err = relay.WatchJournal(ctx, &operatorv1.WatchJournalRequest{Filter: filter, After: *after}); err != nil {
+					return err
+				}
+				continue
 			case err != nil:
 				return err
+			}
+			if lost = false; m.GetEntry().GetId() != "" {
+				*after = m.GetEntry().GetId()
+			}
+			switch {
 			case m.GetMissed() && !*asJSON:
 				fmt.Fprintln(out, "(some entries were missed)")
 			case *asJSON:

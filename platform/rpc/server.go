@@ -68,8 +68,8 @@ func (s *Server) Serve(l net.Listener) error {
 // InProcess returns the connection to this server that does not touch the network, the same one each time. Stop closes it.
 func (s *Server) InProcess() *grpc.ClientConn {
 	s.inProcess.Do(func() {
-		// 512 KiB, so that a batch is written without waiting for its reader.
-		l := bufconn.Listen(512 << 10)
+		// 128 KiB, so that a batch is written without waiting for its reader.
+		l := bufconn.Listen(128 << 10)
 		go func() { _ = s.Serve(l) }() // ends with Stop, and never otherwise: no network can break it
 		conn, err := grpc.NewClient("passthrough:///in-process", append(clientOptions(),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))...)

@@ -18,6 +18,7 @@ var (
 	Attempt     = attribute.Key("callrelay.attempt")     // int: from 1
 	Outcome     = attribute.Key("callrelay.outcome")     // string
 	Uncertain   = attribute.Key("callrelay.uncertain")   // bool: the request may have left and no answer came
+	Door        = attribute.Key("callrelay.door")        // string: what a token was presented to (operator, cards, pbx, kommo)
 	Bucket      = attribute.Key("callrelay.bucket")      // string: where accounting counts a request
 	Script      = attribute.Key("callrelay.script")      // string: what Redis was asked to do
 	BatchSize   = attribute.Key("callrelay.batch_size")  // int: items in the message

@@ -35,6 +35,7 @@ type ameyoServer struct {
 	pipe    *routePipe
 	spool   *spooling
 	load    *load
+	refused *refusals
 }
 
 // request is what the edge knows of a callback beside its parameters.
@@ -104,12 +105,11 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, 
 	if malformed != nil {
 		refusal := refusalOf(malformed)
 		span.SetStatus(codes.Error, refusal.Message)
-		s.record(ctx, r, errkind.HTTPStatus(refusal.Kind), refusal.Field, refusal.Message)
-		s.metrics.answered(ctx, refused, r.received)
+		s.refused.record(ctx, r, sourceOf(item), errkind.HTTPStatus(refusal.Kind), refusal.Field, refusal.Message)
 		return nil, refusal
 	}
 	outcome, err := s.keep(ctx, r, call, item)
-	s.metrics.answered(ctx, outcome, r.received)
+	s.metrics.answered(ctx, sourceOf(item), outcome, r.received)
 	if err != nil {
 		span.SetStatus(codes.Error, "not committed")
 		return nil, err
@@ -182,26 +182,4 @@ func unavailable(err error) error {
 	e := errkind.Unavailable(err, "the callback could not be recorded; send it again")
 	e.RetryAfter = time.Second
 	return e
-}
-
-// recordTime is how long the answer to a refused request waits for its record before that is left to the spool.
-const recordTime = 250 * time.Millisecond
-
-// record journals a refused request as request/<id>, so that it can be found and sent again corrected. The refusal stands
-// whether or not this succeeds.
-func (s *ameyoServer) record(ctx context.Context, r *request, status int, field, message string) {
-	ctx = context.WithoutCancel(ctx)
-	item := &routerv1.RouteItem{Callback: &routerv1.RouteItem_Refused{Refused: &routerv1.Refused{
-		Method: r.method, Path: r.path, Status: int32(status), Field: field, Message: message}}}
-	err := errors.New("router is away")
-	if !s.spool.away.Load() {
-		_, err = s.route(ctx, r, item, recordTime)
-	}
-	if err != nil {
-		ctx, cancel := context.WithTimeout(ctx, recordTime)
-		defer cancel()
-		err = s.spool.put(ctx, r, callback.RequestKey(r.id), item, refusedPart)
-	}
-	s.tel.Log().InfoContext(ctx, "request refused", "request_id", r.id, "status", status, "field", field,
-		"message", telemetry.MaskDigits(message), "recorded", err == nil)
 }

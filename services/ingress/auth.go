@@ -6,12 +6,14 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,31 +25,30 @@ import (
 	"callrelay/platform/rpc"
 )
 
-// operatorRoute is a route of the operator's API and the least role that may use it.
-type operatorRoute struct{ method, pattern, role string }
+// operatorRoute is a route of the operator's API, the least role that may use it, and the names of its query, as in the
+// contract, separated by spaces.
+type operatorRoute struct{ method, pattern, role, query string }
 
 // operatorRoutes are all of them; what is not here is not served. Patterns are those of proto/http.yaml. docs/routes.md has
 // the same table, and a test holds both against the contract.
 var operatorRoutes = []operatorRoute{
-	{"POST", "/v1/calls:search", rpc.RoleViewer},
-	{"GET", "/v1/calls/{call=*/*}", rpc.RoleViewer},
-	{"GET", "/v1/calls/{call}", rpc.RoleViewer},
-	{"GET", "/v1/calls/{call=*/*}:diagnose", rpc.RoleViewer},
-	{"GET", "/v1/calls/{call}:diagnose", rpc.RoleViewer},
-	{"GET", "/v1/requests/{request_id}", rpc.RoleViewer},
-	{"POST", "/v1/requests/{request_id}:resend", rpc.RoleOperator},
-	{"POST", "/v1/callbacks:explain", rpc.RoleViewer},
-	{"GET", "/v1/deliveries", rpc.RoleViewer},
-	{"POST", "/v1/deliveries/{delivery=*/*/*}:retry", rpc.RoleOperator},
-	{"POST", "/v1/deliveries/{delivery=*/*/*}:discard", rpc.RoleOperator},
-	{"POST", "/v1/deliveries:retry", rpc.RoleOperator},
-	{"POST", "/v1/deliveries:discard", rpc.RoleOperator},
-	{"GET", "/v1/destinations", rpc.RoleViewer},
-	{"POST", "/v1/destinations/{destination}:hold", rpc.RoleOperator},
-	{"POST", "/v1/destinations/{destination}:release", rpc.RoleOperator},
-	{"GET", "/v1/journal:watch", rpc.RoleViewer},
-	{"GET", "/v1/accounting", rpc.RoleViewer},
-	{"GET", "/v1/alarms", rpc.RoleViewer},
+	{"POST", "/v1/calls:search", rpc.RoleViewer, ""},
+	{"GET", "/v1/calls/{call=**}", rpc.RoleViewer, ""},
+	{"GET", "/v1/calls/{call=**}:diagnose", rpc.RoleViewer, ""},
+	{"GET", "/v1/requests/{request_id}", rpc.RoleViewer, ""},
+	{"POST", "/v1/requests/{request_id}:resend", rpc.RoleOperator, ""},
+	{"POST", "/v1/callbacks:explain", rpc.RoleViewer, ""},
+	{"GET", "/v1/deliveries", rpc.RoleViewer, "state destination page_size page_token"},
+	{"POST", "/v1/deliveries/{delivery=**}:retry", rpc.RoleOperator, ""},
+	{"POST", "/v1/deliveries/{delivery=**}:discard", rpc.RoleOperator, ""},
+	{"POST", "/v1/deliveries:retry", rpc.RoleOperator, ""},
+	{"POST", "/v1/deliveries:discard", rpc.RoleOperator, ""},
+	{"GET", "/v1/destinations", rpc.RoleViewer, ""},
+	{"POST", "/v1/destinations/{destination=**}:hold", rpc.RoleOperator, ""},
+	{"POST", "/v1/destinations/{destination=**}:release", rpc.RoleOperator, ""},
+	{"GET", "/v1/journal:watch", rpc.RoleViewer, "filter after"},
+	{"GET", "/v1/accounting", rpc.RoleViewer, "since check"},
+	{"GET", "/v1/alarms", rpc.RoleViewer, ""},
 }
 
 // maxBody bounds the body of an operator's request, in bytes.
@@ -66,11 +67,11 @@ func (r operatorRoute) matcher() *regexp.Regexp {
 			break
 		}
 		b.WriteString(regexp.QuoteMeta(rest[:at[0]]))
-		segments := 1
-		if at[2] >= 0 {
-			segments = 1 + strings.Count(rest[at[2]:at[3]], "/")
+		if at[2] >= 0 { // =**
+			b.WriteString("[^/]+(/[^/]+)*")
+		} else {
+			b.WriteString("[^/]+")
 		}
-		b.WriteString("[^/]+" + strings.Repeat("/[^/]+", segments-1))
 		rest = rest[at[1]:]
 	}
 	return regexp.MustCompile(b.String() + regexp.QuoteMeta(rest) + "$")
@@ -252,12 +253,13 @@ func (a *operatorAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
-	role, allow := a.role(r)
+	role, query, allow := a.role(r)
 	if role == "" && len(allow) == 0 {
 		writeError(w, &refusal{status: http.StatusNotFound, message: http.StatusText(http.StatusNotFound)}, "")
 		return
 	}
 	caller, e := a.caller(r)
+	unknown := unknownQuery(r, query)
 	switch {
 	case e != nil:
 		if e.status == http.StatusUnauthorized {
@@ -266,6 +268,8 @@ func (a *operatorAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case role == "":
 		header.Set("Allow", strings.Join(allow, ", "))
 		e = &refusal{status: http.StatusMethodNotAllowed, message: "use " + strings.Join(allow, " or ")}
+	case unknown != nil:
+		e = unknown
 	case role == rpc.RoleOperator && caller.Role != rpc.RoleOperator:
 		e = &refusal{status: http.StatusForbidden, message: "this needs a token with the role operator"}
 	case r.ContentLength > maxBody:
@@ -281,9 +285,9 @@ func (a *operatorAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
 }
 
-// role is the highest role that any route with this method and path asks for; without one, allow are the methods that the
-// path has.
-func (a *operatorAPI) role(r *http.Request) (role string, allow []string) {
+// role is the highest role that any route with this method and path asks for, query the names that any of them knows; without
+// one, allow are the methods that the path has.
+func (a *operatorAPI) role(r *http.Request) (role string, query, allow []string) {
 	for _, route := range a.routes {
 		if !route.path.MatchString(r.URL.Path) {
 			continue
@@ -292,11 +296,40 @@ func (a *operatorAPI) role(r *http.Request) (role string, allow []string) {
 			allow = append(allow, route.method)
 			continue
 		}
-		if role != rpc.RoleOperator {
+		if query = append(query, strings.Fields(route.query)...); role != rpc.RoleOperator {
 			role = route.role
 		}
 	}
-	return role, allow
+	return role, query, allow
+}
+
+// unknownQuery refuses what nobody would look at: who misspells a filter must not take the answer for a filtered one. A name is
+// that of the contract, or its form in JSON.
+func unknownQuery(r *http.Request, known []string) *refusal {
+	given, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return &refusal{status: http.StatusBadRequest, message: "the query cannot be read: " + err.Error()}
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if slices.ContainsFunc(known, func(k string) bool { return name == k || name == jsonName(k) }) {
+			continue
+		}
+		message := fmt.Sprintf("there is no parameter %q here; ", name)
+		if len(known) == 0 {
+			return &refusal{status: http.StatusBadRequest, field: name, message: message + "this route takes none in its query"}
+		}
+		return &refusal{status: http.StatusBadRequest, field: name, message: message + "there are: " + strings.Join(known, ", ")}
+	}
+	return nil
+}
+
+// jsonName is a field's name in JSON: page_size is pageSize.
+func jsonName(field string) string {
+	first, rest, more := strings.Cut(field, "_")
+	if !more || rest == "" {
+		return field
+	}
+	return first + strings.ToUpper(rest[:1]) + jsonName(rest)[1:]
 }
 
 // caller says who asks.
@@ -306,6 +339,7 @@ func (a *operatorAPI) caller(r *http.Request) (rpc.Caller, *refusal) {
 	}
 	from := source(a.s.peer(r))
 	if wait := a.offenders.wait(from); wait > 0 {
+		a.s.strangers.count(r.Context(), "operator", "shut_out")
 		return rpc.Caller{}, &refusal{status: http.StatusTooManyRequests, message: "too many wrong tokens from this address", retryAfter: wait}
 	}
 	scheme, presented, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -315,6 +349,7 @@ func (a *operatorAPI) caller(r *http.Request) (rpc.Caller, *refusal) {
 	caller, ok := a.s.cfg.OperatorTokens.find(presented)
 	if !ok {
 		a.offenders.failed(from)
+		a.s.strangers.noticed(r.Context(), "operator", a.s.peer(r))
 		return rpc.Caller{}, &refusal{status: http.StatusUnauthorized, message: "the token is not known"}
 	}
 	return caller, nil

@@ -1,11 +1,13 @@
 package ingress
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -52,7 +54,9 @@ func (fakeAdvice) Resend(ctx context.Context, r *operatorv1.ResendRequest) (*ope
 }
 
 // api is ingress' HTTP side in front of the fake advice.
-func api(t *testing.T, env map[string]string) http.Handler {
+func api(t *testing.T, env map[string]string) http.Handler { return apiService(t, env).http.Handler }
+
+func apiService(t *testing.T, env map[string]string) *Service {
 	t.Helper()
 	env["INGRESS_HTTP_ADDR"], env["DATA_DIR"] = "127.0.0.1:0", t.TempDir()
 	cfg, err := config.LoadFrom[Config](env)
@@ -67,7 +71,7 @@ func api(t *testing.T, env map[string]string) http.Handler {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { backend.Stop(time.Second); _ = s.listen.Close() })
-	return s.http.Handler
+	return s
 }
 
 type ask struct {
@@ -137,6 +141,16 @@ func TestTokens(t *testing.T) {
 		{"a foreign page", ask{method: "GET", path: look, header: map[string]string{"Authorization": "Bearer " + actToken, "Origin": "https://evil.test"}}, 403, "origins"},
 		{"our page", ask{method: "GET", path: look, header: map[string]string{"Authorization": "Bearer " + actToken, "Origin": "http://127.0.0.1:8080"}}, 200, ""},
 		{"a body without end", ask{method: "POST", path: act, body: `{"reason":"` + strings.Repeat("x", maxBody) + `"}`, header: bearer(actToken)}, 413, ""},
+		{"a key of three parts", ask{method: "GET", path: "/v1/calls/kommo/9001/x:diagnose", header: bearer(viewToken)}, 200, `"call":"kommo/9001/x"`},
+		{"an escaped key", ask{method: "GET", path: "/v1/calls/pbx%2Facme%2Fx:diagnose", header: bearer(viewToken)}, 200, `"call":"pbx/acme/x"`},
+		{"no key", ask{method: "GET", path: "/v1/calls/:diagnose", header: bearer(viewToken)}, 404, ""},
+		{"an unknown parameter", ask{method: "GET", path: "/v1/deliveries?stat=dead", header: bearer(viewToken)}, 400, `there is no parameter \"stat\" here; there are: state, destination, page_size, page_token","field":"stat"`},
+		{"a known one before it", ask{method: "GET", path: "/v1/accounting?check=true&Since=1h", header: bearer(viewToken)}, 400, "since, check"},
+		{"any parameter where there is none", ask{method: "GET", path: look + "?x", header: bearer(viewToken)}, 400, "takes none"},
+		{"a parameter beside a body", ask{method: "POST", path: act + "?reason=x", body: "{}", header: bearer(actToken)}, 400, "takes none"},
+		{"of the live tail", ask{method: "GET", path: "/v1/journal:watch?afer=x", header: bearer(viewToken)}, 400, "filter, after"},
+		{"a query that cannot be read", ask{method: "GET", path: "/v1/deliveries?state=%zz", header: bearer(viewToken)}, 400, "cannot be read"},
+		{"nobody learns names without a token", ask{method: "GET", path: "/v1/deliveries?x=1"}, 401, ""},
 		{"no JSON", ask{method: "POST", path: act, body: `{`, header: bearer(actToken)}, 400, ""},
 	} {
 		w := c.ask.of(h)
@@ -189,9 +203,12 @@ func TestTrustedProxyIsNotLoopback(t *testing.T) {
 
 // Wrong tokens are counted by source; others are not shut out, and after a minute nobody is.
 func TestGuessing(t *testing.T) {
-	h := api(t, map[string]string{"OPERATOR_TOKENS": tokens()})
+	logged := &bytes.Buffer{}
+	s := apiService(t, map[string]string{"OPERATOR_TOKENS": tokens()})
+	s.strangers.log = slog.New(slog.NewTextHandler(logged, nil))
+	h := s.http.Handler
 	synctest.Test(t, func(t *testing.T) {
-		guess := ask{method: "GET", path: look, header: bearer("wrong"), remote: "192.0.2.1:1"}
+		guess := ask{method: "GET", path: look, header: bearer("a-wrong-one"), remote: "192.0.2.1:1"}
 		known := ask{method: "DELETE", path: look, header: bearer(viewToken), remote: "192.0.2.1:1"} // 405: nothing behind is asked
 		other := known
 		other.remote = "192.0.2.2:1"
@@ -208,6 +225,16 @@ func TestGuessing(t *testing.T) {
 		}
 		if w := other.of(h); w.Code != 405 {
 			t.Errorf("from elsewhere: %d", w.Code)
+		}
+		if log := logged.String(); strings.Count(log, "a wrong token") != maxFailures || !strings.Contains(log, "192.0.2.1") || strings.Contains(log, "a-wrong-one") {
+			t.Errorf("logged:\n%s", log)
+		}
+		w := httptest.NewRecorder()
+		s.tel.MetricsHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		for _, want := range []string{`"wrong",service_name="test"} 10`, `"shut_out",service_name="test"} 2`} {
+			if want = `callrelay_tokens_wrong_total{callrelay_door="operator",callrelay_outcome=` + want; !strings.Contains(w.Body.String(), want) {
+				t.Errorf("no %s", want)
+			}
 		}
 		<-time.After(failureTime)
 		if w := known.of(h); w.Code != 405 {
@@ -247,20 +274,28 @@ func TestTokenList(t *testing.T) {
 // The contract, the table in the code and docs/routes.md name the same routes.
 func TestRoutes(t *testing.T) {
 	var contract struct {
-		Paths map[string]map[string]json.RawMessage
+		Paths map[string]map[string]struct {
+			Parameters []struct{ Name, In string }
+		}
 	}
 	if err := json.Unmarshal(gen.OpenAPI, &contract); err != nil {
 		t.Fatal(err)
 	}
-	// OpenAPI cannot write several segments; {call=*/*} and {call} are two paths there that differ in a number.
+	// OpenAPI cannot write several segments.
 	plain := func(p string) string {
 		p = regexp.MustCompile(`\{([^}=]*)(=[^}]*)?\}`).ReplaceAllString(p, "{}")
 		return p
 	}
-	served := map[string]bool{}
+	served, query := map[string]bool{}, map[string][]string{}
 	for path, methods := range contract.Paths {
-		for method := range methods {
-			served[strings.ToUpper(method)+" "+plain(path)] = true
+		for method, operation := range methods {
+			route := strings.ToUpper(method) + " " + plain(path)
+			served[route] = true
+			for _, p := range operation.Parameters {
+				if p.In == "query" {
+					query[route] = append(query[route], p.Name)
+				}
+			}
 		}
 	}
 	table := map[string]bool{"GET " + pbxPath + "{}": true, "GET " + cardsWatchPath: true, "POST " + cardsTokenPath: true}
@@ -270,6 +305,13 @@ func TestRoutes(t *testing.T) {
 	table["GET "+pbxPath+"{}"] = true
 	for _, r := range operatorRoutes {
 		table[r.method+" "+plain(r.pattern)] = true
+		var names []string
+		for _, name := range strings.Fields(r.query) {
+			names = append(names, jsonName(name))
+		}
+		if want := query[r.method+" "+plain(r.pattern)]; !slices.Equal(names, want) {
+			t.Errorf("%s %s takes %v in the code and %v in the contract", r.method, r.pattern, names, want)
+		}
 	}
 	for route := range served {
 		if !table[route] {

@@ -287,6 +287,9 @@ func (c *cardServer) serveWatch(w http.ResponseWriter, r *http.Request) {
 	}
 	of, end, ok := readCardToken([]byte(key), token, time.Now())
 	if !ok {
+		if token != "" {
+			c.s.strangers.noticed(r.Context(), "cards", c.s.peer(r)) // or an old one: pages stay open
+		}
 		header.Set("WWW-Authenticate", `Bearer realm="callrelay cards"`)
 		writeError(w, &refusal{status: http.StatusUnauthorized, message: "the token is missing or wrong, or its time is over: POST " + cardsTokenPath + " makes one"}, "")
 		return

@@ -28,6 +28,8 @@ type Config struct {
 	SpoolBytes int64  `env:"SPOOL_MAX_BYTES" envDefault:"1073741824" desc:"Bytes of callbacks that may be spooled; the file becomes up to three times as large. Beyond it callbacks are answered 503."`
 	SpoolItems int    `env:"SPOOL_MAX_ITEMS" envDefault:"1000000" desc:"Callbacks that may be spooled, each about 200 bytes of memory. Beyond it callbacks are answered 503."`
 
+	RefusedBytes int `env:"REFUSED_BYTES_PER_HOUR" envDefault:"4194304" desc:"Bytes of refused requests that are recorded in an hour, each with its query and about 500 bytes more, and kept for CALL_RETENTION. Beyond it they are answered, counted and an alarm, but not recorded."`
+
 	MaxConnections int           `env:"INGRESS_MAX_CONNECTIONS" envDefault:"4096" desc:"HTTP connections at once; when all are taken, idle ones are closed for new ones."`
 	MaxRequests    int           `env:"INGRESS_MAX_REQUESTS" envDefault:"2048" desc:"Requests under way at once; more are answered 503."`
 	StopDelay      time.Duration `env:"INGRESS_STOP_DELAY" envDefault:"0s" desc:"How long a stopping ingress, not ready any more, goes on taking callbacks: the time that a balancer needs to notice."`
@@ -91,6 +93,7 @@ func (c *Config) Validate() error {
 	}{
 		{"SPOOL_MAX_BYTES", c.SpoolBytes, 1 << 20},
 		{"SPOOL_MAX_ITEMS", int64(c.SpoolItems), 1},
+		{"REFUSED_BYTES_PER_HOUR", int64(c.RefusedBytes), 64 << 10},
 		{"INGRESS_MAX_CONNECTIONS", int64(c.MaxConnections), 16},
 		{"INGRESS_MAX_REQUESTS", int64(c.MaxRequests), 1},
 	} {

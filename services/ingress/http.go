@@ -239,7 +239,7 @@ func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, _ *http.Req
 		writeError(w, e, "")
 		return
 	}
-	s.ameyo.record(ctx, req, e.status, e.field, e.message)
+	s.refused.record(ctx, req, sourceAt(req.path), e.status, e.field, e.message)
 	writeError(w, e, req.id)
 }
 

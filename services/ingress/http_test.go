@@ -74,9 +74,11 @@ func serveService(t *testing.T, f *fakeRouter, env map[string]string) (*httptest
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(ctx) })
 	wg.Go(func() { s.spool.run(ctx) })
+	s.refused.run()
 	front := httptest.NewServer(s.http.Handler)
 	t.Cleanup(func() {
 		front.Close()
+		s.refused.stop()
 		cancel()
 		wg.Wait()
 	})
@@ -185,6 +187,7 @@ func TestAnswers(t *testing.T) {
 			if c.status == 503 && resp.Header.Get("Retry-After") == "" {
 				t.Error("no Retry-After")
 			}
+			poll(t, 5*time.Second, "router was told", func() bool { return f.last().GetRequestId() == id }) // a refusal is recorded afterwards
 			item, got := f.last(), ""
 			switch cb := item.GetCallback().(type) {
 			case *routerv1.RouteItem_AmeyoCallEnd:

@@ -31,6 +31,8 @@ type Service struct {
 	pipe        *routePipe
 	spool       *spooling
 	ameyo       *ameyoServer
+	refused     *refusals
+	strangers   *strangers
 	pbx         *pbxServer
 	cards       *cardServer
 	http        *http.Server
@@ -60,6 +62,11 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	}
 	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts}
 	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
+	s.refused = newRefusals(s.ameyo, cfg.RefusedBytes)
+	s.ameyo.refused = s.refused
+	if s.strangers, err = newStrangers(tel); err != nil {
+		return nil, err
+	}
 	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
 		return nil, err
 	}
@@ -147,8 +154,10 @@ func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(background) })
 	wg.Go(func() { s.spool.run(background) })
+	s.refused.run()
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
 	defer func() {
+		s.refused.stop()
 		stop()
 		wg.Wait()
 		s.spool.away.Store(true) // nobody waits for the pipe any more

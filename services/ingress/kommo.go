@@ -128,6 +128,7 @@ func (s *Service) kommoCall(w http.ResponseWriter, r *http.Request, secrets map[
 	account, err := accountID(r.PathValue("account_id"))
 	secret, known := secrets[account]
 	if err != nil || !known || !secret.authentic(r.Header, body, req.received) {
+		s.strangers.noticed(ctx, "kommo", req.peer)
 		writeError(w, &refusal{status: http.StatusUnauthorized,
 			message: "sign the report with the account's secret (Standard Webhooks) or send it as bearer token; see KOMMO_CALLS_SECRETS"}, req.id)
 		return

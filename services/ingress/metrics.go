@@ -2,11 +2,13 @@ package ingress
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	routerv1 "callrelay/gen/callrelay/router/v1"
 	"callrelay/platform/telemetry"
 	"callrelay/services/ingress/internal/spool"
 )
@@ -17,7 +19,43 @@ type metrics struct {
 	latency metric.Float64Histogram
 	// refusedLate counts callbacks that were refused after the spool had acknowledged them.
 	refusedLate metric.Int64Counter
-	outcome     map[string]metric.MeasurementOption
+	// unrecorded counts refused requests of which nothing is kept.
+	unrecorded metric.Int64Counter
+	answer     map[[2]string]metric.MeasurementOption // by source and outcome
+}
+
+// Who sent a callback.
+const (
+	fromCallStart = "ameyo.call_start"
+	fromCallEnd   = "ameyo.call_end"
+	fromPbx       = "pbx"
+	fromKommo     = "kommo"
+)
+
+// sourceOf says who sent what is routed.
+func sourceOf(item *routerv1.RouteItem) string {
+	switch item.GetCallback().(type) {
+	case *routerv1.RouteItem_AmeyoCallStart:
+		return fromCallStart
+	case *routerv1.RouteItem_PbxEvent:
+		return fromPbx
+	case *routerv1.RouteItem_KommoCall:
+		return fromKommo
+	}
+	return fromCallEnd
+}
+
+// sourceAt says who sends to a path.
+func sourceAt(path string) string {
+	switch {
+	case strings.HasPrefix(path, pbxPath):
+		return fromPbx
+	case strings.HasPrefix(path, kommoPath):
+		return fromKommo
+	case path == "/call_start.php" || path == "/v1/ameyo/call-start":
+		return fromCallStart
+	}
+	return fromCallEnd
 }
 
 // What a callback was answered.
@@ -30,10 +68,10 @@ const (
 )
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
-	m := &metrics{outcome: map[string]metric.MeasurementOption{}}
+	m := &metrics{answer: map[[2]string]metric.MeasurementOption{}}
 	var err error
 	if m.answers, err = meter.Int64Counter("callrelay.callbacks", metric.WithUnit("{callback}"),
-		metric.WithDescription("Callbacks by what they were answered.")); err != nil {
+		metric.WithDescription("Callbacks by who sent them and what they were answered.")); err != nil {
 		return nil, err
 	}
 	if m.latency, err = meter.Float64Histogram("callrelay.ack.duration", metric.WithUnit("s"),
@@ -45,17 +83,26 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("Callbacks that the rules refused after the spool had acknowledged them; each needs a person.")); err != nil {
 		return nil, err
 	}
-	for _, word := range []string{accepted, duplicate, spooled, refused, unrecorded} {
-		m.outcome[word] = metric.WithAttributeSet(attribute.NewSet(telemetry.Outcome.String(word)))
-		m.answers.Add(context.Background(), 0, m.outcome[word]) // a first one is an increase only where there was a zero
+	if m.unrecorded, err = meter.Int64Counter("callrelay.refused.unrecorded", metric.WithUnit("{callback}"),
+		metric.WithDescription("Refused requests that were too many to keep a record of.")); err != nil {
+		return nil, err
+	}
+	for _, source := range []string{fromCallStart, fromCallEnd, fromPbx, fromKommo} {
+		for _, word := range []string{accepted, duplicate, spooled, refused, unrecorded} {
+			of := metric.WithAttributeSet(attribute.NewSet(telemetry.Source.String(source), telemetry.Outcome.String(word)))
+			m.answer[[2]string{source, word}] = of
+			m.answers.Add(context.Background(), 0, of) // a first one is an increase only where there was a zero
+		}
 	}
 	m.refusedLate.Add(context.Background(), 0)
+	m.unrecorded.Add(context.Background(), 0)
 	return m, nil
 }
 
-func (m *metrics) answered(ctx context.Context, outcome string, received time.Time) {
-	m.answers.Add(ctx, 1, m.outcome[outcome])
-	m.latency.Record(ctx, time.Since(received).Seconds(), m.outcome[outcome])
+func (m *metrics) answered(ctx context.Context, source, outcome string, received time.Time) {
+	of := m.answer[[2]string{source, outcome}]
+	m.answers.Add(ctx, 1, of)
+	m.latency.Record(ctx, time.Since(received).Seconds(), of)
 }
 
 // observeSpool registers the gauges of the spool.

@@ -164,7 +164,7 @@ func (s *Service) report(ctx context.Context, state statev1.StateServiceClient) 
 	reporting(ctx, state, func() *statev1.ReportRequest {
 		stats := s.spool.spool.Stats()
 		return &statev1.ReportRequest{Instance: instance, Spooled: int64(stats.Items), OldestMs: stats.Oldest.Milliseconds(),
-			RefusedAfterAck: s.spool.refusedLate.Load()}
+			RefusedAfterAck: s.spool.refusedLate.Load(), RefusedUnrecorded: s.refused.untold()}
 	})
 }
 

@@ -117,6 +117,7 @@ func (s *Service) pbxHandler(gateway http.Handler) http.Handler {
 		}
 		r.RequestURI = r.URL.RequestURI()
 		if row == nil {
+			s.strangers.noticed(r.Context(), "pbx", s.peer(r)) // never shut out: its other extensions come from the same address
 			http.NotFound(w, r)
 			return
 		}
@@ -133,7 +134,7 @@ func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
 		if !s.pbx.shares[*row].Allow() {
 			// Not recorded: a flood must not fill the journal. The limit is far beyond what an extension can do.
 			e := limited()
-			s.ameyo.metrics.answered(ctx, refused, req.received)
+			s.ameyo.metrics.answered(ctx, fromPbx, refused, req.received)
 			writeError(w, &refusal{status: http.StatusTooManyRequests, message: e.Message, retryAfter: e.RetryAfter}, req.id)
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/prototext"
 
@@ -101,6 +102,7 @@ func TestPbxEvents(t *testing.T) {
 				}
 				return
 			}
+			poll(t, 5*time.Second, "router was told", func() bool { return f.last().GetRequestId() == header.Get("X-Request-Id") })
 			item := f.last()
 			text := prototext.MarshalOptions{}.Format(item)
 			if strings.Contains(text, phoneToken) || strings.Contains(text, oldToken) {

@@ -103,7 +103,7 @@ func TestSpool(t *testing.T) {
 	}
 
 	f.gone.Store(false)
-	poll(t, 20*time.Second, "the spool is empty", s.spool.spool.Empty)
+	poll(t, 20*time.Second, "the spool is empty", func() bool { return s.spool.spool.Empty() && len(f.items()) == 61 })
 	last := map[string]int{}
 	refused := 0
 	for _, item := range f.items() {
@@ -214,6 +214,7 @@ func TestFull(t *testing.T) {
 	for range 8 {
 		do(t, "GET", front.URL+"/index.php?unique_id=x", nil)
 	}
+	poll(t, 5*time.Second, "refused requests fill 5 of 10, and the others are lost", func() bool { return s.refused.untold() == 3 })
 	if n := s.spool.spool.Stats().Items; n != 5 {
 		t.Errorf("refused requests fill %d of 10", n)
 	}

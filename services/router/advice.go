@@ -90,9 +90,13 @@ func (a *advice) Diagnose(ctx context.Context, req *operatorv1.DiagnoseRequest) 
 		return nil, err
 	}
 	if call == nil {
-		return diagnose.Diagnose(diagnose.Call{Key: key}), nil
+		spooled, err := a.shelf.spooled(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return diagnose.Diagnose(diagnose.Call{Key: key, Spooled: spooled}), nil
 	}
-	if call.Holds, err = a.shelf.holds(ctx); err != nil {
+	if call.Holds, call.Stuck, err = a.shelf.destinations(ctx); err != nil {
 		return nil, err
 	}
 	if _, call.NowMS, err = a.engine.loadCall(ctx, key); err != nil {

@@ -17,7 +17,8 @@ func NewDecider(cfg Config) (*Decider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Decider{newEngine(rules, options, telemetry.NewGroup(nil).Service("callrelay-router"), nil)}, nil
+	e, err := newEngine(rules, options, telemetry.NewGroup(nil).Service("callrelay-router"), nil)
+	return &Decider{e}, err
 }
 
 // Callback is the commit of a callback that was received at a moment of state's clock, on the call as it was loaded.

@@ -33,6 +33,7 @@ type engine struct {
 	rules   *ameyo.Config
 	options callback.Options
 	tel     *telemetry.Telemetry
+	metrics *metrics
 	load    *loadPipe
 	commit  *commitPipe
 	lanes   lanes
@@ -47,9 +48,10 @@ type engine struct {
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
 }
 
-func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) *engine {
-	return &engine{rules: rules, options: options, tel: tel, load: newLoadPipe(client), commit: newCommitPipe(client),
-		lanes: lanes{m: map[string]*lane{}}, decide: ameyo.Decide}
+func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
+	m, err := newMetrics(tel.Meter())
+	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
+		lanes: lanes{m: map[string]*lane{}}, decide: ameyo.Decide}, err
 }
 
 // input is one thing that happened to a call.
@@ -112,7 +114,9 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	}
 	var failed error
 	for range conflicts {
+		begun := time.Now()
 		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
+		since(ctx, e.metrics.decide, begun)
 		if err != nil && in.resend != nil {
 			return false, refusal(err) // a person is told; nothing happened
 		}
@@ -127,11 +131,16 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 			}
 		}
 		item.Traceparent = telemetry.Inject(ctx)
+		begun = time.Now()
 		answer, err := e.commitOne(ctx, item)
+		since(ctx, e.metrics.commit, begun)
 		switch {
 		case err != nil:
 			return false, err
 		case answer.GetStatus() != statev1.CommitStatus_COMMIT_STATUS_CONFLICT:
+			if answer.GetStatus() == statev1.CommitStatus_COMMIT_STATUS_OK {
+				e.metrics.happened(ctx, effects)
+			}
 			return answer.GetOutcome().GetDuplicate(), failed
 		}
 		state, nowMS, failed = answer.GetCurrent(), answer.nowMS, nil

@@ -101,7 +101,10 @@ func newTestEngine(t *testing.T) (*engine, *fakeState) {
 	f := &fakeState{calls: map[string]*fakeCall{}}
 	server := rpc.NewServer(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	statev1.RegisterStateServiceServer(server.Registrar(), f)
-	e := newEngine(ameyo.DefaultConfig(), callback.Options{}, telemetry.NewGroup(nil).Service("test"), statev1.NewStateServiceClient(server.InProcess()))
+	e, err := newEngine(ameyo.DefaultConfig(), callback.Options{}, telemetry.NewGroup(nil).Service("test"), statev1.NewStateServiceClient(server.InProcess()))
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { e.load.Run(ctx) })

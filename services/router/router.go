@@ -35,7 +35,10 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		return nil, err
 	}
 	client := statev1.NewStateServiceClient(state)
-	e := newEngine(rules, options, tel, client)
+	e, err := newEngine(rules, options, tel, client)
+	if err != nil {
+		return nil, err
+	}
 	if e.pbx.configs, err = cfg.Pbx.rules(); err != nil {
 		return nil, err
 	}

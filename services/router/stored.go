@@ -41,19 +41,28 @@ func (s *shelf) call(ctx context.Context, key string) (*diagnose.Call, error) {
 	return call, nil
 }
 
-// holds are the destinations that are held, with the reason.
-func (s *shelf) holds(ctx context.Context) (map[string]string, error) {
-	held := map[string]string{}
+// destinations are those that are held, with the reason, and why little leaves of others.
+func (s *shelf) destinations(ctx context.Context) (held, stuck map[string]string, err error) {
 	list, err := s.operator.ListDestinations(ctx, &operatorv1.ListDestinationsRequest{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	held, stuck = map[string]string{}, map[string]string{}
 	for _, d := range list.GetDestinations() {
-		if d.GetHeld() {
+		switch {
+		case d.GetHeld():
 			held[d.GetName()] = d.GetHoldReason()
+		case d.GetHealth() != "ok":
+			stuck[d.GetName()] = d.GetHealth()
 		}
 	}
-	return held, err
+	return held, stuck, nil
+}
+
+// spooled is how many callbacks are acknowledged and not decided.
+func (s *shelf) spooled(ctx context.Context) (int64, error) {
+	a, err := s.operator.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Since: "1h"})
+	return a.GetSpooled(), err
 }
 
 // callOf finds the call of a request: that of a refused one is its own record.

@@ -74,6 +74,7 @@ func (w *watchman) remembered() *statev1.ReportRequest {
 		sum.Spooled += h.report.GetSpooled()
 		sum.OldestMs = max(sum.GetOldestMs(), h.report.GetOldestMs())
 		sum.RefusedAfterAck += h.report.GetRefusedAfterAck()
+		sum.RefusedUnrecorded += h.report.GetRefusedUnrecorded()
 	}
 	return sum
 }
@@ -102,6 +103,7 @@ func (w *watchman) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		_ = w.maintain(ctx) // without Redis later
 		alarms, err := w.look(ctx)
 		var begun, over map[string]int64
 		if err == nil {
@@ -204,6 +206,10 @@ func (w *watchman) spoolAlarms(spool *statev1.ReportRequest) (alarms []*operator
 	if n := spool.GetRefusedAfterAck(); n > 0 {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "refused_after_ack", SinceMs: now,
 			Text: fmt.Sprintf("%d callbacks were acknowledged out of the spool and then refused", n)})
+	}
+	if n := spool.GetRefusedUnrecorded(); n > 0 {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "refused_unrecorded", SinceMs: now,
+			Text: fmt.Sprintf("so many malformed requests come in that %d of the last hour were answered but not recorded (REFUSED_BYTES_PER_HOUR): look who sends them (callrelay tail refused)", n)})
 	}
 	return alarms
 }

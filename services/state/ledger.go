@@ -19,8 +19,8 @@ import (
 const (
 	// checkEvery is the pause between two comparisons of the counters with the journals.
 	checkEvery = time.Minute
-	// checkRate is how many calls one comparison reads per second in the background: some percent of what Redis can do.
-	checkRate = 2000
+	// checkRate is how many calls one comparison reads per second in the background: a percent of a processor.
+	checkRate = 1000
 	// checkAtOnce is how many calls are read for somebody who waits for it.
 	checkAtOnce = 100_000
 	// mostDifferences bounds an answer.

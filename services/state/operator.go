@@ -2,10 +2,8 @@ package state
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -291,89 +289,6 @@ func (s *Service) settle(ctx context.Context, key string, a *statev1.Action, all
 	return nil, errkind.Unavailable(fmt.Errorf("%d conflicts", tries), "the call keeps changing; try again")
 }
 
-// HoldDestination stops a destination until a person releases it. The same hold again changes nothing.
-func (o *operator) HoldDestination(ctx context.Context, req *operatorv1.HoldDestinationRequest) (*operatorv1.Destination, error) {
-	if req.GetReason() == "" {
-		return nil, errReason
-	}
-	return o.change(ctx, req.GetDestination(), req.GetReason(), "hold", func(h store.Hold) (bool, error) {
-		if h.Held() && h.ProbeMS == 0 && h.Reason == req.GetReason() {
-			return false, nil
-		}
-		return true, o.store.Hold(ctx, req.GetDestination(), req.GetReason(), -1, 0)
-	})
-}
-
-// ReleaseDestination ends a hold.
-func (o *operator) ReleaseDestination(ctx context.Context, req *operatorv1.ReleaseDestinationRequest) (*operatorv1.Destination, error) {
-	return o.change(ctx, req.GetDestination(), req.GetReason(), "release", func(h store.Hold) (bool, error) {
-		return h.Held(), o.store.Release(ctx, req.GetDestination(), -1)
-	})
-}
-
-// change holds or releases a destination, and journals who did.
-func (o *operator) change(ctx context.Context, name, reason, what string, do func(store.Hold) (bool, error)) (*operatorv1.Destination, error) {
-	if name == "" {
-		return nil, errkind.Invalid("destination", "destination is required, e.g. topsii")
-	}
-	if len(reason) > maxReason {
-		return nil, errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
-	}
-	// A destination that nothing was ever queued for and nobody works off is a slip of the keyboard.
-	if names := o.store.Destinations(); !slices.Contains(names, name) {
-		slices.Sort(names)
-		return nil, errkind.NotFound("there is no destination %q; there are: %s", name, strings.Join(names, ", "))
-	}
-	holds, err := o.store.Holds(ctx)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	changed, err := do(holds[name])
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	if changed {
-		actor, _ := caller(ctx)
-		o.tel.Log().InfoContext(ctx, what, "destination", name, "reason", reason, "actor", actor)
-		item := &statev1.CommitItem{Call: "destination/" + name, Journal: store.MarshalJournal(&statev1.JournalEntry{AtMs: o.store.Now(),
-			Fact: &statev1.JournalEntry_Action{Action: &statev1.Action{Actor: actor, What: what, Reason: reason}}})}
-		if err := o.store.Note(ctx, item.GetCall(), rand.Text(), item.GetJournal()); err != nil {
-			return nil, unavailable(err)
-		}
-		o.committed(item)
-	}
-	o.dispatch.Refresh(ctx)
-	list, err := o.ListDestinations(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	i := slices.IndexFunc(list.GetDestinations(), func(d *operatorv1.Destination) bool { return d.GetName() == name })
-	return list.GetDestinations()[i], nil
-}
-
-// ListDestinations shows each destination.
-func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDestinationsRequest) (*operatorv1.ListDestinationsResponse, error) {
-	holds, err := o.store.Holds(ctx)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	resp := &operatorv1.ListDestinationsResponse{}
-	for _, name := range slices.Sorted(maps.Keys(holds)) {
-		h := holds[name]
-		waiting, leased, letters, oldest, err := o.store.Backlog(ctx, name)
-		if err != nil {
-			return nil, unavailable(err)
-		}
-		d := &operatorv1.Destination{Name: name, Waiting: waiting, Sending: leased, Dead: letters,
-			Held: h.Held(), HoldReason: h.Reason, HoldSinceMs: h.SinceMS, ProbeMs: h.ProbeMS}
-		if oldest != 0 {
-			d.OldestAgeMs = max(0, o.store.Now()-oldest)
-		}
-		resp.Destinations = append(resp.Destinations, d)
-	}
-	return resp, nil
-}
-
 // since reads how far back somebody wants to look: a duration, a date or a time; empty = byDefault. In milliseconds.
 func (s *Service) since(text string, byDefault time.Duration) (int64, error) {
 	now := s.store.Now()
@@ -383,10 +298,7 @@ func (s *Service) since(text string, byDefault time.Duration) (int64, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now - d.Milliseconds(), nil
 	}
-	zone, err := time.LoadLocation(s.cfg.Timezone)
-	if err != nil {
-		zone = time.UTC // Validate refused it
-	}
+	zone := s.zone()
 	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02T15:04", time.DateOnly} {
 		if t, err := time.ParseInLocation(layout, text, zone); err == nil {
 			return t.UnixMilli(), nil

@@ -176,6 +176,9 @@ func (o *operator) ListDeliveries(ctx context.Context, req *operatorv1.ListDeliv
 			return nil, errkind.Invalid("page_token", "page_token is not one of this list")
 		}
 	}
+	if err := o.known(req.GetDestination()); err != nil {
+		return nil, err
+	}
 	_, masked := caller(ctx)
 	resp := &operatorv1.ListDeliveriesResponse{}
 	add := func(c *store.Call, d *statev1.Delivery) {
@@ -415,6 +418,9 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 	}
 	if len(reason) > maxReason || len(filter.GetReasonContains()) > maxReason {
 		return errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
+	}
+	if err := o.known(filter.GetDestination()); err != nil {
+		return err
 	}
 	before := o.store.Now()
 	if ms := filter.GetEndedBeforeMs(); ms != 0 {

@@ -128,13 +128,14 @@ var statusWord = map[statev1.CommitStatus]string{
 // Lease hands out work and takes results until the client leaves.
 func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse]) error {
 	var (
-		ctx      = stream.Context()
-		consumer *dispatch.Consumer
-		nameless bool
-		unknown  error
-		results  = make(chan []*statev1.LeaseResult, pipelines)
-		answers  = make(chan []*statev1.LeaseAnswer, 64)
-		sent     sync.WaitGroup
+		ctx       = stream.Context()
+		consumer  *dispatch.Consumer
+		nameless  bool
+		unknown   error
+		results   = make(chan []*statev1.LeaseResult, pipelines)
+		answers   = make(chan []*statev1.LeaseAnswer, 64)
+		standings = make(chan *statev1.Standing, 1)
+		sent      sync.WaitGroup
 	)
 	rpc.Receive(stream, s.stopping, func(req *statev1.LeaseRequest) bool {
 		if consumer == nil {
@@ -146,6 +147,11 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 				return false
 			}
 			consumer = s.dispatch.Join(req.GetDestination())
+			sent.Go(func() {
+				for st := range standings {
+					s.stands(ctx, consumer.Destination(), st)
+				}
+			})
 			sent.Go(func() { serve(stream, consumer, answers) })
 			// Credit does not wait behind results.
 			sent.Go(func() {
@@ -157,6 +163,12 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 					}
 				}
 			})
+		}
+		if st := req.GetStanding(); st != nil {
+			select {
+			case standings <- st:
+			default: // the next one comes soon
+			}
 		}
 		if req.GetCredit() > 0 {
 			consumer.Grant(int(req.GetCredit()))
@@ -179,6 +191,7 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 		consumer.Leave(ctx)
 	}
 	close(results)
+	close(standings)
 	sent.Wait()
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"time"
 
 	"callrelay/platform/config"
@@ -28,7 +29,7 @@ type Config struct {
 	Webhook webhookConfig
 
 	Uncertain      string        `env:"TOPSII_UNCERTAIN" envDefault:"retry" desc:"What happens when a request may have arrived but no answer came: retry sends it again (TopS.II may see it twice), ask waits for a person."`
-	Concurrency    int           `env:"TOPSII_CONCURRENCY" envDefault:"32" desc:"Requests to TopS.II at once."`
+	Concurrency    int           `env:"TOPSII_CONCURRENCY" envDefault:"32" desc:"Requests to TopS.II at once, of all upstream processes together; where theirs differ, the smallest holds."`
 	ConnectTimeout time.Duration `env:"TOPSII_CONNECT_TIMEOUT" envDefault:"10s" desc:"Longest wait for a connection to TopS.II."`
 	Timeout        time.Duration `env:"TOPSII_TIMEOUT" envDefault:"30s" desc:"Longest wait for TopS.II's answer, connecting included."`
 
@@ -109,6 +110,7 @@ func (c *Config) Validate() error {
 func (c *Config) consumer(destination string) delivery.Config {
 	return delivery.Config{
 		Destination: destination,
+		Name:        c.name(),
 		Workers:     c.Concurrency,
 		LeaseTime:   c.LeaseTime,
 		SendTimeout: c.Timeout,
@@ -125,6 +127,16 @@ func (c *Config) consumer(destination string) delivery.Config {
 		Breaker: delivery.BreakerSettings{Failures: c.BreakerFailures, Open: c.BreakerOpen, Probes: c.BreakerProbes},
 	}
 }
+
+// name tells this process from other upstreams, and is the same after a restart: no two on a host listen on one address.
+func (c *Config) name() string {
+	host, _ := os.Hostname() // without one the address has to do
+	name := host + "/" + c.GRPCAddr
+	return name[max(0, len(name)-maxName):]
+}
+
+// maxName bounds it, in bytes.
+const maxName = 128
 
 // chosen are the address and key of the chosen environment.
 func (c *Config) chosen() (baseURL string, apiKey config.Secret) {

@@ -30,7 +30,7 @@ type KommoConfig struct {
 	RedirectURI  string        `env:"KOMMO_REDIRECT_URI" desc:"The Kommo integration's redirect address, exactly as it is configured there."`
 	Domains      []string      `env:"KOMMO_DOMAINS" envDefault:"kommo.com" desc:"Domains directly below which Kommo accounts are; nothing is sent anywhere else."`
 	BaseURL      string        `env:"KOMMO_BASE_URL" desc:"Address of a simulator that answers in place of every account."`
-	Concurrency  int           `env:"KOMMO_CONCURRENCY" envDefault:"4" desc:"Deliveries to one Kommo account at once."`
+	Concurrency  int           `env:"KOMMO_CONCURRENCY" envDefault:"4" desc:"Deliveries to one Kommo account at once, of all upstream processes together."`
 	PerSecond    int           `env:"KOMMO_RATE" envDefault:"7" desc:"Requests that may arrive in any second at one account, and from one outgoing address, 1 to 100. Kommo allows 7, and stops the account for minutes after one more."`
 	Address      string        `env:"KOMMO_ADDRESS" envDefault:"default" desc:"Name of the outgoing address; replicas with the same name share its limit."`
 	Request      time.Duration `env:"KOMMO_REQUEST_TIMEOUT" envDefault:"15s" desc:"Longest wait for one answer of Kommo, connecting included."`

@@ -18,7 +18,7 @@ import (
 // webhookConfig is what can be set of the webhooks that calls of cloud PBXs are registered with.
 type webhookConfig struct {
 	Integrations string        `env:"PBX_INTEGRATIONS" desc:"File with the table of cloud PBX integrations (docs/pbx.md), the same for ingress, router and upstream; empty means none."`
-	Concurrency  int           `env:"WEBHOOK_CONCURRENCY" envDefault:"4" desc:"Requests at once to the webhook of one integration."`
+	Concurrency  int           `env:"WEBHOOK_CONCURRENCY" envDefault:"4" desc:"Requests at once to the webhook of one integration, of all upstream processes together."`
 	Timeout      time.Duration `env:"WEBHOOK_TIMEOUT" envDefault:"10s" desc:"Longest wait for a webhook's answer, connecting included."`
 }
 
@@ -59,6 +59,7 @@ func webhooks(cfg Config, tel *telemetry.Telemetry, state statev1.StateServiceCl
 			Connect: cfg.Webhook.Timeout, Total: cfg.Webhook.Timeout, Concurrency: cfg.Webhook.Concurrency, Trace: trace})
 		consumer, err := delivery.New(delivery.Config{
 			Destination: n.Destination(),
+			Name:        cfg.name(),
 			Workers:     cfg.Webhook.Concurrency,
 			LeaseTime:   cfg.LeaseTime,
 			SendTimeout: cfg.Webhook.Timeout,

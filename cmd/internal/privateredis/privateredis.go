@@ -2,8 +2,9 @@
 // REDIS_URL is not set. It owns the server's process, files and settings; it knows nothing of what is stored in it.
 //
 // The server is a child in its own process group. It listens on a unix socket only, in a directory that only this user
-// can enter. It outlives a relay that is killed, on purpose: the next relay on the same data directory adopts it. Linux
-// only, since processes are recognised through /proc.
+// can enter. It ends in order when the relay ends, also when that is killed: the kernel tells it then, since nobody would look
+// after it any more. One that is there all the same is ended by the next relay on the same data directory, before that one
+// starts its own. Linux only, since processes are recognised through /proc.
 package privateredis
 
 import (
@@ -54,8 +55,7 @@ type Server struct {
 	keeper *supervise.Keeper
 }
 
-// Start locks the data directory and returns when the server in it answers: one that was left over there, or a new one.
-// While that server loads its data this takes as long as it takes; ctx bounds it.
+// Start locks the data directory, ends a server that was left over in it, and returns when a new one answers. While that server loads its data this takes as long as it takes; ctx bounds it.
 func Start(ctx context.Context, opts Options) (*Server, error) {
 	if opts.Appendfsync == "" {
 		opts.Appendfsync = "always"
@@ -96,23 +96,20 @@ func (s *Server) start(ctx context.Context) error {
 	if s.socket, err = socketPath(s.dir); err != nil {
 		return err
 	}
-	p, err := s.adopt(ctx)
+	if err := s.clear(ctx); err != nil {
+		return err
+	}
+	p, err := s.launch()
 	if err != nil {
 		return err
 	}
-	if p == nil {
-		if p, err = s.launch(); err != nil {
-			return err
-		}
-		if err := s.ready(ctx, p); err != nil {
-			return errors.Join(err, p.Stop(time.Second))
-		}
+	if err := s.ready(ctx, p); err != nil {
+		return errors.Join(err, p.Stop(time.Second))
 	}
 	s.keeper = supervise.Keep("private redis", s.opts.Log, p, s.launch)
 	return nil
 }
 
-// settings are given to a new server and set on an adopted one.
 func (s *Server) settings() [][2]string {
 	return [][2]string{
 		{"save", ""},
@@ -143,7 +140,7 @@ func (s *Server) launch() (*supervise.Process, error) {
 			return nil, err
 		}
 	}
-	// A file, not a pipe: the server has to outlive this process.
+	// A file, not a pipe: the server's last words come when this process may have been killed.
 	log, err := os.OpenFile(s.path("redis.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -151,6 +148,9 @@ func (s *Server) launch() (*supervise.Process, error) {
 	defer log.Close()
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
+	// (It is sent when the thread that started it ends; Go ends threads only of goroutines that are locked to them, of which
+	// there are none here.)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	return supervise.Start(cmd)
 }
 
@@ -178,39 +178,32 @@ func (s *Server) ready(ctx context.Context, p *supervise.Process) error {
 	}
 }
 
-// adopt finds a server that a killed relay left over in the directory; nil when there is none.
-func (s *Server) adopt(ctx context.Context) (*supervise.Process, error) {
+// leftOverTime is how long a server that was left over may take to end in order.
+const leftOverTime = 10 * time.Second
+
+// clear ends a server that was left over in the directory: two must not share its files. What it was told is on its disk.
+func (s *Server) clear(ctx context.Context) error {
 	pid, found, err := s.ask(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if found {
-		p := supervise.Adopt(pid, func() bool { return s.runs(pid) })
-		if err := s.ready(ctx, p); err != nil {
-			return nil, err
+	if !found { // or it does not answer
+		text, err := os.ReadFile(s.path("redis.pid"))
+		if err != nil {
+			return nil
 		}
-		for _, set := range s.settings() {
-			if _, err := command(ctx, s.socket, "CONFIG", "SET", set[0], set[1]); err != nil {
-				return nil, fmt.Errorf("private redis that was left over (process %d) refuses %s: %w", pid, set[0], err)
-			}
+		if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil {
+			return nil
 		}
-		s.opts.Log.Info("adopted the private redis that was left over", "pid", pid, "dir", s.dir)
-		return p, nil
 	}
-	// One that does not answer must not share its files with a second one.
-	text, err := os.ReadFile(s.path("redis.pid"))
-	if err != nil {
-		return nil, nil // no pid file: nothing runs
+	if !s.runs(pid) {
+		return nil
 	}
-	pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || !s.runs(pid) {
-		return nil, nil // a stale one
-	}
-	s.opts.Log.Warn("the private redis that was left over does not answer, stopping it", "pid", pid, "dir", s.dir)
-	if err := supervise.Adopt(pid, func() bool { return s.runs(pid) }).Stop(5 * time.Second); err != nil {
+	s.opts.Log.Warn("a private redis was left over, ending it", "pid", pid, "dir", s.dir)
+	if err := supervise.Adopt(pid, func() bool { return s.runs(pid) }).Stop(leftOverTime); err != nil {
 		s.opts.Log.Warn("private redis", "error", err)
 	}
-	return nil, nil
+	return nil
 }
 
 // ask asks who listens at the socket. An error means that it is a server, but not ours.

@@ -1,9 +1,12 @@
 package privateredis
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -111,7 +114,7 @@ func TestKilledServerIsStartedAgainWithItsData(t *testing.T) {
 	})
 }
 
-func TestAdoptsWhatAKilledRelayLeft(t *testing.T) {
+func TestEndsWhatWasLeftOver(t *testing.T) {
 	dir := t.TempDir()
 	first := start(t, dir)
 	do(t, first, "SET", "k", "v")
@@ -121,27 +124,68 @@ func TestAdoptsWhatAKilledRelayLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second.PID() != first.PID() {
-		t.Errorf("process %d instead of the one left over, %d", second.PID(), first.PID())
+	defer stop(t, second)
+	if first.runs(first.PID()) || second.PID() == first.PID() {
+		t.Errorf("the one left over, %d, still runs beside %d", first.PID(), second.PID())
+	}
+	if !holdsData(t, second) {
+		t.Error("the data is gone")
 	}
 	if got := do(t, second, "CONFIG", "GET", "appendfsync"); got != "everysec" {
-		t.Errorf("appendfsync = %q, the adopted server has to take the new settings", got)
+		t.Errorf("appendfsync = %q", got)
 	}
+}
 
-	// An adopted one is watched and stopped like a child.
-	old := second.PID()
-	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+// holder is a process that runs this test's program only to hold a server, as a relay does.
+const holder = "CALLRELAY_TEST_HOLD"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(holder); dir != "" {
+		s, err := Start(context.Background(), Options{DataDir: dir})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println(s.PID())
+		select {}
+	}
+	os.Exit(m.Run())
+}
+
+// What is killed with kill -9 leaves no server behind, and the next one finds its data.
+func TestEndsWithAKilledRelay(t *testing.T) {
+	dir := t.TempDir()
+	relay := exec.Command(os.Args[0])
+	relay.Env = append(os.Environ(), holder+"="+dir)
+	out, err := relay.StdoutPipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the adopted server is replaced", func() bool {
-		return second.PID() != old && holdsData(t, second)
-	})
-	abandon(t, second)
-	third := start(t, dir)
-	pid := third.PID()
-	stop(t, third)
-	if third.runs(pid) {
-		t.Error("an adopted server still runs after Stop")
+	if err := relay.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	path, err := makeDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := &Server{dir: path, socket: filepath.Join(path, "redis.sock")}
+	do(t, left, "SET", "k", "v")
+	if !left.runs(pid) {
+		t.Fatalf("process %d is no server", pid)
+	}
+	if err := relay.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = relay.Wait()
+	eventually(t, "the server ends with who started it", func() bool { return !left.runs(pid) })
+	next := start(t, dir)
+	defer stop(t, next)
+	if !holdsData(t, next) {
+		t.Error("the data is gone")
 	}
 }
 
@@ -231,7 +275,7 @@ func TestLongPath(t *testing.T) {
 	abandon(t, s)
 	again := start(t, dir)
 	defer stop(t, again)
-	if again.PID() != s.PID() {
+	if s.runs(s.PID()) {
 		t.Error("not found again")
 	}
 	if err := os.Chmod(filepath.Dir(s.socket), 0o755); err != nil {

@@ -29,7 +29,7 @@ const (
 	topsiiTimeout = 2 * time.Second
 	leaseTime     = 9 * time.Second
 	ackBudget     = 2 * time.Second
-	concurrency   = 32 // requests to TopS.II at once, of each upstream process
+	concurrency   = 32 // requests to TopS.II at once, of all upstream processes together
 	apiKey        = "prove-prove-prove-prove-prove-00"
 )
 

@@ -65,7 +65,7 @@ func (r *Result) Holds() bool { return r != nil && r.Passed }
 func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verdict, effects []time.Time) *Result {
 	stats := c.topsii.Stats()
 	r := &Result{Seed: o.Seed, Seconds: o.For.Seconds(), Rate: o.Rate, Replicas: o.Replicas, Calls: len(l.calls), Answers: len(l.acks),
-		MaxInFlight: stats.MaxInFlight, InFlightLimit: int64(o.Replicas * concurrency), LogLines: map[string]int{}, Problems: c.strays()}
+		MaxInFlight: stats.MaxInFlight, InFlightLimit: concurrency, LogLines: map[string]int{}, Problems: c.strays()}
 	before := Row{Fault: "(before the first)", Times: 1}
 	rows := map[string]*Row{}
 	row := func(at time.Time) *Row {
@@ -145,6 +145,9 @@ func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verd
 	}
 	if r.Total.Accepted == 0 {
 		r.Problems = append(r.Problems, "nothing was accepted at all")
+	}
+	if r.MaxInFlight > r.InFlightLimit {
+		r.Problems = append(r.Problems, fmt.Sprintf("%d requests were at TopS.II at once, of all upstream processes together; %d are allowed", r.MaxInFlight, r.InFlightLimit))
 	}
 	r.Passed = len(r.Problems) == 0
 	return r

@@ -49,6 +49,10 @@ type Call struct {
 	JournalDropped bool
 	// Holds are the destinations that are held, with the reason.
 	Holds map[string]string
+	// Stuck says of the others why little or nothing leaves; those that are well are not in it.
+	Stuck map[string]string
+	// Spooled is how many callbacks ingress has acknowledged that are not decided yet.
+	Spooled int64
 	// NowMS is state's time.
 	NowMS int64
 }
@@ -133,7 +137,12 @@ func (d *diagnosis) received() {
 	switch {
 	case last == "" && refused == 0:
 		d.find(Inputs, skipped, "inputs_unread", about{})
-		d.find(Received, failed, "received_nothing", about{})
+		d.find(Dedupe, skipped, "dedupe_ok", about{})
+		if d.call.Spooled > 0 {
+			d.find(Received, waiting, "received_spooled", about{words: []string{"count", fmt.Sprint(d.call.Spooled)}})
+		} else {
+			d.find(Received, failed, "received_nothing", about{})
+		}
 	case refused > 0:
 		d.find(Received, ok, "received_refused", about{})
 	default:
@@ -279,7 +288,7 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 			a.words = append([]string{"reason", last.GetError()}, a.words...)
 			send(waiting, "send_retrying")
 		default:
-			send(waiting, "send_queued")
+			d.waits(UpstreamSend, one, a)
 		}
 	case statev1.DeliveryState_DELIVERY_STATE_LEASED:
 		send(waiting, "send_sending")
@@ -305,6 +314,24 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 	default:
 		send(failed, "send_unknown_state")
 	}
+}
+
+// waits says what a delivery waits for that nothing was tried of: one before it, its destination, or nothing but its turn.
+func (d *diagnosis) waits(step Step, one *statev1.Delivery, a about) {
+	for _, before := range d.call.Deliveries {
+		if before.GetNumber() < one.GetNumber() && before.GetDestination() == one.GetDestination() &&
+			(before.GetState() == statev1.DeliveryState_DELIVERY_STATE_QUEUED || before.GetState() == statev1.DeliveryState_DELIVERY_STATE_LEASED) {
+			a.words = append(a.words, "before", fmt.Sprint(before.GetNumber()))
+			d.find(step, waiting, "send_behind", a)
+			return
+		}
+	}
+	if why := d.call.Stuck[one.GetDestination()]; why != "" {
+		a.words = append([]string{"reason", why}, a.words...)
+		d.find(step, waiting, "send_stuck", a)
+		return
+	}
+	d.find(step, waiting, "send_queued", a)
 }
 
 // answer judges TopS.II's last answer, and says whether that is what the delivery stopped at.

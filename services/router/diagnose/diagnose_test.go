@@ -105,6 +105,7 @@ func TestEveryWayToStop(t *testing.T) {
 		{"something was unreadable", with(sent(arrived, nil), func(c *Call) { c.Journal = append(c.Journal, entry("r1", "phoneList is not JSON")) }), note, Inputs, "inputs_odd"},
 
 		{"nothing is stored", Call{Key: "ameyo/1"}, failed, Received, "received_nothing"},
+		{"nothing is stored, but something is spooled", Call{Key: "ameyo/1", Spooled: 3}, waiting, Received, "received_spooled"},
 		{"only the start", facts(&statev1.Received{Source: "ameyo.call_start"}), note, Received, "received_start_only"},
 		{"no start", sent(arrived, nil), note, Received, "received_no_start"},
 		{"recorded late", facts(&statev1.Received{Source: "ameyo.call_end", AgeMs: 61_000}), note, Received, "received_late"},
@@ -132,6 +133,13 @@ func TestEveryWayToStop(t *testing.T) {
 		{"combined", facts(end(), &statev1.Decided{Rule: "5", ErrorInfo1: "BUSY", ErrorInfo2: "BUSY", Phone1StateUsed: true}), ok, Phone1, "phone1_used"},
 
 		{"waits for its turn", sent(queued, nil), waiting, UpstreamSend, "send_queued"},
+		{"waits for one before it", with(sent(leased, nil), func(c *Call) {
+			c.Deliveries = append(c.Deliveries, &statev1.Delivery{Number: 2, Destination: "topsii", Endpoint: "createCallEnd", State: queued, RequestId: "r1"})
+		}), waiting, UpstreamSend, "send_behind"},
+		{"one before it is over", with(sent(dropped, nil), func(c *Call) {
+			c.Deliveries = append(c.Deliveries, &statev1.Delivery{Number: 2, Destination: "topsii", Endpoint: "createCallEnd", State: queued, RequestId: "r1"})
+		}), waiting, UpstreamSend, "send_queued"},
+		{"nothing leaves", with(sent(queued, nil), func(c *Call) { c.Stuck = map[string]string{"topsii": "the circuit breaker is open"} }), waiting, UpstreamSend, "send_stuck"},
 		{"is being sent", sent(leased, nil), waiting, UpstreamSend, "send_sending"},
 		{"tried again", sent(queued, &statev1.Attempt{Next: "retry", Error: "connection refused"}), waiting, UpstreamSend, "send_retrying"},
 		{"held", with(sent(queued, nil), func(c *Call) { c.Holds = map[string]string{"topsii": "maintenance"} }), failed, UpstreamSend, "send_held"},

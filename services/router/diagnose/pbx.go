@@ -140,7 +140,8 @@ func (d *diagnosis) pbxDelivery(one *statev1.Delivery) {
 			reason = cmp.Or(last.GetError(), reason)
 			level, code = waiting, "send_retrying"
 		default:
-			level, code = waiting, "send_queued"
+			d.waits(Delivered, one, about{one.GetRequestId(), one.GetNumber(), []string{"endpoint", one.GetEndpoint(), "destination", one.GetDestination()}})
+			return
 		}
 	case statev1.DeliveryState_DELIVERY_STATE_LEASED:
 		level, code = waiting, "send_sending"

@@ -74,45 +74,6 @@ func local_request_AdviceService_Diagnose_0(ctx context.Context, marshaler runti
 	return msg, metadata, err
 }
 
-func request_AdviceService_Diagnose_1(ctx context.Context, marshaler runtime.Marshaler, client AdviceServiceClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
-	var (
-		protoReq DiagnoseRequest
-		metadata runtime.ServerMetadata
-		err      error
-	)
-	val, ok := pathParams["call"]
-	if !ok {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "call")
-	}
-	protoReq.Call, err = runtime.String(val)
-	if err != nil {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "call", err)
-	}
-	if req.Body != nil {
-		_, _ = io.Copy(io.Discard, req.Body)
-	}
-	msg, err := client.Diagnose(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
-	return msg, metadata, err
-}
-
-func local_request_AdviceService_Diagnose_1(ctx context.Context, marshaler runtime.Marshaler, server AdviceServiceServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
-	var (
-		protoReq DiagnoseRequest
-		metadata runtime.ServerMetadata
-		err      error
-	)
-	val, ok := pathParams["call"]
-	if !ok {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "call")
-	}
-	protoReq.Call, err = runtime.String(val)
-	if err != nil {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "call", err)
-	}
-	msg, err := server.Diagnose(ctx, &protoReq)
-	return msg, metadata, err
-}
-
 func request_AdviceService_Explain_0(ctx context.Context, marshaler runtime.Marshaler, client AdviceServiceClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
 	var (
 		protoReq ExplainRequest
@@ -197,7 +158,7 @@ func RegisterAdviceServiceHandlerServer(ctx context.Context, mux *runtime.ServeM
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.AdviceService/Diagnose", runtime.WithHTTPPathPattern("/v1/calls/{call=*/*}:diagnose"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.AdviceService/Diagnose", runtime.WithHTTPPathPattern("/v1/calls/{call=**}:diagnose"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -210,26 +171,6 @@ func RegisterAdviceServiceHandlerServer(ctx context.Context, mux *runtime.ServeM
 			return
 		}
 		forward_AdviceService_Diagnose_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
-	})
-	mux.Handle(http.MethodGet, pattern_AdviceService_Diagnose_1, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
-		ctx, cancel := context.WithCancel(req.Context())
-		defer cancel()
-		var stream runtime.ServerTransportStream
-		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
-		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.AdviceService/Diagnose", runtime.WithHTTPPathPattern("/v1/calls/{call}:diagnose"))
-		if err != nil {
-			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		resp, md, err := local_request_AdviceService_Diagnose_1(annotatedContext, inboundMarshaler, server, req, pathParams)
-		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
-		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
-		if err != nil {
-			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		forward_AdviceService_Diagnose_1(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
 	mux.Handle(http.MethodPost, pattern_AdviceService_Explain_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
@@ -315,7 +256,7 @@ func RegisterAdviceServiceHandlerClient(ctx context.Context, mux *runtime.ServeM
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.AdviceService/Diagnose", runtime.WithHTTPPathPattern("/v1/calls/{call=*/*}:diagnose"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.AdviceService/Diagnose", runtime.WithHTTPPathPattern("/v1/calls/{call=**}:diagnose"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -327,23 +268,6 @@ func RegisterAdviceServiceHandlerClient(ctx context.Context, mux *runtime.ServeM
 			return
 		}
 		forward_AdviceService_Diagnose_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
-	})
-	mux.Handle(http.MethodGet, pattern_AdviceService_Diagnose_1, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
-		ctx, cancel := context.WithCancel(req.Context())
-		defer cancel()
-		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.AdviceService/Diagnose", runtime.WithHTTPPathPattern("/v1/calls/{call}:diagnose"))
-		if err != nil {
-			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		resp, md, err := request_AdviceService_Diagnose_1(annotatedContext, inboundMarshaler, client, req, pathParams)
-		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
-		if err != nil {
-			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		forward_AdviceService_Diagnose_1(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
 	mux.Handle(http.MethodPost, pattern_AdviceService_Explain_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
@@ -383,15 +307,13 @@ func RegisterAdviceServiceHandlerClient(ctx context.Context, mux *runtime.ServeM
 }
 
 var (
-	pattern_AdviceService_Diagnose_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 1, 0, 4, 2, 5, 2}, []string{"v1", "calls", "call"}, "diagnose"))
-	pattern_AdviceService_Diagnose_1 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "calls", "call"}, "diagnose"))
+	pattern_AdviceService_Diagnose_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 3, 0, 4, 1, 5, 2}, []string{"v1", "calls", "call"}, "diagnose"))
 	pattern_AdviceService_Explain_0  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "callbacks"}, "explain"))
 	pattern_AdviceService_Resend_0   = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "requests", "request_id"}, "resend"))
 )
 
 var (
 	forward_AdviceService_Diagnose_0 = runtime.ForwardResponseMessage
-	forward_AdviceService_Diagnose_1 = runtime.ForwardResponseMessage
 	forward_AdviceService_Explain_0  = runtime.ForwardResponseMessage
 	forward_AdviceService_Resend_0   = runtime.ForwardResponseMessage
 )

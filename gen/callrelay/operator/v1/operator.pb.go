@@ -1260,7 +1260,15 @@ type Destination struct {
 	HoldReason  string `protobuf:"bytes,7,opt,name=hold_reason,json=holdReason,proto3" json:"hold_reason,omitempty"`
 	HoldSinceMs int64  `protobuf:"varint,8,opt,name=hold_since_ms,json=holdSinceMs,proto3" json:"hold_since_ms,omitempty"`
 	// The hold tries one delivery after each such time, and ends when it succeeds; 0 = only a person ends it.
-	ProbeMs       int64 `protobuf:"varint,9,opt,name=probe_ms,json=probeMs,proto3" json:"probe_ms,omitempty"`
+	ProbeMs int64 `protobuf:"varint,9,opt,name=probe_ms,json=probeMs,proto3" json:"probe_ms,omitempty"`
+	// Why nothing leaves, or that all is well, in one sentence.
+	Health string `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	// The processes that work it off, as they described themselves within the last seconds; not told of `rules`.
+	Consumers []*v1.Standing `protobuf:"bytes,11,rep,name=consumers,proto3" json:"consumers,omitempty"`
+	// How long a request made now would wait for its place in the destination's rate limit; 0 = it would not, or there is none.
+	LimitWaitMs int64 `protobuf:"varint,12,opt,name=limit_wait_ms,json=limitWaitMs,proto3" json:"limit_wait_ms,omitempty"`
+	// Planned or going on; at most one.
+	Maintenance   *Maintenance `protobuf:"bytes,13,opt,name=maintenance,proto3" json:"maintenance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1358,18 +1366,121 @@ func (x *Destination) GetProbeMs() int64 {
 	return 0
 }
 
+func (x *Destination) GetHealth() string {
+	if x != nil {
+		return x.Health
+	}
+	return ""
+}
+
+func (x *Destination) GetConsumers() []*v1.Standing {
+	if x != nil {
+		return x.Consumers
+	}
+	return nil
+}
+
+func (x *Destination) GetLimitWaitMs() int64 {
+	if x != nil {
+		return x.LimitWaitMs
+	}
+	return 0
+}
+
+func (x *Destination) GetMaintenance() *Maintenance {
+	if x != nil {
+		return x.Maintenance
+	}
+	return nil
+}
+
+// Maintenance is a hold with a beginning and an end.
+type Maintenance struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	FromMs  int64                  `protobuf:"varint,1,opt,name=from_ms,json=fromMs,proto3" json:"from_ms,omitempty"`
+	UntilMs int64                  `protobuf:"varint,2,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	Reason  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who planned it.
+	Actor         string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Maintenance) Reset() {
+	*x = Maintenance{}
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Maintenance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Maintenance) ProtoMessage() {}
+
+func (x *Maintenance) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
+func (*Maintenance) Descriptor() ([]byte, []int) {
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Maintenance) GetFromMs() int64 {
+	if x != nil {
+		return x.FromMs
+	}
+	return 0
+}
+
+func (x *Maintenance) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+func (x *Maintenance) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Maintenance) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 type HoldDestinationRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
 	// Required.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it begins and ends: a duration from now ("90m"), a time of day ("06:00", the next one), a date with a time, or a time
+	// of RFC 3339. Without `from` it begins now; without `until` only a person ends it. With `until` it is the destination's
+	// maintenance, in place of one that was planned before.
+	From          string `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	Until         string `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HoldDestinationRequest) Reset() {
 	*x = HoldDestinationRequest{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[20]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1492,7 @@ func (x *HoldDestinationRequest) String() string {
 func (*HoldDestinationRequest) ProtoMessage() {}
 
 func (x *HoldDestinationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[20]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1505,7 @@ func (x *HoldDestinationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDestinationRequest.ProtoReflect.Descriptor instead.
 func (*HoldDestinationRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{20}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HoldDestinationRequest) GetDestination() string {
@@ -1411,6 +1522,20 @@ func (x *HoldDestinationRequest) GetReason() string {
 	return ""
 }
 
+func (x *HoldDestinationRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *HoldDestinationRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
 type ReleaseDestinationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
@@ -1421,7 +1546,7 @@ type ReleaseDestinationRequest struct {
 
 func (x *ReleaseDestinationRequest) Reset() {
 	*x = ReleaseDestinationRequest{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[21]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1558,7 @@ func (x *ReleaseDestinationRequest) String() string {
 func (*ReleaseDestinationRequest) ProtoMessage() {}
 
 func (x *ReleaseDestinationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[21]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1571,7 @@ func (x *ReleaseDestinationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseDestinationRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseDestinationRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{21}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReleaseDestinationRequest) GetDestination() string {
@@ -1475,7 +1600,7 @@ type WatchJournalRequest struct {
 
 func (x *WatchJournalRequest) Reset() {
 	*x = WatchJournalRequest{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[22]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1612,7 @@ func (x *WatchJournalRequest) String() string {
 func (*WatchJournalRequest) ProtoMessage() {}
 
 func (x *WatchJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[22]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1625,7 @@ func (x *WatchJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJournalRequest.ProtoReflect.Descriptor instead.
 func (*WatchJournalRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{22}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchJournalRequest) GetFilter() string {
@@ -1528,7 +1653,7 @@ type WatchJournalResponse struct {
 
 func (x *WatchJournalResponse) Reset() {
 	*x = WatchJournalResponse{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[23]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1665,7 @@ func (x *WatchJournalResponse) String() string {
 func (*WatchJournalResponse) ProtoMessage() {}
 
 func (x *WatchJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[23]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1678,7 @@ func (x *WatchJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJournalResponse.ProtoReflect.Descriptor instead.
 func (*WatchJournalResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{23}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchJournalResponse) GetEntry() *Entry {
@@ -1582,7 +1707,7 @@ type GetAccountingRequest struct {
 
 func (x *GetAccountingRequest) Reset() {
 	*x = GetAccountingRequest{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[24]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1719,7 @@ func (x *GetAccountingRequest) String() string {
 func (*GetAccountingRequest) ProtoMessage() {}
 
 func (x *GetAccountingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[24]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1732,7 @@ func (x *GetAccountingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountingRequest.ProtoReflect.Descriptor instead.
 func (*GetAccountingRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetAccountingRequest) GetSince() string {
@@ -1661,7 +1786,7 @@ type Accounting struct {
 
 func (x *Accounting) Reset() {
 	*x = Accounting{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[25]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1798,7 @@ func (x *Accounting) String() string {
 func (*Accounting) ProtoMessage() {}
 
 func (x *Accounting) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[25]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1811,7 @@ func (x *Accounting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accounting.ProtoReflect.Descriptor instead.
 func (*Accounting) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Accounting) GetSinceMs() int64 {
@@ -1857,7 +1982,7 @@ type Unrequested struct {
 
 func (x *Unrequested) Reset() {
 	*x = Unrequested{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[26]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +1994,7 @@ func (x *Unrequested) String() string {
 func (*Unrequested) ProtoMessage() {}
 
 func (x *Unrequested) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[26]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2007,7 @@ func (x *Unrequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unrequested.ProtoReflect.Descriptor instead.
 func (*Unrequested) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Unrequested) GetWaiting() int64 {
@@ -1943,7 +2068,7 @@ type Difference struct {
 
 func (x *Difference) Reset() {
 	*x = Difference{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[27]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2080,7 @@ func (x *Difference) String() string {
 func (*Difference) ProtoMessage() {}
 
 func (x *Difference) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[27]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2093,7 @@ func (x *Difference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Difference.ProtoReflect.Descriptor instead.
 func (*Difference) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Difference) GetHourMs() int64 {
@@ -2014,7 +2139,7 @@ type ListAlarmsRequest struct {
 
 func (x *ListAlarmsRequest) Reset() {
 	*x = ListAlarmsRequest{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[28]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2151,7 @@ func (x *ListAlarmsRequest) String() string {
 func (*ListAlarmsRequest) ProtoMessage() {}
 
 func (x *ListAlarmsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[28]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2164,7 @@ func (x *ListAlarmsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlarmsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlarmsRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 type ListAlarmsResponse struct {
@@ -2051,7 +2176,7 @@ type ListAlarmsResponse struct {
 
 func (x *ListAlarmsResponse) Reset() {
 	*x = ListAlarmsResponse{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[29]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2188,7 @@ func (x *ListAlarmsResponse) String() string {
 func (*ListAlarmsResponse) ProtoMessage() {}
 
 func (x *ListAlarmsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[29]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2201,7 @@ func (x *ListAlarmsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlarmsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlarmsResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListAlarmsResponse) GetAlarms() []*Alarm {
@@ -2088,7 +2213,7 @@ func (x *ListAlarmsResponse) GetAlarms() []*Alarm {
 
 type Alarm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// accounting_difference, destination_held, oldest_waiting, spool_in_use, refused_after_ack.
+	// accounting_difference, destination_held, oldest_waiting, spool_in_use, refused_after_ack, refused_unrecorded.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What it is about, e.g. the destination.
 	Subject       string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
@@ -2100,7 +2225,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[30]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2237,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[30]
+	mi := &file_callrelay_operator_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2250,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_callrelay_operator_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Alarm) GetName() string {
@@ -2160,7 +2285,7 @@ var File_callrelay_operator_v1_operator_proto protoreflect.FileDescriptor
 
 const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"$callrelay/operator/v1/operator.proto\x12\x15callrelay.operator.v1\x1a\x1fcallrelay/state/v1/record.proto\"\x92\x01\n" +
+	"$callrelay/operator/v1/operator.proto\x12\x15callrelay.operator.v1\x1a\x1fcallrelay/state/v1/record.proto\x1a\x1ecallrelay/state/v1/state.proto\"\x92\x01\n" +
 	"\x12SearchCallsRequest\x12\x14\n" +
 	"\x05query\x18\x01 \x01(\tR\x05query\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\tR\x05since\x12\x14\n" +
@@ -2253,7 +2378,7 @@ const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\x04seen\x18\x06 \x01(\x03R\x04seen\"\x19\n" +
 	"\x17ListDestinationsRequest\"b\n" +
 	"\x18ListDestinationsResponse\x12F\n" +
-	"\fdestinations\x18\x01 \x03(\v2\".callrelay.operator.v1.DestinationR\fdestinations\"\x81\x02\n" +
+	"\fdestinations\x18\x01 \x03(\v2\".callrelay.operator.v1.DestinationR\fdestinations\"\xbf\x03\n" +
 	"\vDestination\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x18\n" +
@@ -2264,10 +2389,22 @@ const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\vhold_reason\x18\a \x01(\tR\n" +
 	"holdReason\x12\"\n" +
 	"\rhold_since_ms\x18\b \x01(\x03R\vholdSinceMs\x12\x19\n" +
-	"\bprobe_ms\x18\t \x01(\x03R\aprobeMs\"R\n" +
+	"\bprobe_ms\x18\t \x01(\x03R\aprobeMs\x12\x16\n" +
+	"\x06health\x18\n" +
+	" \x01(\tR\x06health\x12:\n" +
+	"\tconsumers\x18\v \x03(\v2\x1c.callrelay.state.v1.StandingR\tconsumers\x12\"\n" +
+	"\rlimit_wait_ms\x18\f \x01(\x03R\vlimitWaitMs\x12D\n" +
+	"\vmaintenance\x18\r \x01(\v2\".callrelay.operator.v1.MaintenanceR\vmaintenance\"o\n" +
+	"\vMaintenance\x12\x17\n" +
+	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x19\n" +
+	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\"|\n" +
 	"\x16HoldDestinationRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"U\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\tR\x05until\"U\n" +
 	"\x19ReleaseDestinationRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"C\n" +
@@ -2359,7 +2496,7 @@ func file_callrelay_operator_v1_operator_proto_rawDescGZIP() []byte {
 	return file_callrelay_operator_v1_operator_proto_rawDescData
 }
 
-var file_callrelay_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_callrelay_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_callrelay_operator_v1_operator_proto_goTypes = []any{
 	(*SearchCallsRequest)(nil),        // 0: callrelay.operator.v1.SearchCallsRequest
 	(*SearchCallsResponse)(nil),       // 1: callrelay.operator.v1.SearchCallsResponse
@@ -2381,72 +2518,76 @@ var file_callrelay_operator_v1_operator_proto_goTypes = []any{
 	(*ListDestinationsRequest)(nil),   // 17: callrelay.operator.v1.ListDestinationsRequest
 	(*ListDestinationsResponse)(nil),  // 18: callrelay.operator.v1.ListDestinationsResponse
 	(*Destination)(nil),               // 19: callrelay.operator.v1.Destination
-	(*HoldDestinationRequest)(nil),    // 20: callrelay.operator.v1.HoldDestinationRequest
-	(*ReleaseDestinationRequest)(nil), // 21: callrelay.operator.v1.ReleaseDestinationRequest
-	(*WatchJournalRequest)(nil),       // 22: callrelay.operator.v1.WatchJournalRequest
-	(*WatchJournalResponse)(nil),      // 23: callrelay.operator.v1.WatchJournalResponse
-	(*GetAccountingRequest)(nil),      // 24: callrelay.operator.v1.GetAccountingRequest
-	(*Accounting)(nil),                // 25: callrelay.operator.v1.Accounting
-	(*Unrequested)(nil),               // 26: callrelay.operator.v1.Unrequested
-	(*Difference)(nil),                // 27: callrelay.operator.v1.Difference
-	(*ListAlarmsRequest)(nil),         // 28: callrelay.operator.v1.ListAlarmsRequest
-	(*ListAlarmsResponse)(nil),        // 29: callrelay.operator.v1.ListAlarmsResponse
-	(*Alarm)(nil),                     // 30: callrelay.operator.v1.Alarm
-	(*v1.Record)(nil),                 // 31: callrelay.state.v1.Record
-	(*v1.JournalEntry)(nil),           // 32: callrelay.state.v1.JournalEntry
-	(*v1.Delivery)(nil),               // 33: callrelay.state.v1.Delivery
+	(*Maintenance)(nil),               // 20: callrelay.operator.v1.Maintenance
+	(*HoldDestinationRequest)(nil),    // 21: callrelay.operator.v1.HoldDestinationRequest
+	(*ReleaseDestinationRequest)(nil), // 22: callrelay.operator.v1.ReleaseDestinationRequest
+	(*WatchJournalRequest)(nil),       // 23: callrelay.operator.v1.WatchJournalRequest
+	(*WatchJournalResponse)(nil),      // 24: callrelay.operator.v1.WatchJournalResponse
+	(*GetAccountingRequest)(nil),      // 25: callrelay.operator.v1.GetAccountingRequest
+	(*Accounting)(nil),                // 26: callrelay.operator.v1.Accounting
+	(*Unrequested)(nil),               // 27: callrelay.operator.v1.Unrequested
+	(*Difference)(nil),                // 28: callrelay.operator.v1.Difference
+	(*ListAlarmsRequest)(nil),         // 29: callrelay.operator.v1.ListAlarmsRequest
+	(*ListAlarmsResponse)(nil),        // 30: callrelay.operator.v1.ListAlarmsResponse
+	(*Alarm)(nil),                     // 31: callrelay.operator.v1.Alarm
+	(*v1.Record)(nil),                 // 32: callrelay.state.v1.Record
+	(*v1.JournalEntry)(nil),           // 33: callrelay.state.v1.JournalEntry
+	(*v1.Delivery)(nil),               // 34: callrelay.state.v1.Delivery
+	(*v1.Standing)(nil),               // 35: callrelay.state.v1.Standing
 }
 var file_callrelay_operator_v1_operator_proto_depIdxs = []int32{
 	2,  // 0: callrelay.operator.v1.SearchCallsResponse.calls:type_name -> callrelay.operator.v1.CallSummary
 	6,  // 1: callrelay.operator.v1.CallSummary.deliveries:type_name -> callrelay.operator.v1.Delivery
-	31, // 2: callrelay.operator.v1.Call.record:type_name -> callrelay.state.v1.Record
+	32, // 2: callrelay.operator.v1.Call.record:type_name -> callrelay.state.v1.Record
 	6,  // 3: callrelay.operator.v1.Call.deliveries:type_name -> callrelay.operator.v1.Delivery
 	5,  // 4: callrelay.operator.v1.Call.journal:type_name -> callrelay.operator.v1.Entry
-	32, // 5: callrelay.operator.v1.Entry.fact:type_name -> callrelay.state.v1.JournalEntry
-	33, // 6: callrelay.operator.v1.Delivery.facts:type_name -> callrelay.state.v1.Delivery
+	33, // 5: callrelay.operator.v1.Entry.fact:type_name -> callrelay.state.v1.JournalEntry
+	34, // 6: callrelay.operator.v1.Delivery.facts:type_name -> callrelay.state.v1.Delivery
 	5,  // 7: callrelay.operator.v1.Request.journal:type_name -> callrelay.operator.v1.Entry
 	6,  // 8: callrelay.operator.v1.Request.deliveries:type_name -> callrelay.operator.v1.Delivery
 	6,  // 9: callrelay.operator.v1.ListDeliveriesResponse.deliveries:type_name -> callrelay.operator.v1.Delivery
 	13, // 10: callrelay.operator.v1.RetryDeliveriesRequest.filter:type_name -> callrelay.operator.v1.DeliveryFilter
 	13, // 11: callrelay.operator.v1.DiscardDeliveriesRequest.filter:type_name -> callrelay.operator.v1.DeliveryFilter
 	19, // 12: callrelay.operator.v1.ListDestinationsResponse.destinations:type_name -> callrelay.operator.v1.Destination
-	5,  // 13: callrelay.operator.v1.WatchJournalResponse.entry:type_name -> callrelay.operator.v1.Entry
-	27, // 14: callrelay.operator.v1.Accounting.differences:type_name -> callrelay.operator.v1.Difference
-	26, // 15: callrelay.operator.v1.Accounting.unrequested:type_name -> callrelay.operator.v1.Unrequested
-	30, // 16: callrelay.operator.v1.ListAlarmsResponse.alarms:type_name -> callrelay.operator.v1.Alarm
-	0,  // 17: callrelay.operator.v1.OperatorService.SearchCalls:input_type -> callrelay.operator.v1.SearchCallsRequest
-	3,  // 18: callrelay.operator.v1.OperatorService.GetCall:input_type -> callrelay.operator.v1.GetCallRequest
-	7,  // 19: callrelay.operator.v1.OperatorService.GetRequest:input_type -> callrelay.operator.v1.GetRequestRequest
-	9,  // 20: callrelay.operator.v1.OperatorService.ListDeliveries:input_type -> callrelay.operator.v1.ListDeliveriesRequest
-	11, // 21: callrelay.operator.v1.OperatorService.RetryDelivery:input_type -> callrelay.operator.v1.RetryDeliveryRequest
-	12, // 22: callrelay.operator.v1.OperatorService.DiscardDelivery:input_type -> callrelay.operator.v1.DiscardDeliveryRequest
-	14, // 23: callrelay.operator.v1.OperatorService.RetryDeliveries:input_type -> callrelay.operator.v1.RetryDeliveriesRequest
-	15, // 24: callrelay.operator.v1.OperatorService.DiscardDeliveries:input_type -> callrelay.operator.v1.DiscardDeliveriesRequest
-	17, // 25: callrelay.operator.v1.OperatorService.ListDestinations:input_type -> callrelay.operator.v1.ListDestinationsRequest
-	20, // 26: callrelay.operator.v1.OperatorService.HoldDestination:input_type -> callrelay.operator.v1.HoldDestinationRequest
-	21, // 27: callrelay.operator.v1.OperatorService.ReleaseDestination:input_type -> callrelay.operator.v1.ReleaseDestinationRequest
-	22, // 28: callrelay.operator.v1.OperatorService.WatchJournal:input_type -> callrelay.operator.v1.WatchJournalRequest
-	24, // 29: callrelay.operator.v1.OperatorService.GetAccounting:input_type -> callrelay.operator.v1.GetAccountingRequest
-	28, // 30: callrelay.operator.v1.OperatorService.ListAlarms:input_type -> callrelay.operator.v1.ListAlarmsRequest
-	1,  // 31: callrelay.operator.v1.OperatorService.SearchCalls:output_type -> callrelay.operator.v1.SearchCallsResponse
-	4,  // 32: callrelay.operator.v1.OperatorService.GetCall:output_type -> callrelay.operator.v1.Call
-	8,  // 33: callrelay.operator.v1.OperatorService.GetRequest:output_type -> callrelay.operator.v1.Request
-	10, // 34: callrelay.operator.v1.OperatorService.ListDeliveries:output_type -> callrelay.operator.v1.ListDeliveriesResponse
-	6,  // 35: callrelay.operator.v1.OperatorService.RetryDelivery:output_type -> callrelay.operator.v1.Delivery
-	6,  // 36: callrelay.operator.v1.OperatorService.DiscardDelivery:output_type -> callrelay.operator.v1.Delivery
-	16, // 37: callrelay.operator.v1.OperatorService.RetryDeliveries:output_type -> callrelay.operator.v1.Progress
-	16, // 38: callrelay.operator.v1.OperatorService.DiscardDeliveries:output_type -> callrelay.operator.v1.Progress
-	18, // 39: callrelay.operator.v1.OperatorService.ListDestinations:output_type -> callrelay.operator.v1.ListDestinationsResponse
-	19, // 40: callrelay.operator.v1.OperatorService.HoldDestination:output_type -> callrelay.operator.v1.Destination
-	19, // 41: callrelay.operator.v1.OperatorService.ReleaseDestination:output_type -> callrelay.operator.v1.Destination
-	23, // 42: callrelay.operator.v1.OperatorService.WatchJournal:output_type -> callrelay.operator.v1.WatchJournalResponse
-	25, // 43: callrelay.operator.v1.OperatorService.GetAccounting:output_type -> callrelay.operator.v1.Accounting
-	29, // 44: callrelay.operator.v1.OperatorService.ListAlarms:output_type -> callrelay.operator.v1.ListAlarmsResponse
-	31, // [31:45] is the sub-list for method output_type
-	17, // [17:31] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	35, // 13: callrelay.operator.v1.Destination.consumers:type_name -> callrelay.state.v1.Standing
+	20, // 14: callrelay.operator.v1.Destination.maintenance:type_name -> callrelay.operator.v1.Maintenance
+	5,  // 15: callrelay.operator.v1.WatchJournalResponse.entry:type_name -> callrelay.operator.v1.Entry
+	28, // 16: callrelay.operator.v1.Accounting.differences:type_name -> callrelay.operator.v1.Difference
+	27, // 17: callrelay.operator.v1.Accounting.unrequested:type_name -> callrelay.operator.v1.Unrequested
+	31, // 18: callrelay.operator.v1.ListAlarmsResponse.alarms:type_name -> callrelay.operator.v1.Alarm
+	0,  // 19: callrelay.operator.v1.OperatorService.SearchCalls:input_type -> callrelay.operator.v1.SearchCallsRequest
+	3,  // 20: callrelay.operator.v1.OperatorService.GetCall:input_type -> callrelay.operator.v1.GetCallRequest
+	7,  // 21: callrelay.operator.v1.OperatorService.GetRequest:input_type -> callrelay.operator.v1.GetRequestRequest
+	9,  // 22: callrelay.operator.v1.OperatorService.ListDeliveries:input_type -> callrelay.operator.v1.ListDeliveriesRequest
+	11, // 23: callrelay.operator.v1.OperatorService.RetryDelivery:input_type -> callrelay.operator.v1.RetryDeliveryRequest
+	12, // 24: callrelay.operator.v1.OperatorService.DiscardDelivery:input_type -> callrelay.operator.v1.DiscardDeliveryRequest
+	14, // 25: callrelay.operator.v1.OperatorService.RetryDeliveries:input_type -> callrelay.operator.v1.RetryDeliveriesRequest
+	15, // 26: callrelay.operator.v1.OperatorService.DiscardDeliveries:input_type -> callrelay.operator.v1.DiscardDeliveriesRequest
+	17, // 27: callrelay.operator.v1.OperatorService.ListDestinations:input_type -> callrelay.operator.v1.ListDestinationsRequest
+	21, // 28: callrelay.operator.v1.OperatorService.HoldDestination:input_type -> callrelay.operator.v1.HoldDestinationRequest
+	22, // 29: callrelay.operator.v1.OperatorService.ReleaseDestination:input_type -> callrelay.operator.v1.ReleaseDestinationRequest
+	23, // 30: callrelay.operator.v1.OperatorService.WatchJournal:input_type -> callrelay.operator.v1.WatchJournalRequest
+	25, // 31: callrelay.operator.v1.OperatorService.GetAccounting:input_type -> callrelay.operator.v1.GetAccountingRequest
+	29, // 32: callrelay.operator.v1.OperatorService.ListAlarms:input_type -> callrelay.operator.v1.ListAlarmsRequest
+	1,  // 33: callrelay.operator.v1.OperatorService.SearchCalls:output_type -> callrelay.operator.v1.SearchCallsResponse
+	4,  // 34: callrelay.operator.v1.OperatorService.GetCall:output_type -> callrelay.operator.v1.Call
+	8,  // 35: callrelay.operator.v1.OperatorService.GetRequest:output_type -> callrelay.operator.v1.Request
+	10, // 36: callrelay.operator.v1.OperatorService.ListDeliveries:output_type -> callrelay.operator.v1.ListDeliveriesResponse
+	6,  // 37: callrelay.operator.v1.OperatorService.RetryDelivery:output_type -> callrelay.operator.v1.Delivery
+	6,  // 38: callrelay.operator.v1.OperatorService.DiscardDelivery:output_type -> callrelay.operator.v1.Delivery
+	16, // 39: callrelay.operator.v1.OperatorService.RetryDeliveries:output_type -> callrelay.operator.v1.Progress
+	16, // 40: callrelay.operator.v1.OperatorService.DiscardDeliveries:output_type -> callrelay.operator.v1.Progress
+	18, // 41: callrelay.operator.v1.OperatorService.ListDestinations:output_type -> callrelay.operator.v1.ListDestinationsResponse
+	19, // 42: callrelay.operator.v1.OperatorService.HoldDestination:output_type -> callrelay.operator.v1.Destination
+	19, // 43: callrelay.operator.v1.OperatorService.ReleaseDestination:output_type -> callrelay.operator.v1.Destination
+	24, // 44: callrelay.operator.v1.OperatorService.WatchJournal:output_type -> callrelay.operator.v1.WatchJournalResponse
+	26, // 45: callrelay.operator.v1.OperatorService.GetAccounting:output_type -> callrelay.operator.v1.Accounting
+	30, // 46: callrelay.operator.v1.OperatorService.ListAlarms:output_type -> callrelay.operator.v1.ListAlarmsResponse
+	33, // [33:47] is the sub-list for method output_type
+	19, // [19:33] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_operator_v1_operator_proto_init() }
@@ -2460,7 +2601,7 @@ func file_callrelay_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_operator_v1_operator_proto_rawDesc), len(file_callrelay_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -101,45 +101,6 @@ func local_request_OperatorService_GetCall_0(ctx context.Context, marshaler runt
 	return msg, metadata, err
 }
 
-func request_OperatorService_GetCall_1(ctx context.Context, marshaler runtime.Marshaler, client OperatorServiceClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
-	var (
-		protoReq GetCallRequest
-		metadata runtime.ServerMetadata
-		err      error
-	)
-	val, ok := pathParams["call"]
-	if !ok {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "call")
-	}
-	protoReq.Call, err = runtime.String(val)
-	if err != nil {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "call", err)
-	}
-	if req.Body != nil {
-		_, _ = io.Copy(io.Discard, req.Body)
-	}
-	msg, err := client.GetCall(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
-	return msg, metadata, err
-}
-
-func local_request_OperatorService_GetCall_1(ctx context.Context, marshaler runtime.Marshaler, server OperatorServiceServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
-	var (
-		protoReq GetCallRequest
-		metadata runtime.ServerMetadata
-		err      error
-	)
-	val, ok := pathParams["call"]
-	if !ok {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "call")
-	}
-	protoReq.Call, err = runtime.String(val)
-	if err != nil {
-		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "call", err)
-	}
-	msg, err := server.GetCall(ctx, &protoReq)
-	return msg, metadata, err
-}
-
 func request_OperatorService_GetRequest_0(ctx context.Context, marshaler runtime.Marshaler, client OperatorServiceClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
 	var (
 		protoReq GetRequestRequest
@@ -577,7 +538,7 @@ func RegisterOperatorServiceHandlerServer(ctx context.Context, mux *runtime.Serv
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/GetCall", runtime.WithHTTPPathPattern("/v1/calls/{call=*/*}"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/GetCall", runtime.WithHTTPPathPattern("/v1/calls/{call=**}"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -590,26 +551,6 @@ func RegisterOperatorServiceHandlerServer(ctx context.Context, mux *runtime.Serv
 			return
 		}
 		forward_OperatorService_GetCall_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
-	})
-	mux.Handle(http.MethodGet, pattern_OperatorService_GetCall_1, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
-		ctx, cancel := context.WithCancel(req.Context())
-		defer cancel()
-		var stream runtime.ServerTransportStream
-		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
-		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/GetCall", runtime.WithHTTPPathPattern("/v1/calls/{call}"))
-		if err != nil {
-			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		resp, md, err := local_request_OperatorService_GetCall_1(annotatedContext, inboundMarshaler, server, req, pathParams)
-		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
-		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
-		if err != nil {
-			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		forward_OperatorService_GetCall_1(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
 	mux.Handle(http.MethodGet, pattern_OperatorService_GetRequest_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
@@ -657,7 +598,7 @@ func RegisterOperatorServiceHandlerServer(ctx context.Context, mux *runtime.Serv
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/RetryDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=*/*/*}:retry"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/RetryDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=**}:retry"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -677,7 +618,7 @@ func RegisterOperatorServiceHandlerServer(ctx context.Context, mux *runtime.Serv
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/DiscardDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=*/*/*}:discard"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/DiscardDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=**}:discard"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -731,7 +672,7 @@ func RegisterOperatorServiceHandlerServer(ctx context.Context, mux *runtime.Serv
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/HoldDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination}:hold"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/HoldDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination=**}:hold"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -751,7 +692,7 @@ func RegisterOperatorServiceHandlerServer(ctx context.Context, mux *runtime.Serv
 		var stream runtime.ServerTransportStream
 		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/ReleaseDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination}:release"))
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/ReleaseDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination=**}:release"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -873,7 +814,7 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/GetCall", runtime.WithHTTPPathPattern("/v1/calls/{call=*/*}"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/GetCall", runtime.WithHTTPPathPattern("/v1/calls/{call=**}"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -885,23 +826,6 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 			return
 		}
 		forward_OperatorService_GetCall_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
-	})
-	mux.Handle(http.MethodGet, pattern_OperatorService_GetCall_1, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
-		ctx, cancel := context.WithCancel(req.Context())
-		defer cancel()
-		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/GetCall", runtime.WithHTTPPathPattern("/v1/calls/{call}"))
-		if err != nil {
-			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		resp, md, err := request_OperatorService_GetCall_1(annotatedContext, inboundMarshaler, client, req, pathParams)
-		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
-		if err != nil {
-			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
-			return
-		}
-		forward_OperatorService_GetCall_1(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
 	mux.Handle(http.MethodGet, pattern_OperatorService_GetRequest_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
@@ -941,7 +865,7 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/RetryDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=*/*/*}:retry"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/RetryDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=**}:retry"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -958,7 +882,7 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/DiscardDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=*/*/*}:discard"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/DiscardDelivery", runtime.WithHTTPPathPattern("/v1/deliveries/{delivery=**}:discard"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -1026,7 +950,7 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/HoldDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination}:hold"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/HoldDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination=**}:hold"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -1043,7 +967,7 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
 		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
-		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/ReleaseDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination}:release"))
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/callrelay.operator.v1.OperatorService/ReleaseDestination", runtime.WithHTTPPathPattern("/v1/destinations/{destination=**}:release"))
 		if err != nil {
 			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
 			return
@@ -1112,17 +1036,16 @@ func RegisterOperatorServiceHandlerClient(ctx context.Context, mux *runtime.Serv
 
 var (
 	pattern_OperatorService_SearchCalls_0        = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "calls"}, "search"))
-	pattern_OperatorService_GetCall_0            = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 1, 0, 4, 2, 5, 2}, []string{"v1", "calls", "call"}, ""))
-	pattern_OperatorService_GetCall_1            = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "calls", "call"}, ""))
+	pattern_OperatorService_GetCall_0            = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 3, 0, 4, 1, 5, 2}, []string{"v1", "calls", "call"}, ""))
 	pattern_OperatorService_GetRequest_0         = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "requests", "request_id"}, ""))
 	pattern_OperatorService_ListDeliveries_0     = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "deliveries"}, ""))
-	pattern_OperatorService_RetryDelivery_0      = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 1, 0, 1, 0, 4, 3, 5, 2}, []string{"v1", "deliveries", "delivery"}, "retry"))
-	pattern_OperatorService_DiscardDelivery_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 1, 0, 1, 0, 4, 3, 5, 2}, []string{"v1", "deliveries", "delivery"}, "discard"))
+	pattern_OperatorService_RetryDelivery_0      = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 3, 0, 4, 1, 5, 2}, []string{"v1", "deliveries", "delivery"}, "retry"))
+	pattern_OperatorService_DiscardDelivery_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 3, 0, 4, 1, 5, 2}, []string{"v1", "deliveries", "delivery"}, "discard"))
 	pattern_OperatorService_RetryDeliveries_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "deliveries"}, "retry"))
 	pattern_OperatorService_DiscardDeliveries_0  = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "deliveries"}, "discard"))
 	pattern_OperatorService_ListDestinations_0   = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "destinations"}, ""))
-	pattern_OperatorService_HoldDestination_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "destinations", "destination"}, "hold"))
-	pattern_OperatorService_ReleaseDestination_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 4, 1, 5, 2}, []string{"v1", "destinations", "destination"}, "release"))
+	pattern_OperatorService_HoldDestination_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 3, 0, 4, 1, 5, 2}, []string{"v1", "destinations", "destination"}, "hold"))
+	pattern_OperatorService_ReleaseDestination_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 3, 0, 4, 1, 5, 2}, []string{"v1", "destinations", "destination"}, "release"))
 	pattern_OperatorService_WatchJournal_0       = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "journal"}, "watch"))
 	pattern_OperatorService_GetAccounting_0      = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "accounting"}, ""))
 	pattern_OperatorService_ListAlarms_0         = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "alarms"}, ""))
@@ -1131,7 +1054,6 @@ var (
 var (
 	forward_OperatorService_SearchCalls_0        = runtime.ForwardResponseMessage
 	forward_OperatorService_GetCall_0            = runtime.ForwardResponseMessage
-	forward_OperatorService_GetCall_1            = runtime.ForwardResponseMessage
 	forward_OperatorService_GetRequest_0         = runtime.ForwardResponseMessage
 	forward_OperatorService_ListDeliveries_0     = runtime.ForwardResponseMessage
 	forward_OperatorService_RetryDelivery_0      = runtime.ForwardResponseMessage

@@ -71,7 +71,7 @@ type OperatorServiceClient interface {
 	ListDestinations(ctx context.Context, in *ListDestinationsRequest, opts ...grpc.CallOption) (*ListDestinationsResponse, error)
 	// HoldDestination stops a destination: nothing more is sent. What is under way ends and counts.
 	HoldDestination(ctx context.Context, in *HoldDestinationRequest, opts ...grpc.CallOption) (*Destination, error)
-	// ReleaseDestination ends a hold; without one it does nothing.
+	// ReleaseDestination ends a hold and forgets a planned one; without any it does nothing.
 	ReleaseDestination(ctx context.Context, in *ReleaseDestinationRequest, opts ...grpc.CallOption) (*Destination, error)
 	// WatchJournal tells each journal entry as it is written. Over HTTP it is server-sent events, resumed by Last-Event-ID.
 	WatchJournal(ctx context.Context, in *WatchJournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJournalResponse], error)
@@ -283,7 +283,7 @@ type OperatorServiceServer interface {
 	ListDestinations(context.Context, *ListDestinationsRequest) (*ListDestinationsResponse, error)
 	// HoldDestination stops a destination: nothing more is sent. What is under way ends and counts.
 	HoldDestination(context.Context, *HoldDestinationRequest) (*Destination, error)
-	// ReleaseDestination ends a hold; without one it does nothing.
+	// ReleaseDestination ends a hold and forgets a planned one; without any it does nothing.
 	ReleaseDestination(context.Context, *ReleaseDestinationRequest) (*Destination, error)
 	// WatchJournal tells each journal entry as it is written. Over HTTP it is server-sent events, resumed by Last-Event-ID.
 	WatchJournal(*WatchJournalRequest, grpc.ServerStreamingServer[WatchJournalResponse]) error

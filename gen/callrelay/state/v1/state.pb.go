@@ -1175,8 +1175,10 @@ type LeaseRequest struct {
 	// In the first message: the destination, e.g. "topsii" or "rules".
 	Destination string `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
 	// This many more items are wanted. Only for work that starts at once.
-	Credit        int32          `protobuf:"varint,2,opt,name=credit,proto3" json:"credit,omitempty"`
-	Results       []*LeaseResult `protobuf:"bytes,3,rep,name=results,proto3" json:"results,omitempty"`
+	Credit  int32          `protobuf:"varint,2,opt,name=credit,proto3" json:"credit,omitempty"`
+	Results []*LeaseResult `protobuf:"bytes,3,rep,name=results,proto3" json:"results,omitempty"`
+	// How the consumer is, when that changed and every few seconds.
+	Standing      *Standing `protobuf:"bytes,4,opt,name=standing,proto3" json:"standing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1232,6 +1234,103 @@ func (x *LeaseRequest) GetResults() []*LeaseResult {
 	return nil
 }
 
+func (x *LeaseRequest) GetStanding() *Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+// Standing is what only the consumer of a destination knows: why it takes no work, or little.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "closed" (work is done), "open" (nothing is sent) or "half-open" (a probe is).
+	Breaker string `protobuf:"bytes,1,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	// When an open breaker lets a probe through, from now.
+	BreakerMs int64 `protobuf:"varint,2,opt,name=breaker_ms,json=breakerMs,proto3" json:"breaker_ms,omitempty"`
+	// Requests that run now, and how many may at once.
+	Running int32 `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
+	Workers int32 `protobuf:"varint,4,opt,name=workers,proto3" json:"workers,omitempty"`
+	// Why the last attempt failed, in words; empty = it succeeded, or there was none.
+	Failure string `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Names the process, e.g. "host:4711".
+	Process       string `protobuf:"bytes,6,opt,name=process,proto3" json:"process,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Standing) GetBreaker() string {
+	if x != nil {
+		return x.Breaker
+	}
+	return ""
+}
+
+func (x *Standing) GetBreakerMs() int64 {
+	if x != nil {
+		return x.BreakerMs
+	}
+	return 0
+}
+
+func (x *Standing) GetRunning() int32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *Standing) GetWorkers() int32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *Standing) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *Standing) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
 type LeaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Work          []*LeaseWork           `protobuf:"bytes,1,rep,name=work,proto3" json:"work,omitempty"`
@@ -1242,7 +1341,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1353,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[16]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1366,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaseResponse) GetWork() []*LeaseWork {
@@ -1309,7 +1408,7 @@ type LeaseWork struct {
 
 func (x *LeaseWork) Reset() {
 	*x = LeaseWork{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1420,7 @@ func (x *LeaseWork) String() string {
 func (*LeaseWork) ProtoMessage() {}
 
 func (x *LeaseWork) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[17]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1433,7 @@ func (x *LeaseWork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseWork.ProtoReflect.Descriptor instead.
 func (*LeaseWork) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaseWork) GetCall() string {
@@ -1427,7 +1526,7 @@ type LeaseResult struct {
 
 func (x *LeaseResult) Reset() {
 	*x = LeaseResult{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1538,7 @@ func (x *LeaseResult) String() string {
 func (*LeaseResult) ProtoMessage() {}
 
 func (x *LeaseResult) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[18]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1551,7 @@ func (x *LeaseResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResult.ProtoReflect.Descriptor instead.
 func (*LeaseResult) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LeaseResult) GetId() uint64 {
@@ -1603,7 +1702,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1714,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[19]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1727,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Done) GetReply() []byte {
@@ -1651,7 +1750,7 @@ type RetryLater struct {
 
 func (x *RetryLater) Reset() {
 	*x = RetryLater{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1762,7 @@ func (x *RetryLater) String() string {
 func (*RetryLater) ProtoMessage() {}
 
 func (x *RetryLater) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[20]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1775,7 @@ func (x *RetryLater) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryLater.ProtoReflect.Descriptor instead.
 func (*RetryLater) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RetryLater) GetInMs() int64 {
@@ -1710,7 +1809,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1821,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[21]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1834,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *End) GetState() DeliveryState {
@@ -1764,7 +1863,7 @@ type HoldDestination struct {
 
 func (x *HoldDestination) Reset() {
 	*x = HoldDestination{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1875,7 @@ func (x *HoldDestination) String() string {
 func (*HoldDestination) ProtoMessage() {}
 
 func (x *HoldDestination) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[22]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1888,7 @@ func (x *HoldDestination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDestination.ProtoReflect.Descriptor instead.
 func (*HoldDestination) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HoldDestination) GetReason() string {
@@ -1825,7 +1924,7 @@ type LeaseAnswer struct {
 
 func (x *LeaseAnswer) Reset() {
 	*x = LeaseAnswer{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1936,7 @@ func (x *LeaseAnswer) String() string {
 func (*LeaseAnswer) ProtoMessage() {}
 
 func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[23]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1949,7 @@ func (x *LeaseAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAnswer.ProtoReflect.Descriptor instead.
 func (*LeaseAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{23}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LeaseAnswer) GetId() uint64 {
@@ -1883,13 +1982,15 @@ type ReportRequest struct {
 	OldestMs int64 `protobuf:"varint,3,opt,name=oldest_ms,json=oldestMs,proto3" json:"oldest_ms,omitempty"`
 	// Callbacks that were acknowledged and then refused by the rules, since the process began.
 	RefusedAfterAck int64 `protobuf:"varint,4,opt,name=refused_after_ack,json=refusedAfterAck,proto3" json:"refused_after_ack,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Refused requests of which no record was kept, because there were too many: in the last hour at most.
+	RefusedUnrecorded int64 `protobuf:"varint,5,opt,name=refused_unrecorded,json=refusedUnrecorded,proto3" json:"refused_unrecorded,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2002,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[24]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2015,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{24}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportRequest) GetInstance() string {
@@ -1945,6 +2046,13 @@ func (x *ReportRequest) GetRefusedAfterAck() int64 {
 	return 0
 }
 
+func (x *ReportRequest) GetRefusedUnrecorded() int64 {
+	if x != nil {
+		return x.RefusedUnrecorded
+	}
+	return 0
+}
+
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1953,7 +2061,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2073,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_state_proto_msgTypes[25]
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2086,168 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{25}
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{26}
+}
+
+type ShareRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Names the sender: the same after a restart, which takes the place of the process before it. At most 128 bytes.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// New with each start of the process.
+	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	// This instance was given a share by this name before.
+	Known bool `protobuf:"varint,4,opt,name=known,proto3" json:"known,omitempty"`
+	// Requests at once, of all senders together. Where they do not agree the smallest holds.
+	Limit int32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// No more requests run here than this before the answer is read.
+	Held int32 `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"`
+	// False: it sends nothing for now, so that others may.
+	Wanted bool `protobuf:"varint,7,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// What it is given is its own for so long, counted from when it asked: LEASE_TIME.
+	ForMs         int64 `protobuf:"varint,8,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareRequest) Reset() {
+	*x = ShareRequest{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareRequest) ProtoMessage() {}
+
+func (x *ShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareRequest.ProtoReflect.Descriptor instead.
+func (*ShareRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ShareRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *ShareRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ShareRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ShareRequest) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *ShareRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ShareRequest) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *ShareRequest) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
+}
+
+func (x *ShareRequest) GetForMs() int64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
+type ShareResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests that may run here at once.
+	Share int32 `protobuf:"varint,1,opt,name=share,proto3" json:"share,omitempty"`
+	// Another process goes by this name: nothing was given.
+	Taken         bool `protobuf:"varint,2,opt,name=taken,proto3" json:"taken,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareResponse) Reset() {
+	*x = ShareResponse{}
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareResponse) ProtoMessage() {}
+
+func (x *ShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_state_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareResponse.ProtoReflect.Descriptor instead.
+func (*ShareResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_state_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ShareResponse) GetShare() int32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *ShareResponse) GetTaken() bool {
+	if x != nil {
+		return x.Taken
+	}
+	return false
 }
 
 var File_callrelay_state_v1_state_proto protoreflect.FileDescriptor
@@ -2066,11 +2335,20 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05error\x18\x02 \x01(\v2\x1a.callrelay.errors.v1.ErrorR\x05error\x128\n" +
 	"\x06status\x18\x03 \x01(\x0e2 .callrelay.state.v1.CommitStatusR\x06status\x125\n" +
 	"\aoutcome\x18\x04 \x01(\v2\x1b.callrelay.state.v1.OutcomeR\aoutcome\x127\n" +
-	"\acurrent\x18\x05 \x01(\v2\x1d.callrelay.state.v1.CallStateR\acurrent\"\x83\x01\n" +
+	"\acurrent\x18\x05 \x01(\v2\x1d.callrelay.state.v1.CallStateR\acurrent\"\xbd\x01\n" +
 	"\fLeaseRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
 	"\x06credit\x18\x02 \x01(\x05R\x06credit\x129\n" +
-	"\aresults\x18\x03 \x03(\v2\x1f.callrelay.state.v1.LeaseResultR\aresults\"}\n" +
+	"\aresults\x18\x03 \x03(\v2\x1f.callrelay.state.v1.LeaseResultR\aresults\x128\n" +
+	"\bstanding\x18\x04 \x01(\v2\x1c.callrelay.state.v1.StandingR\bstanding\"\xab\x01\n" +
+	"\bStanding\x12\x18\n" +
+	"\abreaker\x18\x01 \x01(\tR\abreaker\x12\x1d\n" +
+	"\n" +
+	"breaker_ms\x18\x02 \x01(\x03R\tbreakerMs\x12\x18\n" +
+	"\arunning\x18\x03 \x01(\x05R\arunning\x12\x18\n" +
+	"\aworkers\x18\x04 \x01(\x05R\aworkers\x12\x18\n" +
+	"\afailure\x18\x05 \x01(\tR\afailure\x12\x18\n" +
+	"\aprocess\x18\x06 \x01(\tR\aprocess\"}\n" +
 	"\rLeaseResponse\x121\n" +
 	"\x04work\x18\x01 \x03(\v2\x1d.callrelay.state.v1.LeaseWorkR\x04work\x129\n" +
 	"\aanswers\x18\x02 \x03(\v2\x1f.callrelay.state.v1.LeaseAnswerR\aanswers\"\xaa\x02\n" +
@@ -2121,13 +2399,26 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05error\x18\x02 \x01(\v2\x1a.callrelay.errors.v1.ErrorR\x05error\x12\x1e\n" +
 	"\n" +
 	"superseded\x18\x03 \x01(\bR\n" +
-	"superseded\"\x8e\x01\n" +
+	"superseded\"\xbd\x01\n" +
 	"\rReportRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\aspooled\x18\x02 \x01(\x03R\aspooled\x12\x1b\n" +
 	"\toldest_ms\x18\x03 \x01(\x03R\boldestMs\x12*\n" +
-	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\"\x10\n" +
-	"\x0eReportResponse*\xc7\x01\n" +
+	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\x12-\n" +
+	"\x12refused_unrecorded\x18\x05 \x01(\x03R\x11refusedUnrecorded\"\x10\n" +
+	"\x0eReportResponse\"\xcf\x01\n" +
+	"\fShareRequest\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x12\x14\n" +
+	"\x05known\x18\x04 \x01(\bR\x05known\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x05R\x05limit\x12\x12\n" +
+	"\x04held\x18\x06 \x01(\x05R\x04held\x12\x16\n" +
+	"\x06wanted\x18\a \x01(\bR\x06wanted\x12\x15\n" +
+	"\x06for_ms\x18\b \x01(\x03R\x05forMs\";\n" +
+	"\rShareResponse\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\x05R\x05share\x12\x14\n" +
+	"\x05taken\x18\x02 \x01(\bR\x05taken*\xc7\x01\n" +
 	"\x06Bucket\x12\x16\n" +
 	"\x12BUCKET_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eBUCKET_REFUSED\x10\x01\x12\x14\n" +
@@ -2142,11 +2433,12 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x10COMMIT_STATUS_OK\x10\x01\x12\x19\n" +
 	"\x15COMMIT_STATUS_EARLIER\x10\x02\x12\x1a\n" +
 	"\x16COMMIT_STATUS_CONFLICT\x10\x03\x12\x17\n" +
-	"\x13COMMIT_STATUS_STALE\x10\x042\xd5\x02\n" +
+	"\x13COMMIT_STATUS_STALE\x10\x042\xa3\x03\n" +
 	"\fStateService\x12M\n" +
 	"\x04Load\x12\x1f.callrelay.state.v1.LoadRequest\x1a .callrelay.state.v1.LoadResponse(\x010\x01\x12S\n" +
 	"\x06Commit\x12!.callrelay.state.v1.CommitRequest\x1a\".callrelay.state.v1.CommitResponse(\x010\x01\x12P\n" +
-	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12O\n" +
+	"\x05Lease\x12 .callrelay.state.v1.LeaseRequest\x1a!.callrelay.state.v1.LeaseResponse(\x010\x01\x12L\n" +
+	"\x05Share\x12 .callrelay.state.v1.ShareRequest\x1a!.callrelay.state.v1.ShareResponse\x12O\n" +
 	"\x06Report\x12!.callrelay.state.v1.ReportRequest\x1a\".callrelay.state.v1.ReportResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
@@ -2162,7 +2454,7 @@ func file_callrelay_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_callrelay_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_callrelay_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(Bucket)(0),             // 0: callrelay.state.v1.Bucket
 	(CommitStatus)(0),       // 1: callrelay.state.v1.CommitStatus
@@ -2182,69 +2474,75 @@ var file_callrelay_state_v1_state_proto_goTypes = []any{
 	(*CommitResponse)(nil),  // 15: callrelay.state.v1.CommitResponse
 	(*CommitAnswer)(nil),    // 16: callrelay.state.v1.CommitAnswer
 	(*LeaseRequest)(nil),    // 17: callrelay.state.v1.LeaseRequest
-	(*LeaseResponse)(nil),   // 18: callrelay.state.v1.LeaseResponse
-	(*LeaseWork)(nil),       // 19: callrelay.state.v1.LeaseWork
-	(*LeaseResult)(nil),     // 20: callrelay.state.v1.LeaseResult
-	(*Done)(nil),            // 21: callrelay.state.v1.Done
-	(*RetryLater)(nil),      // 22: callrelay.state.v1.RetryLater
-	(*End)(nil),             // 23: callrelay.state.v1.End
-	(*HoldDestination)(nil), // 24: callrelay.state.v1.HoldDestination
-	(*LeaseAnswer)(nil),     // 25: callrelay.state.v1.LeaseAnswer
-	(*ReportRequest)(nil),   // 26: callrelay.state.v1.ReportRequest
-	(*ReportResponse)(nil),  // 27: callrelay.state.v1.ReportResponse
-	(*v1.Error)(nil),        // 28: callrelay.errors.v1.Error
-	(*Delivery)(nil),        // 29: callrelay.state.v1.Delivery
-	(*PbxCard)(nil),         // 30: callrelay.state.v1.PbxCard
-	(*Attempt)(nil),         // 31: callrelay.state.v1.Attempt
-	(DeliveryState)(0),      // 32: callrelay.state.v1.DeliveryState
+	(*Standing)(nil),        // 18: callrelay.state.v1.Standing
+	(*LeaseResponse)(nil),   // 19: callrelay.state.v1.LeaseResponse
+	(*LeaseWork)(nil),       // 20: callrelay.state.v1.LeaseWork
+	(*LeaseResult)(nil),     // 21: callrelay.state.v1.LeaseResult
+	(*Done)(nil),            // 22: callrelay.state.v1.Done
+	(*RetryLater)(nil),      // 23: callrelay.state.v1.RetryLater
+	(*End)(nil),             // 24: callrelay.state.v1.End
+	(*HoldDestination)(nil), // 25: callrelay.state.v1.HoldDestination
+	(*LeaseAnswer)(nil),     // 26: callrelay.state.v1.LeaseAnswer
+	(*ReportRequest)(nil),   // 27: callrelay.state.v1.ReportRequest
+	(*ReportResponse)(nil),  // 28: callrelay.state.v1.ReportResponse
+	(*ShareRequest)(nil),    // 29: callrelay.state.v1.ShareRequest
+	(*ShareResponse)(nil),   // 30: callrelay.state.v1.ShareResponse
+	(*v1.Error)(nil),        // 31: callrelay.errors.v1.Error
+	(*Delivery)(nil),        // 32: callrelay.state.v1.Delivery
+	(*PbxCard)(nil),         // 33: callrelay.state.v1.PbxCard
+	(*Attempt)(nil),         // 34: callrelay.state.v1.Attempt
+	(DeliveryState)(0),      // 35: callrelay.state.v1.DeliveryState
 }
 var file_callrelay_state_v1_state_proto_depIdxs = []int32{
 	3,  // 0: callrelay.state.v1.LoadRequest.items:type_name -> callrelay.state.v1.LoadItem
 	5,  // 1: callrelay.state.v1.LoadResponse.answers:type_name -> callrelay.state.v1.LoadAnswer
-	28, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
+	31, // 2: callrelay.state.v1.LoadAnswer.error:type_name -> callrelay.errors.v1.Error
 	6,  // 3: callrelay.state.v1.LoadAnswer.call:type_name -> callrelay.state.v1.CallState
-	29, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
+	32, // 4: callrelay.state.v1.CallState.deliveries:type_name -> callrelay.state.v1.Delivery
 	8,  // 5: callrelay.state.v1.CommitRequest.items:type_name -> callrelay.state.v1.CommitItem
-	29, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
+	32, // 6: callrelay.state.v1.CommitItem.deliveries:type_name -> callrelay.state.v1.Delivery
 	12, // 7: callrelay.state.v1.CommitItem.set_timers:type_name -> callrelay.state.v1.Timer
 	11, // 8: callrelay.state.v1.CommitItem.outcome:type_name -> callrelay.state.v1.Outcome
 	13, // 9: callrelay.state.v1.CommitItem.entry:type_name -> callrelay.state.v1.Entry
 	9,  // 10: callrelay.state.v1.CommitItem.messages:type_name -> callrelay.state.v1.Message
 	10, // 11: callrelay.state.v1.CommitItem.moves:type_name -> callrelay.state.v1.Move
-	30, // 12: callrelay.state.v1.CommitItem.cards:type_name -> callrelay.state.v1.PbxCard
+	33, // 12: callrelay.state.v1.CommitItem.cards:type_name -> callrelay.state.v1.PbxCard
 	0,  // 13: callrelay.state.v1.Move.to:type_name -> callrelay.state.v1.Bucket
 	9,  // 14: callrelay.state.v1.Entry.message:type_name -> callrelay.state.v1.Message
 	14, // 15: callrelay.state.v1.Entry.result:type_name -> callrelay.state.v1.DeliveryResult
 	16, // 16: callrelay.state.v1.CommitResponse.answers:type_name -> callrelay.state.v1.CommitAnswer
-	28, // 17: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
+	31, // 17: callrelay.state.v1.CommitAnswer.error:type_name -> callrelay.errors.v1.Error
 	1,  // 18: callrelay.state.v1.CommitAnswer.status:type_name -> callrelay.state.v1.CommitStatus
 	11, // 19: callrelay.state.v1.CommitAnswer.outcome:type_name -> callrelay.state.v1.Outcome
 	6,  // 20: callrelay.state.v1.CommitAnswer.current:type_name -> callrelay.state.v1.CallState
-	20, // 21: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
-	19, // 22: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
-	25, // 23: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
-	29, // 24: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
-	13, // 25: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
-	31, // 26: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
-	21, // 27: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
-	22, // 28: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
-	23, // 29: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
-	24, // 30: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
-	32, // 31: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
-	28, // 32: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
-	2,  // 33: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
-	7,  // 34: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
-	17, // 35: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
-	26, // 36: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
-	4,  // 37: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
-	15, // 38: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
-	18, // 39: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
-	27, // 40: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
-	37, // [37:41] is the sub-list for method output_type
-	33, // [33:37] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	21, // 21: callrelay.state.v1.LeaseRequest.results:type_name -> callrelay.state.v1.LeaseResult
+	18, // 22: callrelay.state.v1.LeaseRequest.standing:type_name -> callrelay.state.v1.Standing
+	20, // 23: callrelay.state.v1.LeaseResponse.work:type_name -> callrelay.state.v1.LeaseWork
+	26, // 24: callrelay.state.v1.LeaseResponse.answers:type_name -> callrelay.state.v1.LeaseAnswer
+	32, // 25: callrelay.state.v1.LeaseWork.delivery:type_name -> callrelay.state.v1.Delivery
+	13, // 26: callrelay.state.v1.LeaseWork.entry:type_name -> callrelay.state.v1.Entry
+	34, // 27: callrelay.state.v1.LeaseResult.attempt:type_name -> callrelay.state.v1.Attempt
+	22, // 28: callrelay.state.v1.LeaseResult.done:type_name -> callrelay.state.v1.Done
+	23, // 29: callrelay.state.v1.LeaseResult.retry:type_name -> callrelay.state.v1.RetryLater
+	24, // 30: callrelay.state.v1.LeaseResult.end:type_name -> callrelay.state.v1.End
+	25, // 31: callrelay.state.v1.LeaseResult.hold:type_name -> callrelay.state.v1.HoldDestination
+	35, // 32: callrelay.state.v1.End.state:type_name -> callrelay.state.v1.DeliveryState
+	31, // 33: callrelay.state.v1.LeaseAnswer.error:type_name -> callrelay.errors.v1.Error
+	2,  // 34: callrelay.state.v1.StateService.Load:input_type -> callrelay.state.v1.LoadRequest
+	7,  // 35: callrelay.state.v1.StateService.Commit:input_type -> callrelay.state.v1.CommitRequest
+	17, // 36: callrelay.state.v1.StateService.Lease:input_type -> callrelay.state.v1.LeaseRequest
+	29, // 37: callrelay.state.v1.StateService.Share:input_type -> callrelay.state.v1.ShareRequest
+	27, // 38: callrelay.state.v1.StateService.Report:input_type -> callrelay.state.v1.ReportRequest
+	4,  // 39: callrelay.state.v1.StateService.Load:output_type -> callrelay.state.v1.LoadResponse
+	15, // 40: callrelay.state.v1.StateService.Commit:output_type -> callrelay.state.v1.CommitResponse
+	19, // 41: callrelay.state.v1.StateService.Lease:output_type -> callrelay.state.v1.LeaseResponse
+	30, // 42: callrelay.state.v1.StateService.Share:output_type -> callrelay.state.v1.ShareResponse
+	28, // 43: callrelay.state.v1.StateService.Report:output_type -> callrelay.state.v1.ReportResponse
+	39, // [39:44] is the sub-list for method output_type
+	34, // [34:39] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_state_proto_init() }
@@ -2254,7 +2552,7 @@ func file_callrelay_state_v1_state_proto_init() {
 	}
 	file_callrelay_state_v1_pbx_proto_init()
 	file_callrelay_state_v1_record_proto_init()
-	file_callrelay_state_v1_state_proto_msgTypes[18].OneofWrappers = []any{
+	file_callrelay_state_v1_state_proto_msgTypes[19].OneofWrappers = []any{
 		(*LeaseResult_Done)(nil),
 		(*LeaseResult_Retry)(nil),
 		(*LeaseResult_End)(nil),
@@ -2266,7 +2564,7 @@ func file_callrelay_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_state_proto_rawDesc), len(file_callrelay_state_v1_state_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

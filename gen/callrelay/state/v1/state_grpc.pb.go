@@ -25,6 +25,7 @@ const (
 	StateService_Load_FullMethodName   = "/callrelay.state.v1.StateService/Load"
 	StateService_Commit_FullMethodName = "/callrelay.state.v1.StateService/Commit"
 	StateService_Lease_FullMethodName  = "/callrelay.state.v1.StateService/Lease"
+	StateService_Share_FullMethodName  = "/callrelay.state.v1.StateService/Share"
 	StateService_Report_FullMethodName = "/callrelay.state.v1.StateService/Report"
 )
 
@@ -38,6 +39,8 @@ type StateServiceClient interface {
 	Commit(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CommitRequest, CommitResponse], error)
 	// Lease hands out work for one destination against credit, and takes its results, each answered.
 	Lease(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LeaseRequest, LeaseResponse], error)
+	// Share divides the requests that a destination may get at once among the processes that send to it. Each asks every second.
+	Share(ctx context.Context, in *ShareRequest, opts ...grpc.CallOption) (*ShareResponse, error)
 	// Report is how ingress says what it has spooled, every few seconds.
 	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error)
 }
@@ -89,6 +92,16 @@ func (c *stateServiceClient) Lease(ctx context.Context, opts ...grpc.CallOption)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type StateService_LeaseClient = grpc.BidiStreamingClient[LeaseRequest, LeaseResponse]
 
+func (c *stateServiceClient) Share(ctx context.Context, in *ShareRequest, opts ...grpc.CallOption) (*ShareResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShareResponse)
+	err := c.cc.Invoke(ctx, StateService_Share_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *stateServiceClient) Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReportResponse)
@@ -109,6 +122,8 @@ type StateServiceServer interface {
 	Commit(grpc.BidiStreamingServer[CommitRequest, CommitResponse]) error
 	// Lease hands out work for one destination against credit, and takes its results, each answered.
 	Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error
+	// Share divides the requests that a destination may get at once among the processes that send to it. Each asks every second.
+	Share(context.Context, *ShareRequest) (*ShareResponse, error)
 	// Report is how ingress says what it has spooled, every few seconds.
 	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 	mustEmbedUnimplementedStateServiceServer()
@@ -129,6 +144,9 @@ func (UnimplementedStateServiceServer) Commit(grpc.BidiStreamingServer[CommitReq
 }
 func (UnimplementedStateServiceServer) Lease(grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]) error {
 	return status.Error(codes.Unimplemented, "method Lease not implemented")
+}
+func (UnimplementedStateServiceServer) Share(context.Context, *ShareRequest) (*ShareResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Share not implemented")
 }
 func (UnimplementedStateServiceServer) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
@@ -175,6 +193,24 @@ func _StateService_Lease_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type StateService_LeaseServer = grpc.BidiStreamingServer[LeaseRequest, LeaseResponse]
 
+func _StateService_Share_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShareRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StateServiceServer).Share(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StateService_Share_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StateServiceServer).Share(ctx, req.(*ShareRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _StateService_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReportRequest)
 	if err := dec(in); err != nil {
@@ -200,6 +236,10 @@ var StateService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "callrelay.state.v1.StateService",
 	HandlerType: (*StateServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Share",
+			Handler:    _StateService_Share_Handler,
+		},
 		{
 			MethodName: "Report",
 			Handler:    _StateService_Report_Handler,

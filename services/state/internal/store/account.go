@@ -174,6 +174,9 @@ func (s *Store) ForgetCounters(ctx context.Context, before int64) error {
 	return nil
 }
 
+// scanCount is how many keys Scan looks at in one step: so few that no callback waits noticeably behind it.
+const scanCount = 50
+
 // Scan reads every call, in batches; `each` may be called from several goroutines, one at a time. A call that is made
 // meanwhile may be missing. pause is called between batches.
 func (s *Store) Scan(ctx context.Context, pause func(read int) error, each func(*Call)) error {
@@ -181,7 +184,7 @@ func (s *Store) Scan(ctx context.Context, pause func(read int) error, each func(
 	node := func(ctx context.Context, c redis.Cmdable) error {
 		var cursor uint64
 		for {
-			keys, next, err := c.Scan(ctx, cursor, "cr:{*}:c:*", 500).Result()
+			keys, next, err := c.Scan(ctx, cursor, "cr:{*}:c:*", scanCount).Result()
 			if err != nil {
 				return err
 			}

@@ -79,6 +79,7 @@ func (s *Store) Reports(ctx context.Context) (*statev1.ReportRequest, error) {
 		sum.Spooled += r.GetSpooled()
 		sum.OldestMs = max(sum.GetOldestMs(), r.GetOldestMs())
 		sum.RefusedAfterAck += r.GetRefusedAfterAck()
+		sum.RefusedUnrecorded += r.GetRefusedUnrecorded()
 	}
 	return sum, nil
 }

@@ -63,19 +63,22 @@ func (s *Store) spanMS() int64 {
 func (s *Store) Index(ctx context.Context, found []Found) error {
 	s.index.mu.Lock()
 	defer s.index.mu.Unlock()
-	sets, recent := map[string][]redis.Z{}, map[string][]any{}
-	ends := map[string]int64{}
+	type set struct {
+		span  int64
+		width byte
+		shard int
+	}
+	sets, recent := map[set][]redis.Z{}, map[int64][]any{}
 	for _, f := range found {
 		span := f.AtMS / s.spanMS()
 		if span != s.index.span {
 			s.index.span, s.index.terms, s.index.expires = span, 0, map[string]bool{}
 		}
-		end := (span+1)*s.spanMS() + 2*s.cfg.Retention.Milliseconds()
 		slot := s.slot(f.AtMS)
 		add := func(prefix string, hash uint64) {
-			key := s.setOf(span, s.width(), hash)
+			key := set{span, s.width(), 0}
+			key.shard = shardOf(key.width, hash)
 			sets[key] = append(sets[key], redis.Z{Member: prefix + slot + f.Call})
-			ends[key] = end
 			s.index.terms++
 		}
 		for i, term := range f.Terms {
@@ -90,22 +93,24 @@ func (s *Store) Index(ctx context.Context, found []Found) error {
 			}
 		}
 		if f.First {
-			key := keyRecent(span)
-			recent[key], ends[key] = append(recent[key], f.Call), end
+			recent[span] = append(recent[span], f.Call)
 		}
 	}
 	p := s.client.Pipeline()
-	for key, members := range sets {
-		p.ZAdd(ctx, key, members...)
-	}
-	for key, calls := range recent {
-		p.RPush(ctx, key, calls...)
-	}
-	for key, end := range ends {
+	expire := func(key string, span int64) {
 		if !s.index.expires[key] {
-			p.PExpireAt(ctx, key, time.UnixMilli(end))
+			p.PExpireAt(ctx, key, time.UnixMilli((span+1)*s.spanMS()+2*s.cfg.Retention.Milliseconds()))
 			s.index.expires[key] = true
 		}
+	}
+	for of, members := range sets {
+		key := keyIndex(of.span, of.width, of.shard)
+		p.ZAdd(ctx, key, members...)
+		expire(key, of.span)
+	}
+	for span, calls := range recent {
+		p.RPush(ctx, keyRecent(span), calls...)
+		expire(keyRecent(span), span)
 	}
 	_, err := p.Exec(ctx)
 	return err
@@ -118,11 +123,11 @@ func (s *Store) width() byte {
 	return wide
 }
 
-func (s *Store) setOf(span int64, width byte, hash uint64) string {
+func shardOf(width byte, hash uint64) int {
 	if width == narrow {
-		return keyIndex(span, narrow, int(hash%narrowSets))
+		return int(hash % narrowSets)
 	}
-	return keyIndex(span, wide, int(hash%wideSets))
+	return int(hash % wideSets)
 }
 
 // slot is the minute within the span, the latest first.
@@ -232,7 +237,7 @@ func (s *Store) Find(ctx context.Context, query string, sinceMS int64, limit int
 		for span := from; span > from-group && span >= oldest; span-- {
 			for _, width := range []byte{narrow, wide} {
 				for _, look := range searches {
-					cmds = append(cmds, p.ZRangeByLex(ctx, s.setOf(span, width, look.hash),
+					cmds = append(cmds, p.ZRangeByLex(ctx, keyIndex(span, width, shardOf(width, look.hash)),
 						&redis.ZRangeBy{Min: "[" + look.prefix, Max: "(" + look.prefix + "\xff\xff\xff\xff", Count: perSet}))
 					of, prefixes = append(of, hit{span: span}), append(prefixes, look.prefix)
 				}

@@ -21,12 +21,17 @@ const (
 	channelWake     = "cr:wake"         // PUBLISH of members that became due, see dispatch
 	channelJournal  = "cr:journal"      // PUBLISH of journal entries, for the live tail of other state processes
 	keySpools       = "cr:spools"       // HASH ingress process -> when it reported (ms), a blank, serialised ReportRequest
+	keyStandings    = "cr:standings"    // HASH destination TAB consumer process -> when it described itself (ms), a blank, serialised Standing
+	keyMaintenance  = "cr:maintenance"  // HASH destination -> serialised Maintenance
 	keyComparison   = "cr:comparison"   // STRING serialised Accounting: the last comparison of counters and journals
 	keyAlarms       = "cr:alarms"       // HASH alarm -> since (ms), so that one state process tells of it
 )
 
 // keyHold is a HASH per destination: epoch, total (ms under finished holds), and while it is held reason, since, probe.
 func keyHold(destination string) string { return "cr:h:" + destination }
+
+// keyShares is a HASH per destination: sending process -> "instance seen share limit wanted" (share.lua). It ends by itself.
+func keyShares(destination string) string { return "cr:s:" + destination }
 
 // keyCall is a HASH, everything stored of a call. Its fields:
 //

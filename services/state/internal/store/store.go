@@ -83,7 +83,8 @@ func newClient(raw string) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, errors.New("expected redis://host:port/db, rediss://... or unix:///path")
 	}
-	const connections = 8
+	// The client's buffers for pipelines are 128 KiB by default; ours are mostly below 32.
+	const connections, buffer = 8, 32 << 10
 	switch q := u.Query(); {
 	case q.Has("master_name"):
 		switch {
@@ -97,6 +98,7 @@ func newClient(raw string) (redis.UniversalClient, error) {
 			return nil, err
 		}
 		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled, o.Protocol = -1, 1, connections, true, 2
+		o.PipelineReadBufferSize, o.PipelineWriteBufferSize = buffer, buffer
 		return redis.NewFailoverClient(o), nil
 	case q.Has("addr"):
 		o, err := redis.ParseClusterURL(raw)
@@ -104,6 +106,7 @@ func newClient(raw string) (redis.UniversalClient, error) {
 			return nil, err
 		}
 		o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled, o.Protocol = -1, 1, connections, true, 2
+		o.PipelineReadBufferSize, o.PipelineWriteBufferSize = buffer, buffer
 		return redis.NewClusterClient(o), nil
 	}
 	o, err := redis.ParseURL(raw)
@@ -111,6 +114,7 @@ func newClient(raw string) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	o.MaxRetries, o.DialerRetries, o.PoolSize, o.ContextTimeoutEnabled, o.Protocol = -1, 1, connections, true, 2
+	o.PipelineReadBufferSize, o.PipelineWriteBufferSize = buffer, buffer
 	return redis.NewClient(o), nil
 }
 

@@ -90,6 +90,7 @@ var suite = []struct {
 	{"AccountLease", testAccountLease},
 	{"Limits", testLimits},
 	{"LimitsArrivals", testLimitsArrivals},
+	{"Share", testShare},
 	{"Format", testFormat}, // the last: nothing else works in a store of another format
 }
 

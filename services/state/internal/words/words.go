@@ -17,7 +17,7 @@ func Entry(e *statev1.JournalEntry) []string {
 	switch fact := e.GetFact().(type) {
 	case *statev1.JournalEntry_Received:
 		f := fact.Received
-		line := fmt.Sprintf("received %s from %s as request %s", f.GetSource(), orDash(f.GetPeer()), orDash(e.GetRequestId()))
+		line := words("received", f.GetSource(), "from", orDash(f.GetPeer()), "as request", orDash(e.GetRequestId()))
 		if f.GetAgeMs() >= 1000 {
 			line += fmt.Sprintf(", %v earlier", milliseconds(f.GetAgeMs()))
 		}

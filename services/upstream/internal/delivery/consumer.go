@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -17,8 +18,10 @@ import (
 type Config struct {
 	// Destination is the queue's name in state, e.g. "topsii".
 	Destination string
-	// Workers is how many requests run at once.
+	// Workers is how many requests run at once, those of all other processes that send to the destination included.
 	Workers int
+	// Name tells this process from the others, and is the same after a restart.
+	Name string
 	// LeaseTime is state's: after this long without a result the work is given to somebody else.
 	LeaseTime time.Duration
 	// SendTimeout is the longest a Send takes. No request starts with less than that left of its lease.
@@ -56,12 +59,15 @@ type Consumer struct {
 	random  func() float64
 	// wake holds one token when there is something new to look at.
 	wake chan struct{}
+	// shareWake holds one token when the share has to be asked for anew.
+	shareWake chan struct{}
 	// requests is the context of all requests; it ends when the stop timeout passed.
 	requests context.Context
 	workers  *rpc.Workers
 
 	mu       sync.Mutex
 	stopping bool
+	share    share
 	// down says why state is not connected; nil = it is.
 	down error
 	// running counts the items at work.
@@ -76,6 +82,11 @@ type Consumer struct {
 	// sent are the results on the stream that wait for an answer, by id.
 	sent   map[uint64]*item
 	lastID uint64
+	// told is when state was told last how this consumer is, and stood what it was told of its breaker.
+	told  time.Time
+	stood string
+	// failure is why the last attempt failed; empty = it did not.
+	failure string
 	// appErrors counts a delivery's application errors. State counts attempts, not their kind; lost on a restart, which
 	// means a few more retries within MaxAttempts.
 	appErrors map[key]int
@@ -112,6 +123,8 @@ func New(cfg Config, state statev1.StateServiceClient, sender Sender, tel *telem
 		log:       tel.Log().With("destination", cfg.Destination),
 		random:    rand.Float64,
 		wake:      make(chan struct{}, 1),
+		shareWake: make(chan struct{}, 1),
+		share:     share{name: cfg.Name, instance: crand.Text()},
 		down:      errors.New("not connected to state yet"),
 		items:     map[key]*item{},
 		unsent:    map[*item]bool{},
@@ -120,6 +133,7 @@ func New(cfg Config, state statev1.StateServiceClient, sender Sender, tel *telem
 	c.breaker = newBreaker(cfg.Breaker, func(from, to string) {
 		c.log.Warn("circuit breaker", "from", from, "to", to)
 		c.poke()
+		c.wakeShare()
 	})
 	var err error
 	c.metrics, err = newMetrics(tel.Meter(), c)
@@ -148,9 +162,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 		time.AfterFunc(c.cfg.StopTimeout, cut)
 	})()
 
+	shares, end := context.WithCancel(streams)
+	var keeper sync.WaitGroup
+	keeper.Go(func() { c.keepShare(shares) })
 	c.keepStream(streams)
 	abort()
 	c.workers.Close()
+	end()
+	keeper.Wait()
+	c.leaveShare(streams)
 	if n := c.unanswered(); n > 0 {
 		c.log.Error("stopped with results that state did not answer; their leases run out and they may be sent again", "results", n)
 	}
@@ -198,6 +218,7 @@ func (c *Consumer) stop() {
 	c.stopping = true
 	c.mu.Unlock()
 	c.poke()
+	c.wakeShare()
 }
 
 // finished reports whether the end was asked for and nothing is left to say.

@@ -47,7 +47,7 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		return c.report(c.requests, it, nil, v)
 	}
 	// The last look before the request: after this it takes at most SendTimeout.
-	if c.requests.Err() != nil || time.Since(it.leased) > c.cfg.LeaseTime-c.cfg.SendTimeout {
+	if c.requests.Err() != nil || time.Since(it.leased) > c.cfg.LeaseTime-c.cfg.SendTimeout || !c.shared() {
 		return c.result(it, nil, handBack(0))
 	}
 	permit, wait, ok := c.breaker.allow()
@@ -89,6 +89,9 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		paused:      paused,
 		random:      c.random,
 	})
+	c.mu.Lock()
+	c.failure = v.reason // empty when delivered
+	c.mu.Unlock()
 	span.SetAttributes(telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
 	if v.next != nextDelivered {
 		span.SetStatus(codes.Error, v.reason)

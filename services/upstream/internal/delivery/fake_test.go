@@ -42,8 +42,15 @@ type fakeState struct {
 	credits  []int32 // of each message that had any
 	results  []*statev1.LeaseResult
 	messages [][]*statev1.LeaseResult
+	standing *statev1.Standing // the last one
+	stands   int               // how many were told
+
+	shares []*statev1.ShareRequest
 
 	// Faults.
+	share         int // what Share gives; 0 = all that is wanted, -1 = nothing
+	refuseShares  bool
+	takenName     string // another process goes by it
 	refuseStreams bool
 	swallow       int // so many messages with results are applied or not (applySwallowed), and the stream is cut
 	applySwallow  bool
@@ -213,6 +220,12 @@ func (s *fakeState) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, 
 			return status.Errorf(codes.InvalidArgument, "destination %q in message that is first: %v", m.Destination, first)
 		}
 		first = false
+		if m.Standing != nil {
+			s.mu.Lock()
+			s.standing = m.Standing
+			s.stands++
+			s.mu.Unlock()
+		}
 		if err := s.message(st, m); err != nil {
 			return err
 		}
@@ -253,6 +266,23 @@ func (s *fakeState) message(st *fakeStream, m *statev1.LeaseRequest) error {
 	}
 	s.pump()
 	return nil
+}
+
+func (s *fakeState) Share(_ context.Context, r *statev1.ShareRequest) (*statev1.ShareResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shares = append(s.shares, r)
+	switch {
+	case s.refuseShares:
+		return nil, status.Error(codes.Unavailable, "no Redis")
+	case s.takenName == r.GetName():
+		return &statev1.ShareResponse{Taken: true}, nil
+	case s.share != 0:
+		return &statev1.ShareResponse{Share: int32(max(s.share, 0))}, nil
+	case !r.GetWanted():
+		return &statev1.ShareResponse{}, nil
+	}
+	return &statev1.ShareResponse{Share: r.GetLimit()}, nil
 }
 
 // finals says how each delivery ended; "" is not yet.
@@ -316,6 +346,7 @@ type rig struct {
 func testConfig() Config {
 	return Config{
 		Destination: "crm",
+		Name:        "host/127.0.0.1:9083",
 		Workers:     4,
 		LeaseTime:   45 * time.Second,
 		SendTimeout: 30 * time.Second,

@@ -12,18 +12,23 @@ import (
 	"callrelay/platform/telemetry"
 )
 
-// metrics are what a dashboard sees of one destination.
+// metrics are what a dashboard sees of one destination. All attribute sets are made once.
 type metrics struct {
-	destination attribute.KeyValue
-	outcomes    metric.Int64Counter
-	attempts    metric.Int64Counter
-	duration    metric.Float64Histogram
+	same     metric.MeasurementOption // the destination
+	outcome  map[string]metric.MeasurementOption
+	outcomes metric.Int64Counter
+	attempts metric.Int64Counter
+	duration metric.Float64Histogram
 }
 
 func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
-	m := &metrics{destination: telemetry.Destination.String(c.cfg.Destination)}
-	same := metric.WithAttributes(m.destination)
-	var errs [6]error
+	destination := telemetry.Destination.String(c.cfg.Destination)
+	same := metric.WithAttributeSet(attribute.NewSet(destination))
+	m := &metrics{same: same, outcome: map[string]metric.MeasurementOption{}}
+	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
+		m.outcome[outcome] = metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))
+	}
+	var errs [7]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
 		metric.WithDescription("What became of leased deliveries, by outcome; retry and hold are not final."))
 	m.attempts, errs[1] = meter.Int64Counter("callrelay.upstream.attempts",
@@ -53,14 +58,22 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 			o.Observe(map[gobreaker.State]int64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[c.breaker.circuit.State()], same)
 			return nil
 		}))
+	_, errs[6] = meter.Int64ObservableGauge("callrelay.upstream.share",
+		metric.WithDescription("Deliveries that may be worked on here, of those that all replicas together may."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			o.Observe(int64(c.share.current(time.Now())), same)
+			return nil
+		}))
 	return m, errors.Join(errs[:]...)
 }
 
 func (m *metrics) attempted(ctx context.Context, took time.Duration) {
-	m.attempts.Add(ctx, 1, metric.WithAttributes(m.destination))
-	m.duration.Record(ctx, took.Seconds(), metric.WithAttributes(m.destination))
+	m.attempts.Add(ctx, 1, m.same)
+	m.duration.Record(ctx, took.Seconds(), m.same)
 }
 
 func (m *metrics) settled(ctx context.Context, outcome string) {
-	m.outcomes.Add(ctx, 1, metric.WithAttributes(m.destination, telemetry.Outcome.String(outcome)))
+	m.outcomes.Add(ctx, 1, m.outcome[outcome])
 }

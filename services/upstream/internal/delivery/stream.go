@@ -43,7 +43,7 @@ func (c *Consumer) stream(ctx context.Context) (heard bool, err error) {
 	message := &statev1.LeaseRequest{Destination: c.cfg.Destination}
 	for {
 		last, again := c.compose(message)
-		if message.Destination != "" || message.Credit > 0 || len(message.Results) > 0 {
+		if message.Destination != "" || message.Credit > 0 || len(message.Results) > 0 || message.Standing != nil {
 			if err := stream.Send(message); err != nil {
 				return received.Load(), broken(<-ended) // the reader has the reason
 			}
@@ -88,7 +88,7 @@ func broken(err error) error {
 func (c *Consumer) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.credits = nil
+	c.credits, c.told = nil, time.Time{}
 	c.sent = map[uint64]*item{}
 	for _, it := range c.items {
 		it.id, it.due = 0, time.Time{}
@@ -135,7 +135,13 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 	if len(c.credits) > 0 && now.Sub(c.credits[0]) >= fresh {
 		return true, again
 	}
-	limit, change := c.breaker.room(c.cfg.Workers)
+	message.Standing, again = c.standing(now, again)
+	// Credit that the share does not allow any more is withdrawn, so that others may use it.
+	allowed := c.share.current(now)
+	if len(c.credits) > 0 && c.running+len(c.credits) > allowed {
+		return true, again
+	}
+	limit, change := c.breaker.room(allowed)
 	if change > 0 {
 		again = min(again, change)
 	}

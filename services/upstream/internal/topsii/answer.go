@@ -123,6 +123,9 @@ func redirectTarget(header http.Header) string {
 // retryAfter reads a Retry-After header: seconds or an HTTP date, at most maxRetryAfter; 0 when there is none.
 func retryAfter(value string, now time.Time) time.Duration {
 	var wait time.Duration
+	if value == "" {
+		return 0
+	}
 	if seconds, err := strconv.Atoi(value); err == nil {
 		wait = time.Duration(min(seconds, int(maxRetryAfter/time.Second))) * time.Second
 	} else if at, err := http.ParseTime(value); err == nil {

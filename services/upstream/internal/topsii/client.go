@@ -64,6 +64,8 @@ func New(options Options) *Client {
 		// closing its idle connection is uncertain, so such meetings must be rare.
 		IdleConnTimeout: 4 * time.Second,
 		Protocols:       protocols,
+		// Answers are below 1 KB.
+		DisableCompression: true,
 	}}
 	if options.Trace != nil {
 		client.transport = options.Trace(client.transport)

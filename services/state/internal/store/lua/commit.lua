@@ -15,7 +15,7 @@ local call, commit, now, key = KEYS[1], ARGV[3], ARGV[7], ARGV[10]
 local deliveries, timers, cancelled, cards = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
 
 -- What has to be known: fixed fields, the line of each delivery, each timer.
-local fields = {'HMGET', call, 'i:' .. ARGV[1], 'v', 'o', 'jn', 'jb', 't:' .. ARGV[11]}
+local fields = {'HMGET', call, 'i:' .. ARGV[1], 'v', 'o', 'jn', 'jb', 't:' .. ARGV[11], 'p'}
 local at = 18
 for _ = 1, deliveries do fields[#fields + 1] = 'q:' .. ARGV[at + 1]; at = at + 5 end
 for _ = 1, timers do fields[#fields + 1] = 't:' .. ARGV[at]; at = at + 3 end
@@ -39,7 +39,7 @@ local function put(field, value)
 end
 local open = tonumber(known[3] or '0')
 local before = open
-local next_known = 7
+local next_known = 8
 local gone = {} -- timers that end
 
 local function drop_timer(name, id)
@@ -148,7 +148,7 @@ if open ~= before then put('o', tostring(open)) end
 if #set > 2 then redis.call(unpack(set)) end
 if #gone > 0 then redis.call('HDEL', call, unpack(gone)) end
 if open == 0 then
-  expire(call, ARGV[8])
+  expire(call, ARGV[8], ARGV[17] ~= '' and ARGV[17] or known[7])
 elseif before == 0 and (known[4] or known[2]) then
   redis.call('PERSIST', call)
 end

@@ -8,7 +8,7 @@
 -- returns {'ok', '1' if the pair has a head that is due now, '1' if `rules` got the result} | {'superseded', state letter}
 local call, key, destination, number = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local d = redis.call('HMGET', call, number .. 's', number .. 't', number .. 'a', number .. 'z', 'q:' .. destination, 'o', 'jn', 'jb',
-  number .. 'w', 'i:' .. ARGV[18], 'a:' .. number)
+  number .. 'w', 'i:' .. ARGV[18], 'a:' .. number, 'p')
 local state = d[1] or ''
 -- A token counts only in state l: what it once was is not removed.
 if ARGV[5] == 'done' then
@@ -49,11 +49,13 @@ end
 -- The next in line moves up. What a person was asked about had left its line already.
 local rest, head = without(d[5], number)
 if head and state == 'q' then redis.call('ZREM', KEYS[2], key) end
+local gone = {'HDEL', call, number .. 't'}
 if rest == '' then
-  if d[5] then redis.call('HDEL', call, 'q:' .. destination) end
+  gone[4] = 'q:' .. destination
 elseif rest ~= d[5] then
   put('q:' .. destination, rest)
 end
+redis.call(unpack(gone))
 local due = ''
 if head and rest ~= '' then
   redis.call('ZADD', KEYS[2], ARGV[8], key)
@@ -71,5 +73,5 @@ if d[9] then
 end
 if open ~= before then put('o', tostring(open)) end
 redis.call(unpack(set))
-if open <= 0 then expire(call, ARGV[9]) end
+if open <= 0 then expire(call, ARGV[9], d[12]) end
 return {'ok', due, told}

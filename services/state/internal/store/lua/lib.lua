@@ -18,8 +18,9 @@ local function add_journal(set, call, entries, limit, count, bytes)
 end
 
 -- Lets a call end by itself: after so many ms, or what its rules asked for (field p) if that is longer.
-local function expire(call, retention)
-  redis.call('PEXPIRE', call, math.max(tonumber(retention), tonumber(redis.call('HGET', call, 'p') or '0')))
+local function expire(call, retention, asked)
+  if asked and tonumber(asked) > tonumber(retention) then retention = asked end
+  redis.call('PEXPIRE', call, retention)
 end
 
 -- Accounting. Where a request is counted stands in its field i:<request id> of the call: outcome of the commit, bucket, hour,

@@ -8,7 +8,7 @@
 local call, key, number = KEYS[1], ARGV[1], ARGV[3]
 local line = 'q:' .. ARGV[2]
 local d = redis.call('HMGET', call, 'v', number .. 's', 'o', 'jn', 'jb', line, number .. 'u',
-  'i:' .. ARGV[15], 'a:' .. number)
+  'i:' .. ARGV[15], 'a:' .. number, 'p')
 local state = d[2] or ''
 if (d[1] or '') ~= ARGV[4] or state ~= ARGV[6] then return {'conflict'} end
 
@@ -59,5 +59,5 @@ else
 end
 put('o', tostring(open))
 redis.call(unpack(set))
-if open <= 0 then expire(call, ARGV[9]) end
+if open <= 0 then expire(call, ARGV[9], d[10]) end
 return {'ok', due}

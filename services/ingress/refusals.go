@@ -1,0 +1,139 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"callrelay/callback"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	"callrelay/platform/telemetry"
+)
+
+const (
+	// refusalsWaiting and refusalsAtOnce bound the refused requests that wait for their record, and those on their way.
+	refusalsWaiting = 512
+	refusalsAtOnce  = 16
+	// recordTime is how long one may take until it is left to the spool.
+	recordTime = 250 * time.Millisecond
+	// recordSize is about what a record takes beside its query, in bytes.
+	recordSize = 512
+	// unrecordedTold is for how long it is told that some were not recorded.
+	unrecordedTold = time.Hour
+)
+
+// refusals records requests that no rule will see as request/<id>, so that they can be found and sent again corrected. Nothing
+// was acknowledged of them, so no answer waits for that, and a flood of them fills neither memory nor Redis: beyond so many
+// bytes in an hour they are only counted.
+type refusals struct {
+	*ameyoServer
+	budget *rate.Limiter // bytes
+	queue  chan refusedRequest
+	done   chan struct{}
+	ended  sync.WaitGroup
+
+	mu         sync.Mutex
+	unrecorded int64
+	last       time.Time // when one was not recorded last
+}
+
+type refusedRequest struct {
+	ctx context.Context
+	*request
+	refused *routerv1.Refused
+}
+
+func newRefusals(s *ameyoServer, bytesPerHour int) *refusals {
+	return &refusals{ameyoServer: s, budget: rate.NewLimiter(rate.Limit(float64(bytesPerHour)/3600), bytesPerHour),
+		queue: make(chan refusedRequest, refusalsWaiting), done: make(chan struct{})}
+}
+
+// run begins to record.
+func (f *refusals) run() {
+	for range refusalsAtOnce {
+		f.ended.Go(func() {
+			for {
+				select {
+				case r := <-f.queue:
+					f.keep(r, true)
+					continue
+				case <-f.done:
+				}
+				select {
+				case r := <-f.queue:
+					f.keep(r, false)
+				default:
+					return
+				}
+			}
+		})
+	}
+}
+
+// stop ends run: what still waits goes to the spool, which is on disk.
+func (f *refusals) stop() {
+	close(f.done)
+	f.ended.Wait()
+}
+
+// record counts a refused request and has it recorded, without waiting. The refusal stands whether or not that succeeds.
+func (f *refusals) record(ctx context.Context, r *request, source string, status int, field, message string) {
+	f.metrics.answered(ctx, source, refused, r.received)
+	one := refusedRequest{context.WithoutCancel(ctx), r, &routerv1.Refused{Method: r.method, Path: r.path, Status: int32(status), Field: field, Message: message}}
+	if !f.budget.AllowN(time.Now(), recordSize+len(r.query)) {
+		f.lost(ctx, "more of them in an hour than REFUSED_BYTES_PER_HOUR")
+		return
+	}
+	select {
+	case f.queue <- one:
+	default:
+		f.lost(ctx, "more of them at once than can be recorded")
+	}
+}
+
+// keep has one recorded: by router, or later out of the spool.
+func (f *refusals) keep(r refusedRequest, route bool) {
+	item := &routerv1.RouteItem{Callback: &routerv1.RouteItem_Refused{Refused: r.refused}}
+	err := errors.New("router is away")
+	if route && !f.spool.away.Load() {
+		_, err = f.route(r.ctx, r.request, item, time.Since(r.received)+recordTime)
+	}
+	if err != nil {
+		ctx, cancel := context.WithTimeout(r.ctx, recordTime)
+		defer cancel()
+		if err = f.spool.put(ctx, r.request, callback.RequestKey(r.id), item, refusedPart); err != nil {
+			f.lost(ctx, "nothing took the record")
+		}
+	}
+	f.tel.Log().InfoContext(r.ctx, "request refused", "request_id", r.id, "status", r.refused.GetStatus(), "field", r.refused.GetField(),
+		"message", telemetry.MaskDigits(r.refused.GetMessage()), "recorded", err == nil)
+}
+
+// lost counts one of which nothing is kept. The first of a minute is logged.
+func (f *refusals) lost(ctx context.Context, why string) {
+	f.metrics.unrecorded.Add(ctx, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if now.Sub(f.last) >= unrecordedTold {
+		f.unrecorded = 0
+	}
+	if now.Sub(f.last) >= time.Minute {
+		f.tel.Log().WarnContext(ctx, "REFUSED REQUESTS ARE ANSWERED AND COUNTED, BUT NOT RECORDED", "why", why)
+	}
+	f.unrecorded++
+	f.last = now
+}
+
+// untold is how many were not recorded, as long as that is news.
+func (f *refusals) untold() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if time.Since(f.last) >= unrecordedTold {
+		return 0
+	}
+	return f.unrecorded
+}

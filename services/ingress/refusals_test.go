@@ -1,0 +1,69 @@
+package ingress
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The answer to a malformed callback never waits for its record, whatever happens to that.
+func TestRefusalDoesNotWait(t *testing.T) {
+	f := newSwitched()
+	f.gone.Store(true)
+	front, s := serveService(t, &f.fakeRouter, map[string]string{})
+	poll(t, 5*time.Second, "there is a stream", s.pipe.Connected)
+	for range 4 {
+		began := time.Now()
+		if resp, _ := do(t, "GET", front.URL+"/index.php?unique_id=x", nil); resp.StatusCode != 400 || time.Since(began) >= recordTime {
+			t.Errorf("%d after %s", resp.StatusCode, time.Since(began))
+		}
+	}
+	poll(t, 5*time.Second, "all are in the spool", func() bool { return s.spool.spool.Stats().Items == 4 })
+	f.gone.Store(false)
+	poll(t, 20*time.Second, "all are recorded", func() bool { return len(f.items()) == 4 })
+}
+
+// A flood of malformed callbacks is answered, counted and told, but not stored; a moment later there is room for some again.
+func TestRefusalsAreBounded(t *testing.T) {
+	f := &fakeRouter{answer: accept}
+	front, s := serveService(t, f, map[string]string{"REFUSED_BYTES_PER_HOUR": "65536"})
+	query := "unique_id=x&x=" + strings.Repeat("x", 10_000)
+	const flood, kept = 30, 6 // of 10.5 KB each
+	for range flood {
+		if resp, body := do(t, "GET", front.URL+"/index.php?"+query, nil); resp.StatusCode != 400 || !strings.Contains(body, "unique_id") {
+			t.Fatalf("%d %s", resp.StatusCode, body)
+		}
+	}
+	recorded := func() (n int) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, item := range f.items {
+			if item.GetRefused() != nil {
+				n++
+			}
+		}
+		return n
+	}
+	poll(t, 5*time.Second, "some are recorded", func() bool { return recorded() == kept })
+	if n := s.refused.untold(); n != flood-kept {
+		t.Errorf("%d are told not to be recorded, want %d", n, flood-kept)
+	}
+	w := httptest.NewRecorder()
+	s.tel.MetricsHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{`callrelay_outcome="refused",callrelay_source="ameyo.call_end"`, "callrelay_refused_unrecorded_total{"} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("no %s in\n%s", want, w.Body)
+		}
+	}
+	if !s.refused.budget.AllowN(time.Now().Add(time.Hour), 65536) {
+		t.Error("an hour later there is still no room")
+	}
+	if now := time.Now(); s.refused.last.After(now) || now.Sub(s.refused.last) > time.Minute {
+		t.Errorf("the last one was not recorded at %s", s.refused.last)
+	}
+	// Good callbacks go on.
+	if resp, _ := do(t, "GET", front.URL+"/index.php?"+good, nil); resp.StatusCode != 200 {
+		t.Errorf("a good callback: %d", resp.StatusCode)
+	}
+}
