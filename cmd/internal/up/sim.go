@@ -4,18 +4,28 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
+	"callrelay/sim/kommo"
 	"callrelay/sim/topsii"
 )
 
-// startSim serves the TopS.II simulator; what it holds ends with it.
+// startSim serves the TopS.II simulator and, below /kommo, that of Kommo; what they hold ends with them.
 func startSim(addr, apiKey string) (stop func(), err error) {
 	listen, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("TopS.II simulator: %w (--sim-addr takes another address)", err)
+		return nil, fmt.Errorf("simulator: %w (--sim-addr takes another address)", err)
 	}
-	server := &http.Server{Handler: topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true}), ReadHeaderTimeout: 5 * time.Second}
+	crm := topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true})
+	accounts := http.StripPrefix("/kommo", kommo.New(kommo.Config{Accounts: []kommo.AccountConfig{{ID: 9001, Host: "acme.kommo.com", Token: simToken}}}))
+	server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/kommo/") {
+			accounts.ServeHTTP(w, r)
+			return
+		}
+		crm.ServeHTTP(w, r)
+	})}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
