@@ -86,7 +86,7 @@ var suite = []struct {
 	{"LostScripts", testLostScripts},
 	{"ClockJumps", testClockJumps},
 	{"Accounts", testAccounts},
-	{"AccountLease", testAccountLease},
+	{"SyncAccounts", testSyncAccounts}, {"AccountLease", testAccountLease},
 	{"Limits", testLimits},
 	{"Format", testFormat}, // the last: nothing else works in a store of another format
 }

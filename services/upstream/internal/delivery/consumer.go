@@ -148,6 +148,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		time.AfterFunc(c.cfg.StopTimeout, cut)
 	})()
 
+	defer func() { _ = c.metrics.observed.Unregister() }()
 	c.keepStream(streams)
 	abort()
 	c.workers.Close()
