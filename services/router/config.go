@@ -35,9 +35,8 @@ type Config struct {
 // Validate reports every problem; those of a rules file with file and line.
 func (c *Config) Validate() error {
 	_, _, err := c.rules()
-	_, errPbx := c.Pbx.rules()
 	_, errKommo := c.Kommo.check()
-	return errors.Join(err, errPbx, errKommo)
+	return errors.Join(err, c.Pbx.check(), errKommo)
 }
 
 // Explaining are the rules in force, for a tool that explains them elsewhere.

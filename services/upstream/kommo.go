@@ -155,11 +155,11 @@ type kommoServer struct {
 	*Service
 }
 
-var errNoKommo = errors.New("SECRETS_KEY is not set")
+var errNoKey = errors.New("SECRETS_KEY is not set")
 
 func (s *kommoServer) client() (*kommo.Client, error) {
 	if s.kommo == nil {
-		return nil, errkind.Refused("Kommo accounts cannot be used: %v", errNoKommo)
+		return nil, errkind.Refused("Kommo accounts cannot be used: %v", errNoKey)
 	}
 	return s.kommo, nil
 }
