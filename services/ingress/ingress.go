@@ -26,17 +26,18 @@ import (
 
 // Service is ingress; it implements run.Service.
 type Service struct {
-	cfg         Config
-	tel         *telemetry.Telemetry
-	pipe        *routePipe
-	spool       *spooling
-	ameyo       *ameyoServer
-	pbx         *pbxServer
-	cards       *cardServer
-	http        *http.Server
-	listen      net.Listener
-	connections *connections
-	router      grpc.ClientConnInterface
+	cfg          Config
+	tel          *telemetry.Telemetry
+	pipe         *routePipe
+	spool        *spooling
+	ameyo        *ameyoServer
+	pbx          *pbxServer
+	cards        *cardServer
+	integrations *integrations
+	http         *http.Server
+	listen       net.Listener
+	connections  *connections
+	router       grpc.ClientConnInterface
 
 	load     load
 	stopping atomic.Bool
@@ -58,12 +59,11 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if err != nil {
 		return nil, err
 	}
-	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts}
+	s.integrations = newIntegrations(cfg.Pbx, cfg.spoolDir(), tel.Log())
+	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts, share: s.integrations.waitingShare}
 	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
-	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
-		return nil, err
-	}
-	s.cards = newCardServer(s, s.pbx.table)
+	s.pbx = &pbxServer{callbacks: s.ameyo, integrations: s.integrations}
+	s.cards = &cardServer{s: s, view: newCardView()}
 	if s.upstream, err = rpc.Dial(cfg.Kommo.UpstreamAddr); err != nil {
 		return nil, fmt.Errorf("UPSTREAM_GRPC_ADDR: %w", err)
 	}
@@ -77,6 +77,7 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if s.spool.spool, err = openSpool(cfg, tel); err != nil {
 		return nil, errors.Join(err, s.listen.Close())
 	}
+	s.integrations.load()
 	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -147,6 +148,7 @@ func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(background) })
 	wg.Go(func() { s.spool.run(background) })
+	wg.Go(func() { s.integrations.run(background, statev1.NewAccountServiceClient(s.state)) })
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
 	defer func() {
 		stop()
