@@ -134,6 +134,9 @@ func (s *Service) Ready() error {
 	if s.stopping.Load() {
 		return errors.New("stopping")
 	}
+	if s.integrations.begins.Load() { // at most two seconds, with or without state
+		return errors.New("reading the integrations")
+	}
 	return s.spool.ready()
 }
 
@@ -145,6 +148,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.warnOpen()
 	// The spool and the pipe outlive the HTTP server: requests under way still need them.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.integrations.begins.Store(true)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(background) })
 	wg.Go(func() { s.spool.run(background) })

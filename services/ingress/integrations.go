@@ -28,6 +28,8 @@ type integrations struct {
 	log  *slog.Logger
 	// known is nil until state was heard or a copy found.
 	known atomic.Pointer[integrationTable]
+	// begins: state is asked for the first time.
+	begins atomic.Bool
 }
 
 // integrationTable is never changed, only replaced; the shares go from one to the next.
@@ -70,7 +72,7 @@ func (i *integrations) load() {
 
 // run follows state until ctx ends.
 func (i *integrations) run(ctx context.Context, client statev1.AccountServiceClient) {
-	accounts.NewFollower(client, pbxtable.AccountPrefix).Run(ctx, func(list accounts.List, changed bool) {
+	looked := func(list accounts.List, changed bool) {
 		if !changed {
 			return
 		}
@@ -78,7 +80,13 @@ func (i *integrations) run(ctx context.Context, client statev1.AccountServiceCli
 		if err := i.save(list); err != nil {
 			i.log.Error("the copy of the integrations cannot be written; a start without state would not know them", "error", err)
 		}
-	})
+	}
+	follower := accounts.NewFollower(client, pbxtable.AccountPrefix)
+	if list, changed, err := follower.Look(ctx); err == nil {
+		looked(list, changed)
+	}
+	i.begins.Store(false)
+	follower.Run(ctx, looked)
 }
 
 // take makes the table of what state keeps. What cannot be read hurts no other integration.
