@@ -335,6 +335,9 @@ func (t *Table) Find(token string, now time.Time) *Row {
 	return row
 }
 
+// Has says whether a token is in the table.
+func (t *Table) Has(token Hash) bool { return t.rows[token] != nil }
+
 // Rotate gives an extension a new token. The ones it has end at the given moment, at once if that is not after now.
 func (x *Extension) Rotate(fresh Token, until, now time.Time) error {
 	x.Ending = slices.DeleteFunc(x.Ending, func(e Ending) bool { return !now.Before(e.Until.Time) })

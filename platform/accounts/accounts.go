@@ -16,6 +16,9 @@ import (
 // twice as old.
 const Every = 2 * time.Second
 
+// soon is how long a look that was asked for waits for others that ask.
+const soon = 50 * time.Millisecond
+
 // List is a copy.
 type List struct {
 	// Accounts are all, by id.
@@ -25,17 +28,26 @@ type List struct {
 	NowMS int64
 }
 
-// Follower keeps the copy of the accounts whose ids begin with a prefix. It is used by one goroutine.
+// Follower keeps the copy of the accounts whose ids begin with a prefix. It is used by one goroutine, but for Wake.
 type Follower struct {
 	client statev1.AccountServiceClient
 	prefix string
 	copied map[string]*statev1.Account
+	wake   chan struct{}
 	news   bool // something changed that nobody was told of; at first, that there is nothing
 }
 
 // NewFollower begins with nothing.
 func NewFollower(client statev1.AccountServiceClient, prefix string) *Follower {
-	return &Follower{client: client, prefix: prefix, copied: map[string]*statev1.Account{}, news: true}
+	return &Follower{client: client, prefix: prefix, copied: map[string]*statev1.Account{}, wake: make(chan struct{}, 1), news: true}
+}
+
+// Wake asks for a look soon: something is missing that may be there by now.
+func (f *Follower) Wake() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Run brings the copy up to date again and again until ctx ends, and tells `looked` after each look that state answered.
@@ -51,6 +63,11 @@ func (f *Follower) Run(ctx context.Context, looked func(list List, changed bool)
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-f.wake:
+			select {
+			case <-ctx.Done():
+			case <-time.After(soon):
+			}
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -70,4 +72,27 @@ func TestLook(t *testing.T) {
 	look(false, true)
 	look(true, false, "pbx/a=2")
 	look(false, false, "pbx/a=2")
+}
+
+// Looks come at their interval, and soon after somebody missed something.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &oneByOne{versions: map[string]string{"pbx/a": "1"}}
+		f := NewFollower(s, "pbx/")
+		var at []time.Duration
+		began := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			f.Run(ctx, func(List, bool) { at = append(at, time.Since(began)) })
+		}()
+		time.AfterFunc(Every/2, func() { f.Wake(); f.Wake() })
+		<-time.After(Every + time.Millisecond)
+		cancel()
+		<-ended
+		if want := []time.Duration{0, Every/2 + soon, Every}; !slices.Equal(at, want) && !slices.Equal(at, slices.Insert(want, 2, Every/2+2*soon)) {
+			t.Errorf("looked at %v, want %v", at, want)
+		}
+	})
 }

@@ -52,8 +52,9 @@ const pbxBlob = "pbx"
 
 // pbxRules are the rules of all integrations, and which extensions gave recordings lately.
 type pbxRules struct {
-	config pbxConfig
-	known  atomic.Pointer[pbxKnown] // nil: state was not heard yet
+	config   pbxConfig
+	follower *accounts.Follower
+	known    atomic.Pointer[pbxKnown] // nil: state was not heard yet
 	// seen holds when a timer whose integration is not known was first seen: input id -> time.Time.
 	seen sync.Map
 	// recorded holds when an extension last gave a recording. After a restart it fills again; until then nobody asks for
@@ -117,6 +118,7 @@ func (r *pbxRules) of(integration string, since time.Time) (*pbx.Config, error) 
 	case since.Before(known.began):
 		return nil, errNoIntegration
 	}
+	r.follower.Wake()
 	return nil, errkind.Unavailable(nil, "this router does not know the integration %s yet", integration)
 }
 

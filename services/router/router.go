@@ -41,7 +41,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	e.pbx.config = cfg.Pbx
+	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(statev1.NewAccountServiceClient(state), pbxtable.AccountPrefix)
 	e.kommo.config, e.kommo.client = cfg.Kommo, statev1.NewAccountServiceClient(state)
 	e.kommo.routes, err = cfg.Kommo.check()
 	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
@@ -70,9 +70,7 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() { s.engine.commit.Run(pipes) })
 	wg.Go(func() { s.engine.kommo.run(pipes, s.tel.Log().Error) })
 	wg.Go(func() {
-		accounts.NewFollower(s.engine.kommo.client, pbxtable.AccountPrefix).Run(pipes, func(list accounts.List, _ bool) {
-			s.engine.pbx.take(list, s.tel.Log().Error)
-		})
+		s.engine.pbx.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.pbx.take(list, s.tel.Log().Error) })
 	})
 	s.engine.timers(ctx, s.state)
 	close(s.stopping)

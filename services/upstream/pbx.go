@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"callrelay/callback/pbxtable"
@@ -26,7 +27,7 @@ type integrations struct {
 	accounts statev1.AccountServiceClient
 	keys     *seal.Keys             // nil: there is no SECRETS_KEY
 	file     []pbxtable.Integration // of PBX_INTEGRATIONS
-	loaded   bool                   // the file, once
+	loaded   atomic.Bool            // the file, once
 }
 
 // readIntegrations reads PBX_INTEGRATIONS.
@@ -62,7 +63,7 @@ func (i *integrations) load(ctx context.Context, list accounts.List) error {
 		a := stored[pbxtable.AccountPrefix+n.ID]
 		if a != nil {
 			known, err := pbxtable.ParseStored(a.GetId(), a.GetSettings())
-			if i.loaded || err == nil && known.File == digest {
+			if i.loaded.Load() || err == nil && known.File == digest {
 				continue
 			}
 		}
@@ -73,7 +74,7 @@ func (i *integrations) load(ctx context.Context, list accounts.List) error {
 			problems = append(problems, fmt.Errorf("%s: %w", n.ID, err))
 		}
 	}
-	i.loaded = len(problems) == 0 && !again
+	i.loaded.Store(i.loaded.Load() || len(problems) == 0 && !again)
 	return errors.Join(problems...)
 }
 
@@ -260,9 +261,9 @@ func (s *pbxServer) RotateToken(ctx context.Context, req *upstreamv1.RotateToken
 		return nil, errkind.NotFound("there is no integration %q: callrelay integrations list", req.GetIntegrationId())
 	}
 	n := all[at].Integration
-	row := slices.IndexFunc(n.Extensions, func(x pbxtable.Extension) bool { return x.ID == req.GetExtensionId() })
+	row := slices.IndexFunc(n.Extensions, func(x pbxtable.Extension) bool { return x.ID == req.GetExtension() || x.Name == req.GetExtension() })
 	if row < 0 {
-		return nil, errkind.NotFound("%s has no extension with the id %q: callrelay integrations list %[1]s", req.GetIntegrationId(), req.GetExtensionId())
+		return nil, errkind.NotFound("%s has no extension %q: callrelay integrations list %[1]s", req.GetIntegrationId(), req.GetExtension())
 	}
 	answer := &upstreamv1.RotateTokenResponse{Token: strings.ToLower(rand.Text())}
 	if len(n.Extensions[row].Tokens) > 0 && overlap > 0 {

@@ -7,6 +7,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -110,5 +111,10 @@ func (s *Service) Run(ctx context.Context) error {
 	return s.topsii.Run(ctx)
 }
 
-// Ready reports whether work can be leased.
-func (s *Service) Ready() error { return s.topsii.Ready() }
+// Ready reports whether work can be leased, and PBX_INTEGRATIONS is loaded.
+func (s *Service) Ready() error {
+	if len(s.integrations.file) > 0 && !s.integrations.loaded.Load() {
+		return errors.New("PBX_INTEGRATIONS is not in state yet")
+	}
+	return s.topsii.Ready()
+}

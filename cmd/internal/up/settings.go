@@ -16,6 +16,9 @@ import (
 // simAPIKey is what the relay and its simulator agree on; 32 characters, as TopS.II has them.
 const simAPIKey = "simulator-simulator-simulator-00"
 
+// simCardsSecret signs the tokens of caller cards where everything is tried out.
+const simCardsSecret = "simulator-simulator-simulator-simulator"
+
 // settings are the environment and, where it does not say, what the options imply. A variable that is empty says nothing.
 func settings(o Options) map[string]string {
 	env := maps.Clone(o.Environment)
@@ -30,6 +33,7 @@ func settings(o Options) map[string]string {
 		imply("TEST_BASE_URL", "http://"+o.SimAddr)
 		imply("TEST_API_KEY", simAPIKey)
 		imply("ENABLE_REAL_SEND", "true")
+		imply("CARDS_SECRET", simCardsSecret)
 	}
 	return env
 }

@@ -4,18 +4,41 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"time"
 
+	"callrelay/sim/crm"
+	"callrelay/sim/pbx"
 	"callrelay/sim/topsii"
 )
 
-// startSim serves the TopS.II simulator; what it holds ends with it.
+// simHooks is where the simulator is a CRM that takes the calls of a cloud PBX.
+const simHooks = "/hooks/calls"
+
+// writeSimTable makes a table of a cloud PBX for the simulator's CRM (callrelay send pbx knows it), and returns where it is.
+func writeSimTable(dataDir, simAddr string) (string, error) {
+	path := filepath.Join(dataDir, "sim-pbx.json")
+	if err := os.MkdirAll(dataDir, 0o700); err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(path, pbx.Table("http://"+simAddr+simHooks), 0o600)
+}
+
+// startSim serves the simulator of TopS.II, which is also a CRM; what it holds ends with it.
 func startSim(addr, apiKey string) (stop func(), err error) {
 	listen, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("TopS.II simulator: %w (--sim-addr takes another address)", err)
 	}
-	server := &http.Server{Handler: topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true}), ReadHeaderTimeout: 5 * time.Second}
+	hooks, err := crm.New(pbx.Secret)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true}))
+	mux.Handle(simHooks, hooks)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

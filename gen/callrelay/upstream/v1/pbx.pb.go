@@ -347,7 +347,8 @@ func (*DeleteIntegrationResponse) Descriptor() ([]byte, []int) {
 type RotateTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IntegrationId string                 `protobuf:"bytes,1,opt,name=integration_id,json=integrationId,proto3" json:"integration_id,omitempty"`
-	ExtensionId   string                 `protobuf:"bytes,2,opt,name=extension_id,json=extensionId,proto3" json:"extension_id,omitempty"`
+	// Its id or its name.
+	Extension string `protobuf:"bytes,2,opt,name=extension,proto3" json:"extension,omitempty"`
 	// For how many seconds the present tokens still work; 0 = they end at once. At most 90 days.
 	OverlapS      int64 `protobuf:"varint,3,opt,name=overlap_s,json=overlapS,proto3" json:"overlap_s,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -391,9 +392,9 @@ func (x *RotateTokenRequest) GetIntegrationId() string {
 	return ""
 }
 
-func (x *RotateTokenRequest) GetExtensionId() string {
+func (x *RotateTokenRequest) GetExtension() string {
 	if x != nil {
-		return x.ExtensionId
+		return x.Extension
 	}
 	return ""
 }
@@ -478,10 +479,10 @@ const file_callrelay_upstream_v1_pbx_proto_rawDesc = "" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\"*\n" +
 	"\x18DeleteIntegrationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x1b\n" +
-	"\x19DeleteIntegrationResponse\"{\n" +
+	"\x19DeleteIntegrationResponse\"v\n" +
 	"\x12RotateTokenRequest\x12%\n" +
-	"\x0eintegration_id\x18\x01 \x01(\tR\rintegrationId\x12!\n" +
-	"\fextension_id\x18\x02 \x01(\tR\vextensionId\x12\x1b\n" +
+	"\x0eintegration_id\x18\x01 \x01(\tR\rintegrationId\x12\x1c\n" +
+	"\textension\x18\x02 \x01(\tR\textension\x12\x1b\n" +
 	"\toverlap_s\x18\x03 \x01(\x03R\boverlapS\"Q\n" +
 	"\x13RotateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12$\n" +
