@@ -18,18 +18,16 @@ import (
 // The search index. A term of a call is a member of a sorted set: what it is found by, the minute, the call; sets are
 // searched by their members' order. There is a set for each span of time and each hash of terms, small enough that Redis
 // packs it (up to 128 members; about 30 bytes for each then), and no more spans than spansKept: so a search asks the same
-// number of sets however many calls are stored. A span has few sets for its first calls, many for the rest of a busy one. Redis
-// looks through a packed set from its beginning, so what a search takes grows with the members of a set: they are kept to some
-// tens, where asking for a set costs more than looking through it.
+// number of sets however many calls are stored. A span has few sets for its first calls, many for the rest of a busy one.
 //
 // A phone number's digits are data in there, as they are in the journal; other terms are hashed.
 const (
 	spansKept   = 72
-	narrow      = 'm'
+	narrow      = 'n'
 	wide        = 'w'
-	narrowSets  = 1024
+	narrowSets  = 256
 	wideSets    = 16384
-	narrowTerms = narrowSets * 25
+	narrowTerms = narrowSets * 100
 	// phoneDigits are kept of a number, and minPhoneDigits at least are needed to find it.
 	phoneDigits    = 10
 	minPhoneDigits = 4
