@@ -176,3 +176,20 @@ func TestMaintenance(t *testing.T) {
 		t.Errorf("journal %q, want %q", said, want)
 	}
 }
+
+// A misspelt destination is refused: nobody shall take the empty answer for "nothing waits there".
+func TestUnknownDestination(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), nil)
+	_, listed := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{Destination: "topsi"})
+	_, held := b.relay.HoldDestination(t.Context(), &operatorv1.HoldDestinationRequest{Destination: "topsi", Reason: "x"})
+	stream, err := b.relay.RetryDeliveries(t.Context(), &operatorv1.RetryDeliveriesRequest{Filter: &operatorv1.DeliveryFilter{Destination: "topsi"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, retried := stream.Recv()
+	for what, err := range map[string]error{"list": listed, "hold": held, "retry": retried} {
+		if err == nil || !strings.Contains(err.Error(), `there is no destination "topsi"; there are: topsii`) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
