@@ -1,8 +1,8 @@
-// Package pbxtable reads the table of cloud PBX integrations (PBX_INTEGRATIONS, docs/pbx.md): their extensions with the
-// tokens of their event URLs, the CRM users behind them, and where registrations go.
+// Package pbxtable is the table of cloud PBX integrations (docs/pbx.md): their extensions with the tokens of their event
+// URLs, the CRM users behind them, and where registrations go.
 //
-// It owns the form of the table and its checks. It does not open files and keeps no token, only their hashes; nothing
-// that it returns or says holds one.
+// It owns the form of the table, its checks, and how a token is replaced. It opens no files and keeps no token, only their
+// hashes. The secret of a webhook is in what Parse returns, until Hashed replaces it; nothing that is said here shows one.
 package pbxtable
 
 import (
@@ -15,15 +15,12 @@ import (
 	"math"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 )
-
-// Table is every integration.
-type Table struct {
-	Integrations []Integration
-	tokens       map[[sha256.Size]byte]*Row
-}
 
 // Integration is one PBX and the CRM it belongs to.
 type Integration struct {
@@ -35,8 +32,8 @@ type Integration struct {
 	ExtensionLen int `json:"extension_len"`
 	// KeepLocal registers calls between extensions too. DirectMissed, true where absent, registers missed calls that came
 	// through no queue or IVR.
-	KeepLocal    bool        `json:"keep_local"`
-	DirectMissed *bool       `json:"direct_missed"`
+	KeepLocal    bool        `json:"keep_local,omitempty"`
+	DirectMissed *bool       `json:"direct_missed,omitempty"`
 	Webhook      Webhook     `json:"webhook"`
 	Extensions   []Extension `json:"extensions"`
 }
@@ -47,20 +44,11 @@ func (i *Integration) Destination() string { return "webhook:" + i.ID }
 // Webhook says where registrations go (docs/webhook.md).
 type Webhook struct {
 	URL string `json:"url"`
-	// Secret signs them: "whsec_" and the base64 of 24 to 64 bytes.
+	// Secret signs them: "whsec_" and the base64 of 24 to 64 bytes; where state keeps the table, only its hash.
 	Secret Secret `json:"secret"`
 	// AllowPrivate are networks that may be reached although they are private, e.g. 10.1.0.0/16.
-	AllowPrivate []netip.Prefix `json:"allow_private"`
+	AllowPrivate []netip.Prefix `json:"allow_private,omitempty"`
 }
-
-// Secret is a text that does not show itself.
-type Secret string
-
-// String hides it.
-func (s Secret) String() string { return "***" }
-
-// GoString hides it.
-func (s Secret) GoString() string { return "***" }
 
 // Extension is a row of the table.
 type Extension struct {
@@ -71,21 +59,44 @@ type Extension struct {
 	// Type is phone, queue, ivr or agent.
 	Type string `json:"type"`
 	// User is the CRM user; empty: none.
-	User string `json:"user"`
+	User string `json:"user,omitempty"`
 	// Tokens are those of its event URLs, /ext-event/TOKEN. Several are valid at once, so that one can be replaced.
-	Tokens []Secret `json:"tokens"`
+	Tokens []Token `json:"tokens,omitempty"`
+	// Ending are tokens that were replaced and still work for a while.
+	Ending []Ending `json:"ending,omitempty"`
 }
 
-// Row is an extension and whose it is, without its tokens.
+// Ending is a token that works until a moment.
+type Ending struct {
+	Token Token `json:"token"`
+	Until Time  `json:"until"`
+}
+
+// Time is a moment, in JSON like 2026-11-22T10:00:00Z. What cannot be read is zero, which the checks refuse without showing
+// what was there.
+type Time struct{ time.Time }
+
+// UnmarshalJSON reads it.
+func (t *Time) UnmarshalJSON(data []byte) error {
+	if t.Time.UnmarshalJSON(data) != nil {
+		t.Time = time.Time{}
+	}
+	return nil
+}
+
+// Row is an extension and whose it is, as a token stands for it.
 type Row struct {
 	Integration, ExtensionID, Name, Type string
+	// Token is the one that stands for it here.
+	Token Hash
+	until time.Time // zero = without an end
 }
 
-// Limits of the table.
+// Limits of the table. MaxTokens bounds those of an extension, the ending ones included.
 const (
+	MaxTokens       = 8
 	maxIntegrations = 1000
 	maxExtensions   = 10_000
-	maxTokens       = 8
 )
 
 var (
@@ -94,28 +105,53 @@ var (
 	tokenForm = regexp.MustCompile(`^[A-Za-z0-9_-]{22,128}$`)
 )
 
-// Parse reads and checks a table. The error says everything that is wrong, by place, and never shows a token.
-func Parse(data []byte) (*Table, error) {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
+// Parse reads and checks a file. The error says everything that is wrong, by place, and never shows a token.
+func Parse(data []byte) ([]Integration, error) {
 	var file struct {
 		Integrations []Integration `json:"integrations"`
 	}
-	if err := d.Decode(&file); err != nil {
-		return nil, inWords(err, data, d.InputOffset())
+	if err := decode(data, &file); err != nil {
+		return nil, err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something behind the end of the JSON object")
-	}
-	t := &Table{Integrations: file.Integrations, tokens: map[[sha256.Size]byte]*Row{}}
-	c := checker{t: t, ids: map[string]bool{}}
-	if len(t.Integrations) > maxIntegrations {
+	c := newChecker()
+	if len(file.Integrations) > maxIntegrations {
 		c.problem("", "more than %d integrations", maxIntegrations)
 	}
-	for i := range t.Integrations {
-		c.integration(fmt.Sprintf("integrations[%d]", i), &t.Integrations[i])
+	for i := range file.Integrations {
+		c.integration(fmt.Sprintf("integrations[%d]", i), &file.Integrations[i])
 	}
-	return t, errors.Join(c.problems...)
+	return file.Integrations, errors.Join(c.problems...)
+}
+
+// ParseOne reads and checks one integration that is to be beside others, whose tokens must be different ones.
+func ParseOne(data []byte, others []Integration) (*Integration, error) {
+	n := &Integration{}
+	if err := decode(data, n); err != nil {
+		return nil, err
+	}
+	c := newChecker()
+	for i := range others {
+		for row := range others[i].rows() {
+			c.tokens[row.Token] = true
+		}
+	}
+	if len(others) >= maxIntegrations {
+		c.problem("", "more than %d integrations", maxIntegrations)
+	}
+	c.integration("integration", n)
+	return n, errors.Join(c.problems...)
+}
+
+func decode(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return inWords(err, data, d.InputOffset())
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something behind the end of the JSON object")
+	}
+	return nil
 }
 
 // inWords says where the JSON is wrong, without quoting it.
@@ -128,7 +164,11 @@ func inWords(err error, data []byte, offset int64) error {
 		err = errors.New("not JSON")
 	case errors.As(err, &mistyped):
 		offset = mistyped.Offset
-		err = fmt.Errorf("%s must be a %s, not a %s", mistyped.Field, mistyped.Type, mistyped.Value)
+		want := mistyped.Type.String()
+		if mistyped.Type == reflect.TypeFor[Token]() {
+			want = "string"
+		}
+		err = fmt.Errorf("%s must be a %s, not a %s", mistyped.Field, want, mistyped.Value)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = errors.New("the JSON ends too early")
 	}
@@ -137,10 +177,12 @@ func inWords(err error, data []byte, offset int64) error {
 }
 
 type checker struct {
-	t        *Table
 	ids      map[string]bool
+	tokens   map[Hash]bool
 	problems []error
 }
+
+func newChecker() *checker { return &checker{ids: map[string]bool{}, tokens: map[Hash]bool{}} }
 
 func (c *checker) problem(where, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
@@ -170,7 +212,7 @@ func (c *checker) integration(where string, n *Integration) {
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.Fragment != "" {
 		c.problem(where, "webhook.url must be an absolute http or https address without user and fragment")
 	}
-	if _, err := n.Webhook.Secret.Key(); err != nil {
+	if _, err := n.Webhook.Secret.Key(); err != nil && !n.Webhook.Secret.Hashed() {
 		c.problem(where, "webhook.secret %v", err)
 	}
 	if len(n.Extensions) > maxExtensions {
@@ -196,27 +238,33 @@ func (c *checker) integration(where string, n *Integration) {
 		if len(x.User) > 128 {
 			c.problem(place, "user is longer than 128 bytes")
 		}
-		c.tokens(place, n, x)
+		c.extensionTokens(place, x)
 	}
 }
 
-func (c *checker) tokens(place string, n *Integration, x *Extension) {
-	if len(x.Tokens) > maxTokens {
-		c.problem(place, "more than %d tokens", maxTokens)
+func (c *checker) extensionTokens(place string, x *Extension) {
+	if len(x.Tokens)+len(x.Ending) > MaxTokens {
+		c.problem(place, "more than %d tokens", MaxTokens)
 		return
 	}
-	for i, token := range x.Tokens {
-		if !tokenForm.MatchString(string(token)) || bits(string(token)) < 128 {
-			c.problem(place, "tokens[%d] must be 128 random bits or more: e.g. 32 hexadecimal digits, at most 128 of A-Z, a-z, 0-9, - and _ (its length is %d)", i, len(token))
-			continue
+	check := func(what string, token Token) {
+		switch {
+		case token.wrong:
+			c.problem(place, "%s must be 128 random bits or more: e.g. 32 hexadecimal digits, at most 128 of A-Z, a-z, 0-9, - and _ (its length is %d)", what, token.length)
+		case c.tokens[token.Hash]:
+			c.problem(place, "%s is there twice", what)
 		}
-		hash := sha256.Sum256([]byte(token))
-		if c.t.tokens[hash] != nil {
-			c.problem(place, "tokens[%d] is there twice", i)
-		}
-		c.t.tokens[hash] = &Row{n.ID, x.ID, x.Name, x.Type}
+		c.tokens[token.Hash] = true
 	}
-	x.Tokens = nil
+	for i, token := range x.Tokens {
+		check(fmt.Sprintf("tokens[%d]", i), token)
+	}
+	for i, ending := range x.Ending {
+		check(fmt.Sprintf("ending[%d].token", i), ending.Token)
+		if ending.Until.IsZero() {
+			c.problem(place, "ending[%d].until must be a time like 2026-11-22T10:00:00Z", i)
+		}
+	}
 }
 
 // bits is how much a random token of its length and characters can hold at most; few different ones are not random.
@@ -237,11 +285,70 @@ func bits(token string) float64 {
 	return float64(len(token)) * math.Log2(alphabet)
 }
 
-// Find returns the row that a token stands for, or nil. It takes as long for every token of a length: what is compared
+// Table finds rows by their tokens.
+type Table struct {
+	rows map[Hash]*Row
+}
+
+// New makes the table of some integrations that were checked.
+func New(integrations []Integration) *Table {
+	t := &Table{rows: map[Hash]*Row{}}
+	for i := range integrations {
+		for row := range integrations[i].rows() {
+			if t.rows[row.Token] == nil { // a token is never two rows', see ParseOne
+				t.rows[row.Token] = &row
+			}
+		}
+	}
+	return t
+}
+
+// rows are the rows of an integration, one for each token.
+func (i *Integration) rows() func(yield func(Row) bool) {
+	return func(yield func(Row) bool) {
+		for _, x := range i.Extensions {
+			row := Row{Integration: i.ID, ExtensionID: x.ID, Name: x.Name, Type: x.Type}
+			for _, token := range x.Tokens {
+				if row.Token = token.Hash; !yield(row) {
+					return
+				}
+			}
+			for _, ending := range x.Ending {
+				if row.Token, row.until = ending.Token.Hash, ending.Until.Time; !yield(row) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Find returns the row that a token stands for now, or nil. It takes as long for every token of a length: what is compared
 // are hashes.
-func (t *Table) Find(token string) *Row {
+func (t *Table) Find(token string, now time.Time) *Row {
 	if t == nil || len(token) > 128 {
 		return nil
 	}
-	return t.tokens[sha256.Sum256([]byte(token))]
+	row := t.rows[sha256.Sum256([]byte(token))]
+	if row == nil || !row.until.IsZero() && !now.Before(row.until) {
+		return nil
+	}
+	return row
+}
+
+// Has says whether a token is in the table.
+func (t *Table) Has(token Hash) bool { return t.rows[token] != nil }
+
+// Rotate gives an extension a new token. The ones it has end at the given moment, at once if that is not after now.
+func (x *Extension) Rotate(fresh Token, until, now time.Time) error {
+	x.Ending = slices.DeleteFunc(x.Ending, func(e Ending) bool { return !now.Before(e.Until.Time) })
+	if now.Before(until) {
+		for _, token := range x.Tokens {
+			x.Ending = append(x.Ending, Ending{token, Time{until.UTC().Truncate(time.Second)}})
+		}
+	}
+	x.Tokens = []Token{fresh}
+	if len(x.Ending) >= MaxTokens {
+		return fmt.Errorf("an extension has at most %d tokens at once, this one has %d that still work: wait for the end of some, or end them all with an overlap of 0", MaxTokens, len(x.Ending))
+	}
+	return nil
 }

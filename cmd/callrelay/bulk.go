@@ -30,7 +30,7 @@ func newBulk(c *cobra.Command) *bulk {
 	c.Flags().BoolVar(&b.all, "all", false, "all dead, expired and asked deliveries, or those that the other flags name")
 	c.Flags().StringSliceVar(&b.in, "in", nil, "with --all: only in these states (dead, expired, asked)")
 	completes(c, "in", "dead", "expired", "asked")
-	c.Flags().StringVar(&b.destination, "destination", "", "with --all: only of this destination")
+	destinationFlag(c, &b.destination, "with --all: only of this destination")
 	c.Flags().StringVar(&b.because, "because", "", "with --all: only those whose reason contains this")
 	c.Flags().BoolVar(&b.json, "json", false, "print JSON, for programs; progress is a line each")
 	c.Args = func(c *cobra.Command, args []string) error {

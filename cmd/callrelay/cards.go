@@ -20,7 +20,7 @@ func newCards() *cobra.Command {
 		Args:    cobra.NoArgs,
 	}
 	addr := c.Flags().String("ingress", cmp.Or(os.Getenv("INGRESS_GRPC_ADDR"), "127.0.0.1:9080"), "where ingress serves gRPC (INGRESS_GRPC_ADDR)")
-	integration := c.Flags().String("integration", "", "the integration, as in PBX_INTEGRATIONS")
+	integration := c.Flags().String("integration", "", "the integration, as in callrelay integrations list")
 	user := c.Flags().String("user", "", "the CRM user")
 	asJSON := jsonFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {

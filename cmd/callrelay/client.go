@@ -233,6 +233,17 @@ func completeDestinations(c *cobra.Command, args []string, _ string) ([]string, 
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// destinationFlag adds --destination.
+func destinationFlag(c *cobra.Command, name *string, usage string) {
+	c.Flags().StringVar(name, "destination", "", usage)
+	err := c.RegisterFlagCompletionFunc("destination", func(c *cobra.Command, _ []string, text string) ([]string, cobra.ShellCompDirective) {
+		return completeDestinations(c, nil, text)
+	})
+	if err != nil {
+		panic(err) // the flag was added above
+	}
+}
+
 // deliveryStates are the words for the state of a delivery.
 var deliveryStates = []string{"queued", "retrying", "held", "sending", "asked", "delivered", "dead", "expired", "discarded", "send_disabled"}
 

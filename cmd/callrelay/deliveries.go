@@ -19,13 +19,14 @@ func newDeliveries() *cobra.Command {
 		Example: "  callrelay deliveries\n  callrelay deliveries --in queued,retrying --destination topsii",
 		Args:    cobra.NoArgs,
 	}
-	destination := c.Flags().String("destination", "", "only of this destination, e.g. topsii")
+	var destination string
+	destinationFlag(c, &destination, "only of this destination, e.g. topsii")
 	names := c.Flags().StringSlice("in", nil, "only in these states: queued, retrying, held, sending, asked, delivered, dead, expired, discarded, send_disabled (default: dead, expired and asked)")
 	completes(c, "in", deliveryStates...)
 	limit := c.Flags().Int32("limit", 100, "at most so many, up to 1000")
 	page := c.Flags().String("page", "", "go on where the list before ended")
 	return shows(c, func(ctx context.Context, relay operatorClient, _ []string) (proto.Message, func(io.Writer) error, error) {
-		list, err := relay.ListDeliveries(ctx, &operatorv1.ListDeliveriesRequest{Destination: *destination, State: *names, PageSize: *limit, PageToken: *page})
+		list, err := relay.ListDeliveries(ctx, &operatorv1.ListDeliveriesRequest{Destination: destination, State: *names, PageSize: *limit, PageToken: *page})
 		return list, func(out io.Writer) error { return renderDeliveries(out, list, time.Local) }, err
 	})
 }

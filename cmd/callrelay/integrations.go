@@ -13,10 +13,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"callrelay/callback/pbxtable"
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/services/router"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 )
 
@@ -24,9 +26,10 @@ import (
 var errChecked = errors.New("something has to be done before calls can be delivered, see the marked lines")
 
 func newIntegrations() *cobra.Command {
-	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them", Example: "  callrelay integrations check kommo/9001"}
+	c := &cobra.Command{Use: "integrations", Short: "Connect Kommo accounts and cloud PBXs, and look at them", Example: "  callrelay integrations check kommo/9001"}
 	onlyGroups(c)
-	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect())
+	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect(),
+		newIntegrationsImport(), newIntegrationsList(), newIntegrationsRotate())
 	return c
 }
 
@@ -112,16 +115,19 @@ func newIntegrationsSet() *cobra.Command {
 func newIntegrationsDisconnect() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "disconnect <id>",
-		Short:   "Forget a Kommo account and its credentials; what waits for it is kept",
-		Example: "  callrelay integrations disconnect kommo/9001",
+		Short:   "Forget a Kommo account or a cloud PBX, and its credentials; what waits for it is kept",
+		Example: "  callrelay integrations disconnect kommo/9001\n  callrelay integrations disconnect pbx/acme",
 		Args:    cobra.ExactArgs(1),
 	}
-	return asksUpstream(c, func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error {
+	return onUpstream(c, func(ctx context.Context, conn grpc.ClientConnInterface, args []string) error {
+		if id, ok := strings.CutPrefix(args[0], pbxtable.AccountPrefix); ok {
+			return disconnectPbx(ctx, c, conn, id)
+		}
 		id, err := kommoID(args[0])
 		if err != nil {
 			return err
 		}
-		if _, err := kommo.Disconnect(ctx, &upstreamv1.DisconnectRequest{AccountId: id}); err != nil {
+		if _, err := upstreamv1.NewKommoServiceClient(conn).Disconnect(ctx, &upstreamv1.DisconnectRequest{AccountId: id}); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(c.OutOrStdout(), "kommo/%d is disconnected\n", id)
@@ -137,8 +143,15 @@ func kommoID(arg string) (int64, error) {
 	return id, nil
 }
 
-// asksUpstream makes c a command that talks to upstream: it adds --upstream and calls run with a client.
+// asksUpstream makes c a command that asks upstream about Kommo.
 func asksUpstream(c *cobra.Command, run func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error) *cobra.Command {
+	return onUpstream(c, func(ctx context.Context, conn grpc.ClientConnInterface, args []string) error {
+		return run(ctx, upstreamv1.NewKommoServiceClient(conn), args)
+	})
+}
+
+// onUpstream makes c a command that talks to upstream: it adds --upstream and calls run with a connection.
+func onUpstream(c *cobra.Command, run func(ctx context.Context, conn grpc.ClientConnInterface, args []string) error) *cobra.Command {
 	addr := c.Flags().String("upstream", cmp.Or(os.Getenv("UPSTREAM_GRPC_ADDR"), "127.0.0.1:9083"), "where upstream serves gRPC (UPSTREAM_GRPC_ADDR)")
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		conn, err := dial("upstream", *addr)
@@ -148,7 +161,7 @@ func asksUpstream(c *cobra.Command, run func(ctx context.Context, kommo upstream
 		defer conn.Close()
 		ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute) // a check waits for its places in the limit
 		defer cancel()
-		err = run(ctx, upstreamv1.NewKommoServiceClient(conn), args)
+		err = run(ctx, conn, args)
 		if s, ok := status.FromError(err); err != nil && ok {
 			return fmt.Errorf("upstream at %s: %s", *addr, s.Message())
 		}

@@ -63,6 +63,11 @@ accounting difference, an alarm, something refused, rules that differ).`,
 		for _, c := range commands {
 			c.GroupID = group
 			withUsage(c)
+			for _, one := range append(c.Commands(), c) {
+				if one.ValidArgsFunction == nil {
+					one.ValidArgsFunction = cobra.NoFileCompletions // ids are no files
+				}
+			}
 			root.AddCommand(c)
 		}
 	}

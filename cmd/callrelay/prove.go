@@ -21,7 +21,8 @@ func newProve() *cobra.Command {
 
 Starts a private relay in separate processes (their programs are beside this one) with its own Redis and simulators, on
 ports and in a directory of its own. While callbacks come in, each service and Redis is killed, frozen and restarted, and
-TopS.II refuses, hangs, cuts and trickles. Then everything that was acknowledged is looked for at TopS.II.
+TopS.II refuses, hangs, cuts and trickles. Then everything that was acknowledged is looked for at TopS.II and, of the calls
+of a cloud PBX, at their webhook, and the relay's accounting is compared with it.
 
 Exit code 1 when anything was lost, doubled or out of order; then the data is kept, and it says where.`,
 		Example: "  callrelay prove\n  callrelay prove --for 10m --rate 500 --replicas 2 --json",

@@ -22,14 +22,14 @@ func newSendPbx() *cobra.Command {
 		Use:   "pbx SCENARIO...",
 		Short: "Send the events of calls as a cloud PBX does",
 		Long: `Send the events of calls as a cloud PBX does, to the extensions of PBX_INTEGRATIONS that have tokens:
-at least two phones and a queue.
+at least two phones and a queue. Without PBX_INTEGRATIONS they are those that callrelay up --sim knows.
 
 Scenarios: ` + names + `; all: each of them.`,
 		Example: "  callrelay send pbx answered missed\n  callrelay send pbx all --repeat --reorder",
 		Args:    cobra.MinimumNArgs(1),
 	}
 	to := c.Flags().String("to", "http://"+cmp.Or(os.Getenv("INGRESS_HTTP_ADDR"), "127.0.0.1:8080"), "the relay")
-	file := c.Flags().String("table", os.Getenv("PBX_INTEGRATIONS"), "the table of integrations (PBX_INTEGRATIONS)")
+	file := c.Flags().String("table", os.Getenv("PBX_INTEGRATIONS"), "a table of integrations (PBX_INTEGRATIONS); the one of up --sim if empty")
 	integration := c.Flags().String("integration", "", "which one of the table; the first if empty")
 	repeat := c.Flags().Bool("repeat", false, "send some events twice")
 	reorder := c.Flags().Bool("reorder", false, "send the events of each call in a wrong order")
@@ -37,9 +37,12 @@ Scenarios: ` + names + `; all: each of them.`,
 	realTime := c.Flags().Bool("real-time", false, "send each event when it happens, not all at once")
 	seed := c.Flags().Uint64("seed", 0, "makes the same calls again; 0: others each time")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		data, err := os.ReadFile(*file)
-		if err != nil {
-			return fmt.Errorf("--table: %w", err)
+		data := pbx.Table("")
+		if *file != "" {
+			var err error
+			if data, err = os.ReadFile(*file); err != nil {
+				return fmt.Errorf("--table: %w", err)
+			}
 		}
 		extensions, err := pbx.Extensions(data, *integration)
 		if err != nil {

@@ -10,9 +10,10 @@ import (
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Say which commit this program was built from",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Say which commit this program was built from",
+		Example: "  callrelay version",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			info, ok := debug.ReadBuildInfo()
 			if !ok {

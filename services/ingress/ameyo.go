@@ -23,6 +23,7 @@ import (
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	"callrelay/platform/errkind"
 	"callrelay/platform/telemetry"
+	"callrelay/services/ingress/internal/spool"
 )
 
 // ameyoServer takes Ameyo's callbacks, from the gateway and from gRPC clients alike.
@@ -123,6 +124,9 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, 
 
 // keep has a callback committed or, when that takes too long, spooled.
 func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *routerv1.RouteItem) (outcome string, err error) {
+	if event, ok := ctx.Value(eventKey{}).(*pbxEvent); ok && event.over {
+		return s.keepOver(ctx, r, call, item, event)
+	}
 	if !s.spool.behind(call) {
 		answer, err := s.route(ctx, r, item, s.cfg.AckBudget-min(s.cfg.AckBudget/4, 500*time.Millisecond))
 		switch {
@@ -142,6 +146,26 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 		return unrecorded, err
 	}
 	return spooled, nil
+}
+
+// keepOver has an event wait in the spool that is beyond its token's share.
+func (s *ameyoServer) keepOver(ctx context.Context, r *request, call string, item *routerv1.RouteItem, event *pbxEvent) (outcome string, err error) {
+	if !event.share.wait() {
+		return refused, errOver
+	}
+	item.Share = event.row.Token[:]
+	ctx, cancel := context.WithDeadline(ctx, r.received.Add(s.cfg.AckBudget))
+	defer cancel()
+	switch err := s.spool.put(ctx, r, call, item, sharePart); {
+	case err == nil:
+		return spooled, nil
+	case errors.Is(err, spool.ErrFull):
+		event.share.left()
+		return refused, errOver
+	default:
+		event.share.left()
+		return unrecorded, err
+	}
 }
 
 func refusalOf(err error) *errkind.Error {

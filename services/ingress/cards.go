@@ -14,7 +14,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"callrelay/callback/pbxtable"
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
@@ -55,35 +54,19 @@ const (
 // cardServer tells users of CRMs what happens on their phones.
 type cardServer struct {
 	ingressv1.UnimplementedCardServiceServer
-	s     *Service
-	view  *cardView
-	users map[cardUser]bool
-	// secrets are the hashes of the integrations' own secrets.
-	secrets map[string][sha256.Size]byte
+	s    *Service
+	view *cardView
 }
 
-func newCardServer(s *Service, table *pbxtable.Table) *cardServer {
-	c := &cardServer{s: s, view: newCardView(), users: map[cardUser]bool{}, secrets: map[string][sha256.Size]byte{}}
-	for _, n := range table.Integrations {
-		c.secrets[n.ID] = sha256.Sum256([]byte(n.Webhook.Secret))
-		for _, x := range n.Extensions {
-			if x.User != "" {
-				c.users[cardUser{n.ID, x.User}] = true
-			}
-		}
-	}
-	return c
-}
-
-// run follows state until ctx ends.
+// run follows state until ctx ends, from the first integration on.
 func (c *cardServer) run(ctx context.Context, state statev1.CardServiceClient) {
-	if len(c.secrets) == 0 {
-		return
-	}
-	lost := time.AfterFunc(cardsLost, c.view.lost)
-	defer lost.Stop()
+	var lost *time.Timer
 	for ctx.Err() == nil {
-		if c.follow(ctx, state, lost) {
+		if known := c.s.integrations.known.Load(); lost == nil && known != nil && len(known.secrets) > 0 {
+			lost = time.AfterFunc(cardsLost, c.view.lost)
+			defer lost.Stop()
+		}
+		if lost != nil && c.follow(ctx, state, lost) {
 			lost.Reset(cardsLost)
 		}
 		select {
@@ -121,14 +104,16 @@ func (c *cardServer) follow(ctx context.Context, state statev1.CardServiceClient
 
 // find refuses users that no extension belongs to.
 func (c *cardServer) find(integration, user string) (cardUser, error) {
-	of := cardUser{integration, user}
+	of, known := cardUser{integration, user}, c.s.integrations.known.Load()
 	switch {
 	case integration == "":
-		return of, errkind.Invalid("integration", "integration is required: an id of PBX_INTEGRATIONS")
+		return of, errkind.Invalid("integration", "integration is required: an id of callrelay integrations list")
 	case user == "":
-		return of, errkind.Invalid("user", "user is required: a user of an extension in PBX_INTEGRATIONS")
-	case !c.users[of]:
-		return of, errkind.NotFound("no extension of the integration belongs to that user (PBX_INTEGRATIONS)")
+		return of, errkind.Invalid("user", "user is required: the user of an extension of the integration")
+	case known == nil:
+		return of, errUnknownYet
+	case !known.users[of]:
+		return of, errkind.NotFound("no extension of the integration belongs to that user (callrelay integrations list ID)")
 	}
 	return of, nil
 }
@@ -238,9 +223,11 @@ func (c *cardServer) serveToken(w http.ResponseWriter, r *http.Request, operator
 
 // mayCreate is nil for an operator, and for who has the secret of the integration.
 func (c *cardServer) mayCreate(r *http.Request, integration string, operators *operatorAPI) *refusal {
-	hash, secret := sha256.Sum256([]byte(bearerOf(r))), c.secrets[integration]
-	if _, known := c.secrets[integration]; known && subtle.ConstantTimeCompare(hash[:], secret[:]) == 1 {
-		return nil
+	if known := c.s.integrations.known.Load(); known != nil {
+		hash := sha256.Sum256([]byte(bearerOf(r)))
+		if secret, there := known.secrets[integration]; there && subtle.ConstantTimeCompare(hash[:], secret[:]) == 1 {
+			return nil
+		}
 	}
 	caller, e := operators.caller(r)
 	if e == nil && caller.Role != rpc.RoleOperator {

@@ -26,19 +26,20 @@ import (
 
 // Service is ingress; it implements run.Service.
 type Service struct {
-	cfg         Config
-	tel         *telemetry.Telemetry
-	pipe        *routePipe
-	spool       *spooling
-	ameyo       *ameyoServer
-	refused     *refusals
-	strangers   *strangers
-	pbx         *pbxServer
-	cards       *cardServer
-	http        *http.Server
-	listen      net.Listener
-	connections *connections
-	router      grpc.ClientConnInterface
+	cfg          Config
+	tel          *telemetry.Telemetry
+	pipe         *routePipe
+	spool        *spooling
+	ameyo        *ameyoServer
+	refused      *refusals
+	strangers    *strangers
+	pbx          *pbxServer
+	cards        *cardServer
+	integrations *integrations
+	http         *http.Server
+	listen       net.Listener
+	connections  *connections
+	router       grpc.ClientConnInterface
 
 	load     load
 	stopping atomic.Bool
@@ -60,17 +61,16 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if err != nil {
 		return nil, err
 	}
-	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts}
+	s.integrations = newIntegrations(cfg.Pbx, cfg.spoolDir(), tel.Log())
+	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts, share: s.integrations.waitingShare}
 	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
 	s.refused = newRefusals(s.ameyo, cfg.RefusedBytes)
 	s.ameyo.refused = s.refused
 	if s.strangers, err = newStrangers(tel); err != nil {
 		return nil, err
 	}
-	if s.pbx, err = newPbxServer(cfg.Pbx, s.ameyo); err != nil {
-		return nil, err
-	}
-	s.cards = newCardServer(s, s.pbx.table)
+	s.pbx = &pbxServer{callbacks: s.ameyo, integrations: s.integrations}
+	s.cards = &cardServer{s: s, view: newCardView()}
 	if s.upstream, err = rpc.Dial(cfg.Kommo.UpstreamAddr); err != nil {
 		return nil, fmt.Errorf("UPSTREAM_GRPC_ADDR: %w", err)
 	}
@@ -84,6 +84,7 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if s.spool.spool, err = openSpool(cfg, tel); err != nil {
 		return nil, errors.Join(err, s.listen.Close())
 	}
+	s.integrations.load()
 	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -140,6 +141,9 @@ func (s *Service) Ready() error {
 	if s.stopping.Load() {
 		return errors.New("stopping")
 	}
+	if s.integrations.begins.Load() { // at most two seconds, with or without state
+		return errors.New("reading the integrations")
+	}
 	return s.spool.ready()
 }
 
@@ -151,10 +155,12 @@ func (s *Service) Run(ctx context.Context) error {
 	s.warnOpen()
 	// The spool and the pipe outlive the HTTP server: requests under way still need them.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.integrations.begins.Store(true)
 	var wg sync.WaitGroup
 	wg.Go(func() { s.pipe.Run(background) })
 	wg.Go(func() { s.spool.run(background) })
 	s.refused.run()
+	wg.Go(func() { s.integrations.run(background, statev1.NewAccountServiceClient(s.state)) })
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
 	defer func() {
 		s.refused.stop()

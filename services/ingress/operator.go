@@ -150,7 +150,11 @@ func (s *Service) tail(w http.ResponseWriter, r *http.Request, client operatorv1
 				}
 			default:
 				raw, err := protojson.Marshal(m.GetEntry())
-				if err != nil || !write("id: ", m.GetEntry().GetId(), "\ndata: ", string(raw), "\n\n") {
+				id := ""
+				if m.GetEntry().GetId() != "" { // an empty one would make the reader forget its place
+					id = "id: " + m.GetEntry().GetId() + "\n"
+				}
+				if err != nil || !write(id, "data: ", string(raw), "\n\n") {
 					return
 				}
 			}

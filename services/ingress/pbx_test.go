@@ -2,18 +2,28 @@ package ingress
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/encoding/prototext"
 
+	"callrelay/callback/pbxtable"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/config"
+	"callrelay/platform/redistest"
 )
 
 const (
@@ -22,18 +32,35 @@ const (
 	queueToken = "617ad7ee1f02aa6b3e60f12a978d68ba"
 )
 
-// integrations writes a table of one PBX and returns its path.
-func integrations(t *testing.T) string {
+const pbxTable = `{"integrations":[{"id":"acme","prefix":"0003","extension_len":3,
+	"webhook":{"url":"https://crm.example/","secret":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},"extensions":[
+	{"id":"33301","name":"0003*101","type":"phone","user":"u101","tokens":["` + phoneToken + `","` + oldToken + `"]},
+	{"id":"33334","name":"0003*700","type":"queue","tokens":["` + queueToken + `"]}]}]}`
+
+// kept is a table as state keeps it.
+func kept(t *testing.T, table string) []*statev1.Account {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "pbx.json")
-	table := `{"integrations":[{"id":"acme","prefix":"0003","extension_len":3,
-		"webhook":{"url":"https://crm.example/","secret":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},"extensions":[
-		{"id":"33301","name":"0003*101","type":"phone","user":"u101","tokens":["` + phoneToken + `","` + oldToken + `"]},
-		{"id":"33334","name":"0003*700","type":"queue","tokens":["` + queueToken + `"]}]}]}`
-	if err := os.WriteFile(path, []byte(table), 0o600); err != nil {
+	all, err := pbxtable.Parse([]byte(table))
+	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	var list []*statev1.Account
+	for _, n := range all {
+		settings, err := json.Marshal(pbxtable.Stored{Integration: n.Hashed()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, &statev1.Account{Id: pbxtable.AccountPrefix + n.ID, Version: rand.Text(), Settings: settings})
+	}
+	return list
+}
+
+// servePbx is serveService with a table.
+func servePbx(t *testing.T, f *fakeRouter, table string, env map[string]string) (string, *Service) {
+	t.Helper()
+	front, s := serveService(t, f, env)
+	s.integrations.take(accounts.List{Accounts: kept(t, table), NowMS: time.Now().UnixMilli()})
+	return front.URL, s
 }
 
 // askPbx sends a request and returns its answer without the request id.
@@ -60,7 +87,7 @@ func askPbx(t *testing.T, method, address, contentType, body string) (status int
 
 func TestPbxEvents(t *testing.T) {
 	f := &fakeRouter{answer: accept}
-	front := serve(t, f, map[string]string{"PBX_INTEGRATIONS": integrations(t), "AMEYO_PATH_SECRET": "0123456789abcdef"})
+	front, _ := servePbx(t, f, pbxTable, map[string]string{"AMEYO_PATH_SECRET": "0123456789abcdef"})
 	const form, taken = "application/x-www-form-urlencoded", `{"success":true,"requestId":"ID"}`
 	const event = "EventType=dial-in&CallID=c&SubCallID=s&CallerIDNum=%2B7999&EventTime=1767000000000000"
 	const on = `extension_id:"33301" integration:"acme" extension:"0003*101" type:"phone"`
@@ -92,7 +119,7 @@ func TestPbxEvents(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			before := len(f.items)
-			status, answer, header := askPbx(t, test.method, front.URL+pbxPath+test.path, test.contentType, test.body)
+			status, answer, header := askPbx(t, test.method, front+pbxPath+test.path, test.contentType, test.body)
 			if status != test.status || answer != test.answer {
 				t.Errorf("%d %s, want %d %s", status, answer, test.status, test.answer)
 			}
@@ -131,41 +158,139 @@ func TestPbxEvents(t *testing.T) {
 	}
 }
 
-// TestPbxShare: one token's flood is refused and harms no other.
+// TestPbxShare: what is beyond a token's share waits in the spool, goes to router at the rate of the share, and what is too much
+// for that is refused. No other token notices, not even another one of the same extension.
 func TestPbxShare(t *testing.T) {
 	f := &fakeRouter{answer: accept}
-	front := serve(t, f, map[string]string{"PBX_INTEGRATIONS": integrations(t), "PBX_TOKEN_RATE": "0.001", "PBX_TOKEN_BURST": "3"})
-	for i, want := range []int{200, 200, 200, 429} {
-		status, _, header := askPbx(t, "GET", front.URL+pbxPath+phoneToken+"?CallID=c", "", "")
+	front, s := servePbx(t, f, pbxTable, map[string]string{"PBX_TOKEN_RATE": "0.001", "PBX_TOKEN_BURST": "3", "PBX_TOKEN_SPOOL": "2"})
+	send := func(token, query string, want int) {
+		t.Helper()
+		status, answer, header := askPbx(t, "GET", front+pbxPath+token+"?"+query, "", "")
 		if status != want || (status == 429) != (header.Get("Retry-After") != "") {
-			t.Errorf("event %d: %d, want %d; Retry-After %q", i, status, want, header.Get("Retry-After"))
+			t.Errorf("%d %s, want %d; Retry-After %q", status, answer, want, header.Get("Retry-After"))
 		}
 	}
-	if status, _, _ := askPbx(t, "GET", front.URL+pbxPath+oldToken+"?CallID=c", "", ""); status != 429 {
-		t.Errorf("the other token of the same extension has a share of its own: %d", status)
+	for i := range 3 {
+		send(phoneToken, fmt.Sprint("CallID=within", i), 200)
 	}
-	if status, _, _ := askPbx(t, "GET", front.URL+pbxPath+queueToken+"?CallID=c", "", ""); status != 200 {
-		t.Errorf("another extension: %d", status)
+	send(phoneToken, "CallID=waits1", 200)
+	send(phoneToken, "CallID=waits2", 200)
+	send(phoneToken, "CallID=toomuch", 429)
+	send(phoneToken, "x="+strings.Repeat("x", maxQuery), 429) // and is not recorded
+	for i := range 3 {
+		send(oldToken, fmt.Sprint("CallID=old", i), 200)
+		send(queueToken, fmt.Sprint("CallID=queue", i), 200)
+	}
+	routed := func() (calls []string) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, item := range f.items {
+			if len(item.GetShare()) > 0 {
+				t.Error("the share got to router")
+			}
+			calls = append(calls, item.GetPbxEvent().GetEvent().GetCallId())
+		}
+		slices.Sort(calls)
+		return calls
+	}
+	within := []string{"old0", "old1", "old2", "queue0", "queue1", "queue2", "within0", "within1", "within2"}
+	if got := routed(); !slices.Equal(got, within) {
+		t.Errorf("router has %q, want %q", got, within)
+	}
+	if n := s.spool.spool.Stats().Items; n != 2 {
+		t.Errorf("%d wait, want 2", n)
+	}
+
+	// With room in the share again, what waits goes before what comes; then all is as before. A new table changes nothing of it.
+	s.integrations.take(accounts.List{Accounts: kept(t, pbxTable), NowMS: time.Now().UnixMilli()})
+	limit := s.integrations.known.Load().share(sha256.Sum256([]byte(phoneToken))).limit
+	limit.SetBurst(1000)
+	limit.SetLimit(rate.Inf)
+	redistest.Poll(t, 10*time.Second, "what waited is with router", func() bool {
+		return slices.Equal(routed(), slices.Insert(slices.Clone(within), 6, "waits1", "waits2")) && s.spool.spool.Empty()
+	})
+	send(phoneToken, "CallID=zz", 200)
+	if got := routed(); got[len(got)-1] != "zz" || !s.spool.spool.Empty() {
+		t.Errorf("router has %q", got)
 	}
 }
 
-// TestPbxConfig: what is wrong is said, without tokens.
-func TestPbxConfig(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pbx.json")
-	data, err := os.ReadFile(integrations(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, bytes.ReplaceAll(data, []byte(queueToken), []byte(phoneToken)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err = config.LoadFrom[Config](map[string]string{"PBX_INTEGRATIONS": path, "PBX_TOKEN_RATE": "-1", "PBX_TOKEN_BURST": "0"})
-	for _, want := range []string{"PBX_INTEGRATIONS: integrations[0] (acme): extensions[1]: tokens[0] is there twice", "PBX_TOKEN_RATE:", "PBX_TOKEN_BURST:"} {
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), phoneToken) {
-			t.Errorf("%v does not say %q", err, want)
+// All that waits for its share fills a part of the spool; the rest is for callbacks while router is away.
+func TestPbxShareOfTheSpool(t *testing.T) {
+	f := &fakeRouter{answer: func(*routerv1.RouteItem) *routerv1.RouteAnswer { return nil }}
+	front, s := servePbx(t, f, pbxTable, map[string]string{"PBX_TOKEN_RATE": "0.001", "PBX_TOKEN_BURST": "1", "PBX_TOKEN_SPOOL": "1000",
+		"SPOOL_MAX_ITEMS": "50", "ACK_BUDGET": "200ms"})
+	s.spool.away.Store(true)
+	for i, want := range []int{200, 200, 200, 200, 200, 429} { // the first is within its share; of 50 items 5 are the part
+		if status, answer, _ := askPbx(t, "GET", front+pbxPath+phoneToken+"?CallID="+fmt.Sprint(i), "", ""); status != want {
+			t.Errorf("event %d: %d %s, want %d", i, status, answer, want)
 		}
 	}
-	if _, err := config.LoadFrom[Config](map[string]string{"PBX_INTEGRATIONS": "/nowhere"}); err == nil {
-		t.Error("a file that is not there")
+	s.spool.away.Store(true)
+	if status, answer, _ := askPbx(t, "GET", front+pbxPath+queueToken+"?CallID=other", "", ""); status != 200 {
+		t.Errorf("another token: %d %s", status, answer)
+	}
+}
+
+// TestPbxTokens: tokens come, end and go with the table, whether state tells it or the copy on disk does.
+func TestPbxTokens(t *testing.T) {
+	f := &fakeRouter{answer: accept}
+	dir := t.TempDir()
+	front, s := serveService(t, f, map[string]string{"SPOOL_DIR": dir})
+	ask := func(token string, want int) {
+		t.Helper()
+		if status, answer, _ := askPbx(t, "GET", front.URL+pbxPath+token+"?CallID=c", "", ""); status != want {
+			t.Errorf("%d %s, want %d", status, answer, want)
+		}
+	}
+	// Nothing is known: neither can a token be told from nonsense, nor may an event be lost as if nobody had sent it.
+	ask(phoneToken, 503)
+	ask("nonsense", 503)
+
+	now := time.Now()
+	ending := `"tokens":["` + phoneToken + `"],"ending":[{"token":"` + oldToken + `","until":"` + now.Add(time.Hour).UTC().Format(time.RFC3339) + `"}]`
+	rotated := kept(t, strings.Replace(pbxTable, `"tokens":["`+phoneToken+`","`+oldToken+`"]`, ending, 1))
+	told := accounts.List{Accounts: append(rotated, &statev1.Account{Id: "pbx/broken", Settings: []byte("{")}), NowMS: now.UnixMilli()}
+	s.integrations.take(told)
+	ask(phoneToken, 200)
+	ask(oldToken, 200)
+	ask(queueToken, 200)
+	ask("nonsense", 404)
+	told.NowMS += time.Hour.Milliseconds() // by state's clock, which is the one that counts
+	s.integrations.take(told)
+	ask(phoneToken, 200)
+	ask(oldToken, 404)
+	s.integrations.take(accounts.List{NowMS: now.UnixMilli()})
+	ask(phoneToken, 404)
+
+	// A start without state knows what was known last.
+	if err := s.integrations.save(told); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(s.integrations.path)
+	if err != nil || bytes.Contains(data, []byte(phoneToken)) || bytes.Contains(data, []byte("whsec_")) {
+		t.Errorf("the copy: %v %q", err, data)
+	}
+	again := newIntegrations(s.cfg.Pbx, dir, s.tel.Log())
+	again.load()
+	if row, _ := again.known.Load().find(phoneToken); row == nil || row.ExtensionID != "33301" {
+		t.Errorf("the copy has %v", row)
+	}
+	if err := os.WriteFile(s.integrations.path, []byte("\xff"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	broken := newIntegrations(s.cfg.Pbx, dir, s.tel.Log())
+	if broken.load(); broken.known.Load() != nil {
+		t.Error("a broken copy was taken for a table")
+	}
+}
+
+// TestPbxConfig: what is wrong is said.
+func TestPbxConfig(t *testing.T) {
+	_, err := config.LoadFrom[Config](map[string]string{"PBX_TOKEN_RATE": "-1", "PBX_TOKEN_BURST": "0", "PBX_TOKEN_SPOOL": "-1"})
+	for _, want := range []string{"PBX_TOKEN_RATE:", "PBX_TOKEN_BURST:", "PBX_TOKEN_SPOOL:"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
 	}
 }

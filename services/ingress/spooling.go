@@ -39,6 +39,8 @@ type spooling struct {
 	pipe    *routePipe
 	tel     *telemetry.Telemetry
 	metrics *metrics
+	// share is whose fair share an item waits for; nil: nobody's.
+	share func(token []byte) *share
 
 	away   atomic.Bool  // nothing is sent to router but by drain
 	misses atomic.Int32 // in a row
@@ -73,7 +75,7 @@ func (s *spooling) missed() {
 func (s *spooling) put(ctx context.Context, r *request, call string, item *routerv1.RouteItem, part float64) error {
 	// A copy: a try that was given up may still be using the item.
 	data, err := proto.Marshal(&routerv1.RouteItem{RequestId: r.id, Traceparent: telemetry.Inject(ctx), Query: r.query, Peer: r.peer,
-		Spooled: true, Callback: item.GetCallback()})
+		Spooled: true, Share: item.GetShare(), Callback: item.GetCallback()})
 	if err != nil {
 		return errkind.Internal(err)
 	}
@@ -110,13 +112,13 @@ func (s *spooling) run(ctx context.Context) {
 			s.spool.Again()
 		}
 		for s.pipe.Connected() && int(flying.Load()) < s.atOnce() {
-			item, ok := s.spool.Next()
+			one, item, ok := s.next()
 			if !ok {
 				break
 			}
 			flying.Add(1)
 			wg.Go(func() {
-				committed := s.drain(ctx, item)
+				committed := s.drain(ctx, one, item)
 				flying.Add(-1)
 				if committed {
 					select {
@@ -143,13 +145,29 @@ func (s *spooling) atOnce() int {
 	return drainAtOnce
 }
 
-// drain tries to have one item committed. Any definite answer ends it: router commits what it refuses, too.
-func (s *spooling) drain(ctx context.Context, one spool.Item) (committed bool) {
-	item := &routerv1.RouteItem{}
-	if err := proto.Unmarshal(one.Data, item); err != nil { // its checksum is right: another version wrote it
-		s.spool.SetAside(one, err)
-		return false
+// next takes an item that may be tried now. What waits for the share of its token goes back until that has room.
+func (s *spooling) next() (one spool.Item, item *routerv1.RouteItem, ok bool) {
+	for {
+		if one, ok = s.spool.Next(); !ok {
+			return one, nil, false
+		}
+		item = &routerv1.RouteItem{}
+		if err := proto.Unmarshal(one.Data, item); err != nil { // its checksum is right: another version wrote it
+			s.spool.SetAside(one, err)
+			continue
+		}
+		if waits := s.share(item.GetShare()); waits != nil && !waits.limit.Allow() {
+			s.spool.Back(one)
+			continue
+		}
+		return one, item, true
 	}
+}
+
+// drain tries to have one item committed. Any definite answer ends it: router commits what it refuses, too.
+func (s *spooling) drain(ctx context.Context, one spool.Item, item *routerv1.RouteItem) (committed bool) {
+	waited := s.share(item.GetShare())
+	item.Share = nil
 	ctx, cancel := context.WithTimeout(ctx, tryTime)
 	defer cancel()
 	item.AgeMs, item.BudgetMs = one.Age.Milliseconds(), tryTime.Milliseconds()
@@ -163,6 +181,9 @@ func (s *spooling) drain(ctx context.Context, one spool.Item) (committed bool) {
 		return false
 	}
 	s.spool.Done(one)
+	if waited != nil {
+		waited.left()
+	}
 	s.committed()
 	if refused != nil {
 		s.metrics.refusedLate.Add(ctx, 1)

@@ -37,13 +37,12 @@ type Config struct {
 // Validate reports every problem; those of a rules file with file and line.
 func (c *Config) Validate() error {
 	_, _, err := c.rules()
-	_, errPbx := c.Pbx.rules()
 	_, errKommo := c.Kommo.check()
 	var errAge error
 	if c.EntryMaxAge <= 0 {
 		errAge = fmt.Errorf("DELIVERY_MAX_AGE: must be positive, not %v", c.EntryMaxAge)
 	}
-	return errors.Join(err, errPbx, errKommo, errAge)
+	return errors.Join(err, c.Pbx.check(), errKommo, errAge)
 }
 
 // Explaining are the rules in force, for a tool that explains them elsewhere.

@@ -399,7 +399,9 @@ func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, g
 			return err
 		}
 	case strings.HasPrefix(call, callback.Pbx+"/"):
-		e.pbx.timer(in, entry.GetTimer())
+		if err := e.pbx.timer(in, entry.GetTimer()); err != nil {
+			return err
+		}
 	}
 	_, err := e.process(ctx, in)
 	return err

@@ -5,9 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -17,6 +17,7 @@ import (
 	"callrelay/callback/wire"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
 	"callrelay/services/router/pbx"
@@ -24,43 +25,26 @@ import (
 
 // pbxConfig is what can be set of the rules of cloud PBXs.
 type pbxConfig struct {
-	Integrations string        `env:"PBX_INTEGRATIONS" desc:"File with the table of cloud PBX integrations (docs/pbx.md), the same for ingress, router and upstream; empty means none."`
-	Grace        time.Duration `env:"PBX_GRACE" envDefault:"5s" desc:"How long after the last leg of a PBX call closed what its events did not say is decided."`
-	MaxRing      time.Duration `env:"PBX_MAX_RING" envDefault:"120s" desc:"A PBX leg that neither was answered nor hung up for so long is over."`
-	MaxTalk      time.Duration `env:"PBX_MAX_TALK" envDefault:"4h" desc:"An answered PBX leg that did not hang up for so long is over."`
-	InferAnswer  config.Switch `env:"PBX_INFER_ANSWER" envDefault:"false" desc:"Take a hangup that says ANSWER for an answer whose event was lost; such registrations are marked."`
+	Grace       time.Duration `env:"PBX_GRACE" envDefault:"5s" desc:"How long after the last leg of a PBX call closed what its events did not say is decided."`
+	MaxRing     time.Duration `env:"PBX_MAX_RING" envDefault:"120s" desc:"A PBX leg that neither was answered nor hung up for so long is over."`
+	MaxTalk     time.Duration `env:"PBX_MAX_TALK" envDefault:"4h" desc:"An answered PBX leg that did not hang up for so long is over."`
+	InferAnswer config.Switch `env:"PBX_INFER_ANSWER" envDefault:"false" desc:"Take a hangup that says ANSWER for an answer whose event was lost; such registrations are marked."`
 }
 
-// rules are those of each integration, by its id.
-func (c *pbxConfig) rules() (map[string]*pbx.Config, error) {
-	table := &pbxtable.Table{}
-	if c.Integrations != "" {
-		data, err := os.ReadFile(c.Integrations)
-		if err == nil {
-			table, err = pbxtable.Parse(data)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("PBX_INTEGRATIONS: %w", err)
-		}
+// check reports every problem.
+func (c *pbxConfig) check() error {
+	return c.of(&pbxtable.Integration{ID: "any", Prefix: "000", ExtensionLen: 3}).Check()
+}
+
+// of are the rules of an integration.
+func (c *pbxConfig) of(n *pbxtable.Integration) *pbx.Config {
+	rules := &pbx.Config{Grace: c.Grace, MaxRing: c.MaxRing, MaxTalk: c.MaxTalk, InferAnswer: bool(c.InferAnswer),
+		Integration: n.ID, Destination: n.Destination(), Prefix: n.Prefix, ExtensionLen: n.ExtensionLen,
+		KeepLocal: n.KeepLocal, DirectMissed: n.DirectMissed == nil || *n.DirectMissed, Users: map[string]string{}}
+	for _, x := range n.Extensions {
+		rules.Users[x.Name] = x.User
 	}
-	times := pbx.Config{Grace: c.Grace, MaxRing: c.MaxRing, MaxTalk: c.MaxTalk, InferAnswer: bool(c.InferAnswer)}
-	any := times // a wrong time is reported once, and also without integrations
-	any.Integration, any.Destination, any.Prefix, any.ExtensionLen = "any", "any", "000", 3
-	if err := any.Check(); err != nil {
-		return nil, err
-	}
-	rules := map[string]*pbx.Config{}
-	for _, n := range table.Integrations {
-		one := times
-		one.Integration, one.Destination, one.Prefix, one.ExtensionLen = n.ID, n.Destination(), n.Prefix, n.ExtensionLen
-		one.KeepLocal, one.DirectMissed = n.KeepLocal, n.DirectMissed == nil || *n.DirectMissed
-		one.Users = map[string]string{}
-		for _, x := range n.Extensions {
-			one.Users[x.Name] = x.User
-		}
-		rules[n.ID] = &one
-	}
-	return rules, nil
+	return rules
 }
 
 // pbxBlob is where the rules' state is in the record.
@@ -68,10 +52,74 @@ const pbxBlob = "pbx"
 
 // pbxRules are the rules of all integrations, and which extensions gave recordings lately.
 type pbxRules struct {
-	configs map[string]*pbx.Config
+	config   pbxConfig
+	follower *accounts.Follower
+	known    atomic.Pointer[pbxKnown] // nil: state was not heard yet
+	// seen holds when a timer whose integration is not known was first seen: input id -> time.Time.
+	seen sync.Map
 	// recorded holds when an extension last gave a recording. After a restart it fills again; until then nobody asks for
 	// recordings that are late.
 	recorded sync.Map // integration/extension id -> time.Time
+}
+
+// pbxKnown is a copy of the table that state keeps.
+type pbxKnown struct {
+	rules    map[string]*pbx.Config // by integration
+	versions map[string]*pbx.Config // the same by the version of the account
+	problems map[string]error       // why an integration that is there has no rules
+	began    time.Time              // what was changed before is in it
+}
+
+// take makes the rules of what state keeps.
+func (r *pbxRules) take(list accounts.List, log func(msg string, args ...any)) {
+	before := r.known.Load()
+	now := &pbxKnown{rules: map[string]*pbx.Config{}, versions: map[string]*pbx.Config{}, problems: map[string]error{}, began: list.Began}
+	for _, a := range list.Accounts {
+		id := strings.TrimPrefix(a.GetId(), pbxtable.AccountPrefix)
+		if before != nil && before.versions[a.GetVersion()] != nil {
+			now.rules[id] = before.versions[a.GetVersion()]
+			now.versions[a.GetVersion()] = now.rules[id]
+			continue
+		}
+		stored, err := pbxtable.ParseStored(a.GetId(), a.GetSettings())
+		if err == nil {
+			now.rules[id] = r.config.of(&stored.Integration)
+			now.versions[a.GetVersion()] = now.rules[id]
+			continue
+		}
+		now.problems[id] = err
+		if before == nil || before.problems[id] == nil {
+			log("an integration cannot be used", "integration", id, "error", err)
+		}
+	}
+	r.known.Store(now)
+	r.seen.Range(func(id, at any) bool { // another router has it now
+		if time.Since(at.(time.Time)) > time.Minute {
+			r.seen.Delete(id)
+		}
+		return true
+	})
+}
+
+// errNoIntegration: it was there when the event was taken, and somebody has deleted it since.
+var errNoIntegration = errors.New("the integration was deleted")
+
+// of are the rules of an integration. What was received before the copy was made is told for good that there is none; anything
+// else has to be tried again.
+func (r *pbxRules) of(integration string, since time.Time) (*pbx.Config, error) {
+	known := r.known.Load()
+	switch {
+	case known == nil:
+		return nil, errkind.Unavailable(nil, "the integrations are not known yet")
+	case known.rules[integration] != nil:
+		return known.rules[integration], nil
+	case known.problems[integration] != nil:
+		return nil, errkind.Unavailable(known.problems[integration], "the integration %s cannot be used", integration)
+	case since.Before(known.began):
+		return nil, errNoIntegration
+	}
+	r.follower.Wake()
+	return nil, errkind.Unavailable(nil, "this router does not know the integration %s yet", integration)
 }
 
 // recordingWanted is for how long after a recording the next one is expected (spec/pbx.md, P16).
@@ -88,10 +136,10 @@ type pbxInput struct {
 // event makes what the engine takes of an event. Whatever it holds is recorded: with its call where it names one, else as
 // a request of its own.
 func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEvent) error {
-	config := r.configs[m.GetIntegration()]
-	if config == nil {
-		// Ingress knows it, so this router was started with another table. It is not lost: nothing is acknowledged.
-		return errkind.Unavailable(fmt.Errorf("no integration %q in PBX_INTEGRATIONS", m.GetIntegration()), "this router does not know the integration yet")
+	config, err := r.of(m.GetIntegration(), in.since)
+	gone := errors.Is(err, errNoIntegration)
+	if err != nil && !gone {
+		return err
 	}
 	params := wire.Params(m.GetEvent())
 	e, err := callback.DecodePbxEvent(params)
@@ -104,6 +152,9 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 	place := fmt.Sprintf("%s %s (%s) of %s", m.GetType(), m.GetExtension(), m.GetExtensionId(), m.GetIntegration())
 	var refusal *callback.FieldError
 	switch {
+	case gone:
+		in.pbx.note = pbxDeleted(m.GetIntegration())
+		return nil
 	case errors.As(err, &refusal):
 		in.pbx.note = "an event of " + place + " cannot be understood: " + refusal.Message
 		return nil
@@ -127,14 +178,25 @@ func (r *pbxRules) wantRecording(m *routerv1.PbxEvent, recordID string) bool {
 	return ok && time.Since(last.(time.Time)) < recordingWanted
 }
 
-// timer makes what the engine takes of a timer of a PBX call.
-func (r *pbxRules) timer(in *input, name string) {
+// timer makes what the engine takes of a timer of a PBX call. A router that knew the integration has set it, so it is gone if a
+// copy that was begun after the timer was first seen here does not have it.
+func (r *pbxRules) timer(in *input, name string) error {
 	rest := strings.TrimPrefix(in.call, callback.Pbx+"/")
 	integration, _, _ := strings.Cut(rest, "/")
-	in.pbx = &pbxInput{config: r.configs[integration], input: pbx.Input{Timer: name}}
-	if in.pbx.config == nil {
-		in.pbx.note = fmt.Sprintf("the integration %s is not in PBX_INTEGRATIONS any more: nothing more is decided of this call", integration)
+	seen, _ := r.seen.LoadOrStore(in.id, in.since)
+	config, err := r.of(integration, seen.(time.Time))
+	in.pbx = &pbxInput{config: config, input: pbx.Input{Timer: name}}
+	if errors.Is(err, errNoIntegration) {
+		in.pbx.note, err = pbxDeleted(integration), nil
 	}
+	if err == nil {
+		r.seen.Delete(in.id)
+	}
+	return err
+}
+
+func pbxDeleted(integration string) string {
+	return fmt.Sprintf("the integration %s was deleted: nothing more is decided of this call", integration)
 }
 
 // decidePbx asks the rules and makes the commit of what they say.

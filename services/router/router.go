@@ -11,9 +11,11 @@ import (
 
 	"google.golang.org/grpc"
 
+	"callrelay/callback/pbxtable"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 )
@@ -39,9 +41,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	if e.pbx.configs, err = cfg.Pbx.rules(); err != nil {
-		return nil, err
-	}
+	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(statev1.NewAccountServiceClient(state), pbxtable.AccountPrefix)
 	e.kommo.config, e.kommo.client = cfg.Kommo, statev1.NewAccountServiceClient(state)
 	e.kommo.routes, err = cfg.Kommo.check()
 	e.entryMaxAge = cfg.EntryMaxAge
@@ -70,6 +70,9 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() { s.engine.load.Run(pipes) })
 	wg.Go(func() { s.engine.commit.Run(pipes) })
 	wg.Go(func() { s.engine.kommo.run(pipes, s.tel.Log().Error) })
+	wg.Go(func() {
+		s.engine.pbx.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.pbx.take(list, s.tel.Log().Error) })
+	})
 	s.engine.timers(ctx, s.state)
 	close(s.stopping)
 	s.engine.idle()

@@ -49,8 +49,8 @@ func (s *shelf) destinations(ctx context.Context) (held, stuck map[string]string
 	}
 	held, stuck = map[string]string{}, map[string]string{}
 	for _, d := range list.GetDestinations() {
-		switch {
-		case d.GetHeld():
+		switch m := d.GetMaintenance(); {
+		case d.GetHeld() && (m == nil || m.GetReason() != d.GetHoldReason()): // a maintenance ends by itself
 			held[d.GetName()] = d.GetHoldReason()
 		case d.GetHealth() != "ok":
 			stuck[d.GetName()] = d.GetHealth()

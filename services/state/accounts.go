@@ -17,7 +17,7 @@ type accounts struct {
 
 const (
 	maxName       = 128
-	maxAccount    = 64 << 10
+	maxAccount    = 3 << 20
 	maxRenewal    = 10 * time.Minute
 	accountHelp   = "id must be 1 to 128 bytes, e.g. kommo/9001"
 	maxNotices    = 32
@@ -52,6 +52,20 @@ func (s *accounts) ListAccounts(ctx context.Context, req *statev1.ListAccountsRe
 		return nil, unavailable(err)
 	}
 	return &statev1.ListAccountsResponse{Accounts: found}, nil
+}
+
+// SyncAccounts brings a copy up to date.
+func (s *accounts) SyncAccounts(ctx context.Context, req *statev1.SyncAccountsRequest) (*statev1.SyncAccountsResponse, error) {
+	if len(req.GetPrefix()) > maxName {
+		return nil, errkind.Invalid("prefix", accountPrefix)
+	}
+	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	ids, changed, more, err := s.store.SyncAccounts(ctx, req.GetPrefix(), req.GetKnown())
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &statev1.SyncAccountsResponse{Ids: ids, Accounts: changed, More: more, NowMs: s.store.Now()}, nil
 }
 
 // PutAccount creates or changes an account.

@@ -173,7 +173,14 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 	if err != nil {
 		return nil, err
 	}
+	planned, err := w.store.Maintenances(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for name, h := range holds {
+		if maintained(h, planned[name]) {
+			continue // as it was planned
+		}
 		if h.Held() {
 			alarms = append(alarms, &operatorv1.Alarm{Name: "destination_held", Subject: name, SinceMs: h.SinceMS,
 				Text: name + " is held: " + h.Reason})

@@ -60,17 +60,22 @@ func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDesti
 		if oldest != 0 {
 			d.OldestAgeMs = max(0, o.store.Now()-oldest)
 		}
-		d.Health = health(d, o.zone())
+		d.Health = health(d, o.store.Now())
 		resp.Destinations = append(resp.Destinations, d)
 	}
 	return resp, nil
+}
+
+// maintained says whether a destination is held for its maintenance.
+func maintained(h store.Hold, m *operatorv1.Maintenance) bool {
+	return m != nil && h.Held() && h.Reason == m.GetReason()
 }
 
 // longWait is from when on a wait is worth a word.
 const longWait = time.Second
 
 // health says why nothing leaves, the strongest reason first, or that something does.
-func health(d *operatorv1.Destination, zone *time.Location) string {
+func health(d *operatorv1.Destination, nowMS int64) string {
 	var breaker *statev1.Standing // an open or half-open one
 	broken, busy, failure := 0, 0, ""
 	for _, c := range d.GetConsumers() {
@@ -97,7 +102,7 @@ func health(d *operatorv1.Destination, zone *time.Location) string {
 	m := d.GetMaintenance()
 	switch {
 	case d.GetHeld() && m != nil && d.GetHoldReason() == m.GetReason():
-		return "maintenance until " + time.UnixMilli(m.GetUntilMs()).In(zone).Format("2006-01-02 15:04 MST") + ", nothing is sent"
+		return fmt.Sprintf("maintenance, nothing is sent for %s", seconds(m.GetUntilMs()-nowMS))
 	case d.GetHeld() && d.GetProbeMs() > 0:
 		return fmt.Sprintf("held because of its own fault, one delivery tries every %s", seconds(d.GetProbeMs()))
 	case d.GetHeld():

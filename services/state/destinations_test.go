@@ -33,7 +33,7 @@ func TestHealth(t *testing.T) {
 		{&operatorv1.Destination{}, "nobody works it off"},
 		{&operatorv1.Destination{Consumers: by(closed), Held: true, HoldReason: "x"}, "held by a person"},
 		{&operatorv1.Destination{Consumers: by(open), Held: true, HoldReason: "x", ProbeMs: 60_000}, "held because of its own fault, one delivery tries every 1m0s"},
-		{&operatorv1.Destination{Consumers: by(closed), Held: true, HoldReason: "night", Maintenance: night}, "maintenance until 2026-02-02 14:26 JST"},
+		{&operatorv1.Destination{Consumers: by(closed), Held: true, HoldReason: "night", Maintenance: night}, "maintenance, nothing is sent for 1m1s"},
 		{&operatorv1.Destination{Consumers: by(closed), Maintenance: night}, "ok"},
 		{&operatorv1.Destination{Consumers: by(open)}, "the circuit breaker is open, it is tried again in 10s: connection refused"},
 		{&operatorv1.Destination{Consumers: by(half)}, "lets a few through"},
@@ -45,11 +45,7 @@ func TestHealth(t *testing.T) {
 		{&operatorv1.Destination{Consumers: by(failing), Waiting: 5}, "the last attempt failed: HTTP 502"},
 		{&operatorv1.Destination{Consumers: by(failing)}, "ok"},
 	} {
-		zone, err := time.LoadLocation("Asia/Tokyo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := health(c.d, zone); !strings.Contains(got, c.want) || c.want == "ok" && got != "ok" {
+		if got := health(c.d, night.UntilMs-61_000); !strings.Contains(got, c.want) || c.want == "ok" && got != "ok" {
 			t.Errorf("%v: %q, want %q", c.d, got, c.want)
 		}
 	}
@@ -149,8 +145,11 @@ func TestMaintenance(t *testing.T) {
 		t.Errorf("planned: %v", d)
 	}
 	becomes("it is held", func(d *operatorv1.Destination) bool {
-		return d.GetHeld() && strings.HasPrefix(d.GetHealth(), "maintenance until ")
+		return d.GetHeld() && strings.HasPrefix(d.GetHealth(), "maintenance, ")
 	})
+	if list, err := b.relay.ListAlarms(ctx, &operatorv1.ListAlarmsRequest{}); err != nil || len(list.GetAlarms()) != 0 {
+		t.Errorf("what was planned is an alarm: %v %v", list, err)
+	}
 	becomes("it is over", func(d *operatorv1.Destination) bool { return !d.GetHeld() && d.GetMaintenance() == nil })
 
 	hold("", "1h", "patches")
@@ -175,5 +174,22 @@ func TestMaintenance(t *testing.T) {
 	want := []string{"ann: hold because patches", "ann: release because patches", "ann: hold because patches", "ann: release", "ann: hold because they asked for it"}
 	if !slices.Equal(said, want) {
 		t.Errorf("journal %q, want %q", said, want)
+	}
+}
+
+// A misspelt destination is refused: nobody shall take the empty answer for "nothing waits there".
+func TestUnknownDestination(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), nil)
+	_, listed := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{Destination: "topsi"})
+	_, held := b.relay.HoldDestination(t.Context(), &operatorv1.HoldDestinationRequest{Destination: "topsi", Reason: "x"})
+	stream, err := b.relay.RetryDeliveries(t.Context(), &operatorv1.RetryDeliveriesRequest{Filter: &operatorv1.DeliveryFilter{Destination: "topsi"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, retried := stream.Recv()
+	for what, err := range map[string]error{"list": listed, "hold": held, "retry": retried} {
+		if err == nil || !strings.Contains(err.Error(), `there is no destination "topsi"; there are: topsii`) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -49,7 +49,7 @@ func (s *Service) observe() error {
 		{"callrelay.queue.leased", "{call}", "Calls whose next delivery, or timer, is being worked on."},
 		{"callrelay.queue.dead", "{delivery}", "Deliveries that ended dead, expired or asked and that nobody has settled."},
 		{"callrelay.queue.oldest", "ms", "How long the oldest has been due."},
-		{"callrelay.destination.held", "{hold}", "1 while nothing is sent to the destination: a person or its own fault holds it."},
+		{"callrelay.destination.held", "{hold}", "1 while nothing is sent to the destination: a person or its own fault holds it; 2 while that is a maintenance with an end."},
 		{"callrelay.accounting.requests", "{request}", "Where the requests of the last 24 hours are: each in one bucket, a sum over buckets is what was received without what is spooled."},
 		{"callrelay.accounting.difference", "{request}", "By how much counters and journals differed at the last comparison; anything but 0 is an alarm."},
 	} {
@@ -64,6 +64,10 @@ func (s *Service) observe() error {
 		if err != nil {
 			return err
 		}
+		planned, err := s.store.Maintenances(ctx)
+		if err != nil {
+			return err
+		}
 		for _, name := range s.store.Destinations() {
 			waiting, leased, dead, oldest, err := s.store.Backlog(ctx, name)
 			if err != nil {
@@ -73,7 +77,10 @@ func (s *Service) observe() error {
 				oldest = max(0, s.store.Now()-oldest)
 			}
 			var held int64
-			if h, ok := holds[name]; ok && h.Held() {
+			switch h := holds[name]; {
+			case maintained(h, planned[name]):
+				held = 2
+			case h.Held():
 				held = 1
 			}
 			at := metric.WithAttributes(telemetry.Destination.String(name))

@@ -349,9 +349,10 @@ func (o *operator) WatchJournal(req *operatorv1.WatchJournalRequest, stream oper
 			missed = false
 		}
 		for _, e := range events {
-			for _, entry := range e.entries(masked) {
-				if !entryMatches(entry, filter) {
-					continue
+			wanted := slices.DeleteFunc(e.entries(masked), func(entry *operatorv1.Entry) bool { return !entryMatches(entry, filter) })
+			for i, entry := range wanted {
+				if i == len(wanted)-1 {
+					entry.Id = e.id // who resumes behind it has seen them all
 				}
 				if err := stream.Send(&operatorv1.WatchJournalResponse{Entry: entry}); err != nil {
 					return err
@@ -371,17 +372,13 @@ func (o *operator) WatchJournal(req *operatorv1.WatchJournalRequest, stream oper
 	}
 }
 
-// entries reads the journal entries of an event. All have its id: who resumes behind it has seen them all.
+// entries reads the journal entries of an event.
 func (e event) entries(masked bool) []*operatorv1.Entry {
 	journal, err := store.ReadJournal(e.journal)
 	if err != nil {
 		return nil
 	}
-	out := entries(e.call, journal, masked)
-	for _, entry := range out {
-		entry.Id = e.id
-	}
-	return out
+	return entries(e.call, journal, masked)
 }
 
 func entryMatches(e *operatorv1.Entry, filter []string) bool {

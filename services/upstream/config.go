@@ -97,9 +97,7 @@ func (c *Config) Validate() error {
 	} {
 		check(d.value > 0, "%s: must be positive, not %v", d.name, d.value)
 	}
-	if _, err := c.Webhook.table(c.LeaseTime); err != nil {
-		problems = append(problems, err)
-	}
+	problems = append(problems, c.Webhook.problems(c.LeaseTime, c.Kommo.SecretsKey != "")...)
 	needed := c.ConnectTimeout + c.Timeout + leaseRoom
 	check(c.LeaseTime >= needed, "LEASE_TIME: must be at least TOPSII_CONNECT_TIMEOUT + TOPSII_TIMEOUT + %v = %v, not %v: a request could outlive its lease and be sent twice",
 		leaseRoom, needed, c.LeaseTime)

@@ -24,7 +24,7 @@ import (
 
 // KommoConfig is everything that can be set of Kommo. Without SECRETS_KEY there is no Kommo.
 type KommoConfig struct {
-	SecretsKey   config.Secret `env:"SECRETS_KEY" desc:"Keys that seal credentials at rest: id:base64 of 32 bytes, several separated by commas, the newest first (docs/secrets.md). Required to connect accounts."`
+	SecretsKey   config.Secret `env:"SECRETS_KEY" desc:"Keys that seal credentials at rest: id:base64 of 32 bytes, several separated by commas, the newest first (docs/secrets.md). Required to connect accounts and for PBX integrations."`
 	ClientID     string        `env:"KOMMO_CLIENT_ID" desc:"The Kommo integration's id; empty: only long-lived tokens work."`
 	ClientSecret config.Secret `env:"KOMMO_CLIENT_SECRET" desc:"The Kommo integration's secret."`
 	RedirectURI  string        `env:"KOMMO_REDIRECT_URI" desc:"The Kommo integration's redirect address, exactly as it is configured there."`
@@ -155,11 +155,11 @@ type kommoServer struct {
 	*Service
 }
 
-var errNoKommo = errors.New("SECRETS_KEY is not set")
+var errNoKey = errors.New("SECRETS_KEY is not set")
 
 func (s *kommoServer) client() (*kommo.Client, error) {
 	if s.kommo == nil {
-		return nil, errkind.Refused("Kommo accounts cannot be used: %v", errNoKommo)
+		return nil, errkind.Refused("Kommo accounts cannot be used: %v", errNoKey)
 	}
 	return s.kommo, nil
 }

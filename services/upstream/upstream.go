@@ -2,11 +2,12 @@
 //
 // It owns the way out: the clients of the systems behind it, how often and how fast they are tried, and when they are left
 // alone. It knows no rules and no Redis and keeps nothing across a restart: its only source of work, and the only place where
-// its results go, is state's Lease stream. Beside that it connects accounts (KommoService), whose credentials state keeps.
+// its results go, is state's Lease stream. Beside that it connects accounts and PBX integrations (KommoService, PbxService), which state keeps with sealed credentials.
 package upstream
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	statev1 "callrelay/gen/callrelay/state/v1"
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/platform/run"
+	"callrelay/platform/seal"
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
 	"callrelay/services/upstream/internal/kommo"
@@ -33,9 +35,11 @@ type Service struct {
 	state    statev1.StateServiceClient
 	accounts statev1.AccountServiceClient
 	topsii   *delivery.Consumer
-	webhooks []*delivery.Consumer // one for each PBX integration
 	client   *topsii.Client
 	kommo    *kommo.Client // nil: there is no key to seal credentials with
+
+	integrations *integrations
+	webhooks     *webhooks
 }
 
 var _ run.Service = (*Service)(nil)
@@ -69,16 +73,22 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	hooks, err := webhooks(cfg, tel, stateClient, options.Trace)
-	if err != nil {
+	s := &Service{cfg: cfg, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k,
+		integrations: &integrations{accounts: accounts}}
+	s.webhooks = &webhooks{s: s, trace: options.Trace, running: map[string]*webhookConsumer{}, failed: map[string]string{}}
+	if s.integrations.file, err = readIntegrations(cfg.Webhook.Integrations); err != nil {
 		return nil, err
 	}
-	return &Service{cfg: cfg, webhooks: hooks, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k}, nil
+	if cfg.Kommo.SecretsKey != "" {
+		s.integrations.keys, err = seal.Parse(cfg.Kommo.SecretsKey.Reveal())
+	}
+	return s, err
 }
 
 // Register adds what is asked of upstream about accounts; its work it asks for itself.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
 	upstreamv1.RegisterKommoServiceServer(r, &kommoServer{Service: s})
+	upstreamv1.RegisterPbxServiceServer(r, &pbxServer{integrations: s.integrations})
 }
 
 // Run delivers until ctx ends; then it finishes or hands back what it has leased.
@@ -97,11 +107,14 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	var hooks sync.WaitGroup
 	defer hooks.Wait()
-	for _, c := range s.webhooks {
-		hooks.Go(func() { _ = c.Run(ctx) }) // it logs what it cannot do and never gives up by itself
-	}
+	hooks.Go(func() { s.webhooks.run(ctx) })
 	return s.topsii.Run(ctx)
 }
 
-// Ready reports whether work can be leased.
-func (s *Service) Ready() error { return s.topsii.Ready() }
+// Ready reports whether work can be leased, and PBX_INTEGRATIONS is loaded.
+func (s *Service) Ready() error {
+	if len(s.integrations.file) > 0 && !s.integrations.loaded.Load() {
+		return errors.New("PBX_INTEGRATIONS is not in state yet")
+	}
+	return s.topsii.Ready()
+}

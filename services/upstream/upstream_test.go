@@ -18,6 +18,7 @@ import (
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
+	"callrelay/platform/redistest"
 	"callrelay/platform/run"
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream"
@@ -75,8 +76,9 @@ func (s *oneDelivery) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest
 	}
 }
 
-// start runs upstream against a state with one delivery, and returns the delivery's result.
-func start(t *testing.T, tel *telemetry.Telemetry, env map[string]string) *statev1.LeaseResult {
+// start runs upstream against a state with one delivery, and returns the delivery's result. What is to be looked at while it
+// still runs is last.
+func start(t *testing.T, tel *telemetry.Telemetry, env map[string]string, running ...func()) *statev1.LeaseResult {
 	t.Helper()
 	cfg, err := config.LoadFrom[upstream.Config](env)
 	if err != nil {
@@ -107,6 +109,9 @@ func start(t *testing.T, tel *telemetry.Telemetry, env map[string]string) *state
 	case result := <-fake.result:
 		if err := svc.Ready(); err != nil {
 			t.Errorf("not ready while it works: %v", err)
+		}
+		for _, look := range running {
+			look()
 		}
 		return result
 	case <-time.After(10 * time.Second):
@@ -193,9 +198,18 @@ func TestMetrics(t *testing.T) {
 	defer crm.Close()
 	group := telemetry.NewGroup(nil)
 	defer func() { _ = group.Shutdown(t.Context()) }()
-	start(t, group.Service("callrelay-upstream"), map[string]string{"ENABLE_REAL_SEND": "true", "TEST_BASE_URL": crm.URL, "TEST_API_KEY": key32})
-	page := httptest.NewRecorder()
-	group.MetricsHandler().ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	text := func() string {
+		page := httptest.NewRecorder()
+		group.MetricsHandler().ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		return page.Body.String()
+	}
+	var page string
+	start(t, group.Service("callrelay-upstream"), map[string]string{"ENABLE_REAL_SEND": "true", "TEST_BASE_URL": crm.URL, "TEST_API_KEY": key32}, func() {
+		redistest.Poll(t, 5*time.Second, "the result is answered", func() bool {
+			page = text()
+			return strings.Contains(page, `callrelay_upstream_unanswered{callrelay_destination="topsii",service_name="callrelay-upstream"} 0`)
+		})
+	})
 	for _, want := range []string{
 		`callrelay_upstream_deliveries_total{callrelay_destination="topsii",callrelay_outcome="delivered",service_name="callrelay-upstream"} 1`,
 		`callrelay_upstream_attempts_total{callrelay_destination="topsii",service_name="callrelay-upstream"} 1`,
@@ -204,11 +218,14 @@ func TestMetrics(t *testing.T) {
 		`callrelay_upstream_unanswered{callrelay_destination="topsii",service_name="callrelay-upstream"} 0`,
 		`callrelay_upstream_breaker{callrelay_destination="topsii",service_name="callrelay-upstream"} 0`,
 	} {
-		if !strings.Contains(page.Body.String(), want) {
+		if !strings.Contains(page, want) {
 			t.Errorf("no %s", want)
 		}
 	}
+	if strings.Contains(text(), "callrelay_upstream_breaker{") {
+		t.Error("a consumer that has ended is still observed: the next one of its destination would be, too")
+	}
 	if t.Failed() {
-		t.Log(page.Body.String())
+		t.Log(page)
 	}
 }

@@ -1,82 +1,142 @@
 package upstream
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
+	"reflect"
+	"sync"
 	"time"
 
 	"callrelay/callback/pbxtable"
 	statev1 "callrelay/gen/callrelay/state/v1"
-	"callrelay/platform/telemetry"
+	"callrelay/platform/accounts"
 	"callrelay/services/upstream/internal/delivery"
-	"callrelay/services/upstream/internal/retry"
 	"callrelay/services/upstream/internal/webhook"
 )
 
 // webhookConfig is what can be set of the webhooks that calls of cloud PBXs are registered with.
 type webhookConfig struct {
-	Integrations string        `env:"PBX_INTEGRATIONS" desc:"File with the table of cloud PBX integrations (docs/pbx.md), the same for ingress, router and upstream; empty means none."`
+	Integrations string        `env:"PBX_INTEGRATIONS" desc:"File with integrations of cloud PBXs, loaded into state at start (docs/pbx.md); empty: those that state has. Needs SECRETS_KEY."`
 	Concurrency  int           `env:"WEBHOOK_CONCURRENCY" envDefault:"4" desc:"Requests at once to the webhook of one integration, of all upstream processes together."`
 	Timeout      time.Duration `env:"WEBHOOK_TIMEOUT" envDefault:"10s" desc:"Longest wait for a webhook's answer, connecting included."`
 }
 
-func (c *webhookConfig) table(lease time.Duration) (*pbxtable.Table, error) {
-	var problems []error
+func (c *webhookConfig) problems(lease time.Duration, sealed bool) (problems []error) {
 	if c.Concurrency < 1 {
 		problems = append(problems, fmt.Errorf("WEBHOOK_CONCURRENCY: must be at least 1, not %d", c.Concurrency))
 	}
 	if c.Timeout <= 0 || lease < c.Timeout+leaseRoom {
 		problems = append(problems, fmt.Errorf("WEBHOOK_TIMEOUT: must be positive and %v less than LEASE_TIME, not %v: a request could outlive its lease", leaseRoom, c.Timeout))
 	}
-	table := &pbxtable.Table{}
-	if c.Integrations != "" {
-		data, err := os.ReadFile(c.Integrations)
-		if err == nil {
-			table, err = pbxtable.Parse(data)
-		}
-		if err != nil {
-			problems = append(problems, fmt.Errorf("PBX_INTEGRATIONS: %w", err))
-		}
+	if _, err := readIntegrations(c.Integrations); err != nil {
+		problems = append(problems, err)
 	}
-	return table, errors.Join(problems...)
+	if c.Integrations != "" && !sealed {
+		problems = append(problems, errors.New("PBX_INTEGRATIONS: needs SECRETS_KEY, which seals the secrets of webhooks (docs/secrets.md)"))
+	}
+	return problems
 }
 
-// webhooks makes a consumer for each integration: each has a line, a breaker and a hold of its own.
-func webhooks(cfg Config, tel *telemetry.Telemetry, state statev1.StateServiceClient, trace func(http.RoundTripper) http.RoundTripper) ([]*delivery.Consumer, error) {
-	table, err := cfg.Webhook.table(cfg.LeaseTime)
+// webhooks works off the queue of each integration: each has a line, a breaker and a hold of its own.
+type webhooks struct {
+	s     *Service
+	trace func(http.RoundTripper) http.RoundTripper
+	// running are the consumers by integration; failed is the version of an account with which there can be none.
+	running map[string]*webhookConsumer
+	failed  map[string]string
+	all     sync.WaitGroup
+}
+
+type webhookConsumer struct {
+	version string // of the account
+	webhook pbxtable.Webhook
+	secret  pbxtable.Secret
+	stop    context.CancelFunc
+	ended   chan struct{}
+}
+
+// run keeps a consumer for each integration that state has, as it is there, until ctx ends.
+func (w *webhooks) run(ctx context.Context) {
+	defer w.all.Wait()
+	accounts.NewFollower(w.s.accounts, pbxtable.AccountPrefix).Run(ctx, func(list accounts.List, _ bool) {
+		if err := w.s.integrations.load(ctx, list); err != nil && ctx.Err() == nil {
+			w.s.log.Error("an integration of PBX_INTEGRATIONS could not be stored, it is tried again", "error", err)
+		}
+		there := map[string]bool{}
+		for _, a := range list.Accounts {
+			there[a.GetId()] = true
+			err := w.keep(ctx, a)
+			if err != nil && !errors.Is(err, errChanged) && w.failed[a.GetId()] != a.GetVersion() {
+				w.failed[a.GetId()] = a.GetVersion()
+				w.s.log.Error("nothing can be sent to the webhook of an integration", "integration", a.GetId(), "error", err)
+			}
+		}
+		for id := range w.running {
+			if !there[id] {
+				w.end(id)
+			}
+		}
+	})
+}
+
+// keep sees to it that the integration's consumer runs as it is stored.
+func (w *webhooks) keep(ctx context.Context, a *statev1.Account) error {
+	old := w.running[a.GetId()]
+	if old != nil && old.version == a.GetVersion() {
+		return nil
+	}
+	stored, err := pbxtable.ParseStored(a.GetId(), a.GetSettings())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var consumers []*delivery.Consumer
-	for _, n := range table.Integrations {
-		key, err := n.Webhook.Secret.Key()
-		if err != nil {
-			return nil, err
-		}
-		client := webhook.New(webhook.Options{URL: n.Webhook.URL, Key: key, AllowPrivate: n.Webhook.AllowPrivate,
-			Connect: cfg.Webhook.Timeout, Total: cfg.Webhook.Timeout, Concurrency: cfg.Webhook.Concurrency, Trace: trace})
-		consumer, err := delivery.New(delivery.Config{
-			Destination: n.Destination(),
-			Name:        cfg.name(),
-			Workers:     cfg.Webhook.Concurrency,
-			LeaseTime:   cfg.LeaseTime,
-			SendTimeout: cfg.Webhook.Timeout,
-			StopTimeout: cfg.StopTimeout,
-			Policy: delivery.Policy{ // an uncertain attempt is made again: its Webhook-Id says that it is the same
-				MaxAttempts:      cfg.MaxAttempts,
-				AppErrorAttempts: cfg.AppErrorMaxAttempts,
-				MaxAge:           cfg.MaxAge,
-				Backoff:          retry.Backoff{Base: cfg.RetryBase, Max: cfg.RetryMax},
-				ProbeInterval:    cfg.ProbeInterval,
-			},
-			Breaker: delivery.BreakerSettings{Failures: cfg.BreakerFailures, Open: cfg.BreakerOpen, Probes: cfg.BreakerProbes},
-		}, state, client, tel)
-		if err != nil {
-			return nil, err
-		}
-		consumers = append(consumers, consumer)
+	n := &stored.Integration
+	secret, err := w.s.integrations.secret(a)
+	if err == nil {
+		err = w.s.integrations.reseal(ctx, a, secret)
 	}
-	return consumers, nil
+	if err != nil {
+		return err
+	}
+	if old != nil && reflect.DeepEqual(old.webhook, n.Webhook) && old.secret == secret {
+		old.version = a.GetVersion()
+		return nil
+	}
+	w.end(a.GetId())
+	key, err := secret.Key()
+	if err != nil {
+		return fmt.Errorf("webhook.secret %w", err)
+	}
+	consumer, err := w.consumer(n, key)
+	if err != nil {
+		return err
+	}
+	one := &webhookConsumer{version: a.GetVersion(), webhook: n.Webhook, secret: secret, ended: make(chan struct{})}
+	ctx, one.stop = context.WithCancel(ctx)
+	w.running[a.GetId()] = one
+	w.all.Go(func() {
+		defer close(one.ended)
+		_ = consumer.Run(ctx) // it logs what it cannot do and never gives up by itself
+	})
+	return nil
+}
+
+// end ends a consumer and waits until it has handed back what it had.
+func (w *webhooks) end(id string) {
+	if one := w.running[id]; one != nil {
+		one.stop()
+		<-one.ended
+		delete(w.running, id)
+	}
+}
+
+func (w *webhooks) consumer(n *pbxtable.Integration, key []byte) (*delivery.Consumer, error) {
+	c := &w.s.cfg
+	client := webhook.New(webhook.Options{URL: n.Webhook.URL, Key: key, AllowPrivate: n.Webhook.AllowPrivate,
+		Connect: c.Webhook.Timeout, Total: c.Webhook.Timeout, Concurrency: c.Webhook.Concurrency, Trace: w.trace})
+	cfg := c.consumer(n.Destination())
+	cfg.Workers, cfg.SendTimeout = c.Webhook.Concurrency, c.Webhook.Timeout
+	cfg.Disabled, cfg.Policy.Ask = false, false // an uncertain attempt is made again: its Webhook-Id says that it is the same
+	return delivery.New(cfg, w.s.state, client, w.s.tel)
 }

@@ -174,6 +174,9 @@ func TestTailOverHTTP(t *testing.T) {
 		r.accepted(r.end(connectedEnd(91)...))
 		id, data := next(tail)
 		says(t, "the first event", data, "ameyo/91", "received ameyo.call_end")
+		for id == "" { // of entries that were written together the last one has the place to go on behind
+			id, _ = next(tail)
+		}
 		r.accepted(r.end(connectedEnd(92)...))
 		if _, data := next(open(id, "ameyo/92 attempt delivered")); !strings.Contains(data, "ameyo/92") {
 			t.Errorf("resumed with %s", data)

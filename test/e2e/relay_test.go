@@ -35,7 +35,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		bin = dir
-		build := exec.Command("go", "build", "-race", "-o", dir, "callrelay/cmd/callrelay", "callrelay/services/ingress/cmd/ingress",
+		race := "-race=" + strconv.FormatBool(overloadFor == 0)
+		build := exec.Command("go", "build", race, "-o", dir, "callrelay/cmd/callrelay", "callrelay/services/ingress/cmd/ingress",
 			"callrelay/services/router/cmd/router", "callrelay/services/state/cmd/state", "callrelay/services/upstream/cmd/upstream")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%s%v\n", out, err)

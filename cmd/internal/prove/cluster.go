@@ -40,6 +40,7 @@ var settings = map[string]string{
 	"ACK_BUDGET": ackBudget.String(), "RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
 	// A brown-out must not be the end of a delivery here: everything has to arrive.
 	"DELIVERY_MAX_ATTEMPTS": "100000", "APP_ERROR_MAX_ATTEMPTS": "100000",
+	"PBX_GRACE": pbxGrace.String(), "PBX_TOKEN_RATE": "100000", "PBX_TOKEN_BURST": "100000", "WEBHOOK_CONCURRENCY": fmt.Sprint(webhookConcurrency),
 	"REQUEST_DEDUPE_TTL_SECONDS": "3600", "PHONE1_STATE_TTL_SECONDS": "3600",
 	"JOURNAL_LIMIT": "1048576", "METRICS_ADDR": "127.0.0.1:0",
 }
@@ -61,14 +62,15 @@ type cluster struct {
 	logFile   *os.File
 	redis     *privateredis.Server
 	topsii    *topsii.Server
-	http      *http.Server
+	webhook   *webhook
+	http      []*http.Server
 	processes map[target][]*process
 	states    string   // addresses, as rpc.Dial takes them
 	ingresses []string // http://host:port
 }
 
 // startCluster starts everything and returns when callbacks are taken.
-func startCluster(ctx context.Context, o Options, dir string, onEffect func(endpoint string, call int64, at time.Time)) (*cluster, error) {
+func startCluster(ctx context.Context, o Options, dir string, onEffect func(at time.Time)) (*cluster, error) {
 	c := &cluster{dir: dir, processes: map[target][]*process{}}
 	err := os.MkdirAll(filepath.Join(dir, "logs"), 0o700)
 	if err == nil {
@@ -81,19 +83,40 @@ func startCluster(ctx context.Context, o Options, dir string, onEffect func(endp
 	if c.redis, err = privateredis.Start(ctx, privateredis.Options{DataDir: filepath.Join(dir, "data"), Log: c.log}); err != nil {
 		return c, err
 	}
-	sim, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return c, err
-	}
-	c.topsii = topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true, MaxHeld: 10_000_000, OnEffect: onEffect})
+	c.topsii = topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true, MaxHeld: 10_000_000, OnEffect: func(_ string, _ int64, at time.Time) { onEffect(at) }})
 	if err := c.topsii.SetFault(latency); err != nil {
 		return c, err
 	}
-	// What is cut on purpose is not worth a line each time.
-	c.http = &http.Server{Handler: c.topsii, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	go func() { _ = c.http.Serve(sim) }() // ends with Close
-	return c, c.startServices(ctx, o, sim.Addr().String())
+	c.webhook = &webhook{onEffect: onEffect, got: map[string]map[string][]time.Time{}}
+	sim, err := c.serve(c.topsii)
+	if err != nil {
+		return c, err
+	}
+	hook, err := c.serve(c.webhook)
+	if err != nil {
+		return c, err
+	}
+	if err := pbxTable(c.table(), hook+"/calls"); err != nil {
+		return c, err
+	}
+	return c, c.startServices(ctx, o, sim)
 }
+
+// serve runs a simulator until stop, and returns its address.
+func (c *cluster) serve(h http.Handler) (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	// What is cut on purpose is not worth a line each time.
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	c.http = append(c.http, server)
+	go func() { _ = server.Serve(listener) }() // ends with Close
+	return "http://" + listener.Addr().String(), nil
+}
+
+// table is where the integrations of the cloud PBX are written down.
+func (c *cluster) table() string { return filepath.Join(c.dir, "pbx.json") }
 
 func (c *cluster) startServices(ctx context.Context, o Options, sim string) error {
 	free, err := freeAddrs((len(services) + 1) * o.Replicas)
@@ -111,7 +134,7 @@ func (c *cluster) startServices(ctx context.Context, o Options, sim string) erro
 		for i := range o.Replicas {
 			name := fmt.Sprintf("%s-%d", s, i+1)
 			env := map[string]string{
-				"REDIS_URL": c.redis.URL(), "TEST_BASE_URL": "http://" + sim, "DATA_DIR": filepath.Join(c.dir, name),
+				"REDIS_URL": c.redis.URL(), "TEST_BASE_URL": sim, "PBX_INTEGRATIONS": c.table(), "DATA_DIR": filepath.Join(c.dir, name),
 				"STATE_GRPC_ADDR": lists[stateTarget], "ROUTER_GRPC_ADDR": lists[routerTarget], "INGRESS_HTTP_ADDR": doors[i],
 			}
 			env[strings.ToUpper(string(s))+"_GRPC_ADDR"] = addr[s][i]
@@ -228,8 +251,8 @@ func (c *cluster) stop() {
 			end(p.name, p.keeper.PID(), p.keeper.Stop)
 		}
 	}
-	if c.http != nil {
-		_ = c.http.Close()
+	for _, server := range c.http {
+		_ = server.Close()
 	}
 	if c.redis != nil {
 		end("redis", c.redis.PID(), c.redis.Stop)

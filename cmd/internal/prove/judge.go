@@ -34,6 +34,8 @@ type verdict struct {
 	open bool
 	// unanswered counts callbacks that were never acknowledged.
 	unanswered int
+	// requests counts those in the call's journal.
+	requests int64
 }
 
 // judge compares what the dialer was promised with what the relay wrote down and what TopS.II has.
@@ -60,6 +62,7 @@ func judge(c *call, stored *operatorv1.Call, held []topsii.Held) verdict {
 			v.say("request %s was taken twice", request.id)
 		}
 		requests[request.id] = s
+		v.requests++
 		if _, known := position[s]; !known {
 			position[s] = i
 		}
@@ -78,15 +81,11 @@ func judge(c *call, stored *operatorv1.Call, held []topsii.Held) verdict {
 	}
 	v.orderOfAcks(c.order, position)
 
-	marks := map[string]int{} // uncertain attempts
+	marks := uncertainOf(stored, func(d *operatorv1.Delivery) string {
+		return identify(d.GetFacts().GetEndpoint(), []byte(d.GetPayload()))
+	})
 	for _, d := range stored.GetDeliveries() {
 		facts := d.GetFacts()
-		identity := identify(facts.GetEndpoint(), []byte(d.GetPayload()))
-		for _, e := range stored.GetJournal() {
-			if a := e.GetFact().GetAttempt(); a.GetDelivery() == facts.GetNumber() && a.GetUncertain() {
-				marks[identity]++
-			}
-		}
 		if d.GetState() != "delivered" {
 			v.open = true
 			v.say("delivery %d is not delivered but %s %s", facts.GetNumber(), d.GetState(), facts.GetReason())
@@ -181,7 +180,7 @@ func receivedOf(stored *operatorv1.Call) (all []receivedRequest) {
 
 // judgeAll judges calls until each is done or ctx ends, and returns the last verdicts, with what is stored of each call that
 // has a problem. said is told how many are still open.
-func judgeAll(ctx context.Context, state operatorv1.OperatorServiceClient, sim *topsii.Server, calls []*call, said func(open int)) ([]verdict, map[*call]*operatorv1.Call) {
+func judgeAll(ctx context.Context, state operatorv1.OperatorServiceClient, c *cluster, calls []*call, said func(open int)) ([]verdict, map[*call]*operatorv1.Call) {
 	verdicts := make([]verdict, len(calls))
 	bad := map[*call]*operatorv1.Call{}
 	open := make([]int, len(calls))
@@ -196,18 +195,23 @@ func judgeAll(ctx context.Context, state operatorv1.OperatorServiceClient, sim *
 		for range 8 {
 			wg.Go(func() {
 				for i := range next {
-					c := calls[i]
-					stored, err := ask(state, c.id)
-					v := judge(c, stored, sim.ByCall(c.id))
+					one := calls[i]
+					stored, err := ask(state, one.key)
+					var v verdict
+					if one.isPbx() {
+						v = judgePbx(one, stored, c.webhook.of(one.pbxID))
+					} else {
+						v = judge(one, stored, c.topsii.ByCall(one.id))
+					}
 					if err != nil {
 						v.open = true
 						v.say("the relay cannot be asked: %v", err)
 					}
 					mu.Lock()
 					verdicts[i] = v
-					delete(bad, c)
+					delete(bad, one)
 					if len(v.problems) > 0 {
-						bad[c] = stored
+						bad[one] = stored
 					}
 					if v.open || len(v.problems) > 0 { // what looks wrong may be half done
 						still = append(still, i)
@@ -229,10 +233,31 @@ func judgeAll(ctx context.Context, state operatorv1.OperatorServiceClient, sim *
 	}
 }
 
-func ask(state operatorv1.OperatorServiceClient, id int64) (*operatorv1.Call, error) {
+// accounted asks the relay to count, when everything is done: by its counters, and again by its journals. Both have to come to
+// what was seen of each call.
+func accounted(ctx context.Context, state operatorv1.OperatorServiceClient, verdicts []verdict) (problems []string) {
+	a, err := state.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Check: true})
+	if err != nil {
+		return []string{fmt.Sprintf("the relay cannot be asked for its accounting: %v", err)}
+	}
+	requests := int64(0)
+	for _, v := range verdicts {
+		requests += v.requests
+	}
+	if a.GetReceived() != requests || a.GetCheckedRequests() != requests || a.GetWaiting() != 0 {
+		problems = append(problems, fmt.Sprintf("ACCOUNTING: %d requests in the journals of all calls; %d counted, %d compared, %d of them waiting",
+			requests, a.GetReceived(), a.GetCheckedRequests(), a.GetWaiting()))
+	}
+	for _, d := range a.GetDifferences() {
+		problems = append(problems, fmt.Sprintf("ACCOUNTING: %s: %d counted, %d journaled, e.g. %s", d.GetBucket(), d.GetCounted(), d.GetJournaled(), d.GetRequestId()))
+	}
+	return problems
+}
+
+func ask(state operatorv1.OperatorServiceClient, key string) (*operatorv1.Call, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	stored, err := state.GetCall(ctx, &operatorv1.GetCallRequest{Call: callKey(id)})
+	stored, err := state.GetCall(ctx, &operatorv1.GetCallRequest{Call: key})
 	if status.Code(err) == codes.NotFound {
 		return nil, nil
 	}

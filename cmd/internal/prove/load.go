@@ -34,9 +34,13 @@ type sending struct {
 	refused string
 }
 
-// call is one call of the dialer.
+// call is one call of the dialer or of the cloud PBX.
 type call struct {
-	id int64
+	id  int64
+	key string
+	// pbxID and registrations are of a call of the cloud PBX: its id there, and how many must come of it.
+	pbxID         string
+	registrations int
 
 	mu       sync.Mutex
 	order    []*sending // in the order in which they were first sent
@@ -95,11 +99,20 @@ func (l *load) run(ctx, patience context.Context, seed uint64, rate float64) {
 		rng   = rand.New(rand.NewPCG(seed, 0x6c6f6164))
 		maker = dialer.New(seed)
 		play  = scenarios()
+		pbxs  = newPbx(seed)
 		begin = time.Now()
 		sent  float64 // callbacks so far
 	)
 	for {
-		callbacks := play[rng.IntN(len(play))](maker)
+		var c *call
+		var callbacks []dialer.Callback
+		if rng.IntN(onePbxIn) == 0 {
+			c, callbacks = pbxs(rng.IntN(1<<20), rng.IntN(2) == 0)
+		} else {
+			callbacks = play[rng.IntN(len(play))](maker)
+			id, _ := strconv.ParseInt(callbacks[0].CallID, 10, 64) // the dialer's ids are numbers
+			c = newCall(id, callKey(id))
+		}
 		together := rng.IntN(5) == 0 // all callbacks of the call at the same instant
 		pauses := make([]time.Duration, len(callbacks))
 		for i := range pauses {
@@ -115,19 +128,16 @@ func (l *load) run(ctx, patience context.Context, seed uint64, rate float64) {
 				return
 			}
 		}
-		c := l.newCall(callbacks)
+		l.mu.Lock()
+		l.calls = append(l.calls, c)
+		l.mu.Unlock()
 		l.open.Add(int64(len(callbacks)))
 		l.running.Go(func() { l.play(patience, c, callbacks, together, pauses) })
 	}
 }
 
-func (l *load) newCall(callbacks []dialer.Callback) *call {
-	id, _ := strconv.ParseInt(callbacks[0].CallID, 10, 64) // the dialer's ids are numbers
-	c := &call{id: id, sendings: map[string]*sending{}}
-	l.mu.Lock()
-	l.calls = append(l.calls, c)
-	l.mu.Unlock()
-	return c
+func newCall(id int64, key string) *call {
+	return &call{id: id, key: key, sendings: map[string]*sending{}}
 }
 
 func (l *load) play(ctx context.Context, c *call, callbacks []dialer.Callback, together bool, pauses []time.Duration) {

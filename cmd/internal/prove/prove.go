@@ -1,6 +1,7 @@
 // Package prove runs the relay's own crash test: a private instance in separate processes with its own Redis and simulators,
-// under load, while each service and Redis in turn is killed, frozen and restarted and TopS.II browns out. It then holds what
-// the dialer was promised against what TopS.II has.
+// under load of a dialer and a cloud PBX, while each service and Redis in turn is killed, frozen and restarted and TopS.II
+// browns out. It then holds what they were promised against what TopS.II and the PBX's webhook have, and against the relay's
+// own accounting.
 //
 // It owns the instance (started, hit and ended here, loopback only), the schedule of faults, the load, and the verdict: what
 // is lost, doubled, uncertain or out of order. It knows the relay only from outside: HTTP in, HTTP out, signals, and the
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,7 +91,7 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 		}
 	}()
 	effects := &times{}
-	c, err := startCluster(ctx, o, dir, func(_ string, _ int64, at time.Time) { effects.add(at) })
+	c, err := startCluster(ctx, o, dir, effects.add)
 	defer c.stop()
 	if err != nil {
 		return nil, err
@@ -106,15 +108,18 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 		return nil, err
 	}
 	say := progress(o)
+	operator := operatorv1.NewOperatorServiceClient(conn)
 	limit, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
-	verdicts, bad := judgeAll(limit, operatorv1.NewOperatorServiceClient(conn), c.topsii, l.calls, func(open int) {
+	verdicts, bad := judgeAll(limit, operator, c, l.calls, func(open int) {
 		say("load is over; %d callbacks accepted, %d calls not delivered yet", l.accepted.Load(), open)
 	})
 	if ctx.Err() != nil {
 		return nil, errors.New("interrupted")
 	}
-	result = newResult(o, c, l, windows, verdicts, effects.all())
+	counting, done := context.WithTimeout(ctx, drainLimit)
+	defer done()
+	result = newResult(o, c, l, windows, verdicts, effects.all(), accounted(counting, operator, verdicts))
 	if !result.Holds() {
 		result.Dir = dir
 		err = keep(dir, l.calls, verdicts, bad)
@@ -136,7 +141,7 @@ func storm(ctx context.Context, o Options, c *cluster, l *load, effects *times) 
 	rng := rand.New(rand.NewPCG(o.Seed, 0x72657065617473))
 	now := "no fault yet"
 	tell := func() {
-		say("%3.0fs of %.0fs; %d acknowledged, %d waiting, TopS.II has %d; %s", time.Since(begin).Seconds(), o.For.Seconds(),
+		say("%3.0fs of %.0fs; %d acknowledged, %d waiting, %d delivered; %s", time.Since(begin).Seconds(), o.For.Seconds(),
 			l.accepted.Load(), l.open.Load(), effects.count(), now)
 	}
 	wait := func(until time.Time) bool {
@@ -208,7 +213,7 @@ func keep(dir string, calls []*call, verdicts []verdict, bad map[*call]*operator
 		if !is {
 			continue
 		}
-		text := fmt.Sprintf("%s\n%s\n", callKey(c.id), lines(verdicts[i].problems))
+		text := fmt.Sprintf("%s\n%s\n", c.key, lines(verdicts[i].problems))
 		for _, s := range c.order {
 			text += fmt.Sprintf("\n%s first sent %s %s", s.callback.Kind, s.first.Format(time.RFC3339Nano), s.callback.Query)
 			for _, a := range s.acks {
@@ -216,7 +221,7 @@ func keep(dir string, calls []*call, verdicts []verdict, bad map[*call]*operator
 			}
 		}
 		text += "\n\n" + protojson.Format(stored) + "\n"
-		if err := os.WriteFile(filepath.Join(dir, "calls", fmt.Sprintf("%d.txt", c.id)), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "calls", url.PathEscape(c.key)+".txt"), []byte(text), 0o600); err != nil {
 			return err
 		}
 	}

@@ -43,7 +43,7 @@ type story struct {
 // newStory is a call start and its end, acknowledged and delivered one after the other.
 func newStory() *story {
 	callbacks := dialer.Phone1Connected(dialer.New(3))
-	s := &story{call: &call{id: 4, sendings: map[string]*sending{}}, stored: &operatorv1.Call{}}
+	s := &story{call: newCall(4, callKey(4)), stored: &operatorv1.Call{}}
 	at := time.Now()
 	var m model
 	for i, cb := range callbacks {

@@ -38,7 +38,7 @@ type Result struct {
 	Problems []string `json:"problems,omitempty"` // the first ones, in words
 	Dir      string   `json:"dir,omitempty"`      // kept when the proof failed
 
-	problemCalls []int64
+	problemCalls []string
 }
 
 // Row is what belongs to one kind of fault: the callbacks that were first sent from its beginning until the next fault.
@@ -62,10 +62,10 @@ const maxProblems = 20
 // Holds says whether nothing was lost, doubled or out of order.
 func (r *Result) Holds() bool { return r != nil && r.Passed }
 
-func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verdict, effects []time.Time) *Result {
+func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verdict, effects []time.Time, miscounted []string) *Result {
 	stats := c.topsii.Stats()
 	r := &Result{Seed: o.Seed, Seconds: o.For.Seconds(), Rate: o.Rate, Replicas: o.Replicas, Calls: len(l.calls), Answers: len(l.acks),
-		MaxInFlight: stats.MaxInFlight, InFlightLimit: concurrency, LogLines: map[string]int{}, Problems: c.strays()}
+		MaxInFlight: stats.MaxInFlight, InFlightLimit: concurrency, LogLines: map[string]int{}, Problems: append(c.strays(), miscounted...)}
 	before := Row{Fault: "(before the first)", Times: 1}
 	rows := map[string]*Row{}
 	row := func(at time.Time) *Row {
@@ -117,8 +117,8 @@ func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verd
 		}
 		r.Unanswered += v.unanswered
 		if len(v.problems) > 0 {
-			r.problemCalls = append(r.problemCalls, l.calls[i].id)
-			r.Problems = append(r.Problems, fmt.Sprintf("call %d: %s", l.calls[i].id, strings.Join(v.problems, "; ")))
+			r.problemCalls = append(r.problemCalls, l.calls[i].key)
+			r.Problems = append(r.Problems, fmt.Sprintf("call %s: %s", l.calls[i].key, strings.Join(v.problems, "; ")))
 		}
 	}
 	r.Faults = []Row{before}
@@ -146,9 +146,8 @@ func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verd
 	if r.Total.Accepted == 0 {
 		r.Problems = append(r.Problems, "nothing was accepted at all")
 	}
-	if r.MaxInFlight > r.InFlightLimit {
-		r.Problems = append(r.Problems, fmt.Sprintf("%d requests were at TopS.II at once, of all upstream processes together; %d are allowed", r.MaxInFlight, r.InFlightLimit))
-	}
+	r.Problems = append(r.Problems, atOnce("TopS.II", r.MaxInFlight, r.InFlightLimit)...)
+	r.Problems = append(r.Problems, atOnce("the webhook", c.webhook.mostAtOnce(), webhookConcurrency)...)
 	r.Passed = len(r.Problems) == 0
 	return r
 }
@@ -206,12 +205,13 @@ func (r *Result) Table(out io.Writer, program string) error {
 	_ = w.Flush() // a strings.Builder takes everything
 	fmt.Fprintf(&b, "\n%d calls, %d acknowledgements with repeats; ack p50 %v, p99 %v; delivery p50 %v, p99 %v; outages included\n",
 		r.Calls, r.Answers, ms(r.AckP50), ms(r.AckP99), ms(r.DelivP50), ms(r.DelivP99))
-	fmt.Fprintf(&b, "at most %d requests at TopS.II at once (limit %d)\n", r.MaxInFlight, r.InFlightLimit)
+	fmt.Fprintf(&b, "one call in %d is of a cloud PBX, which may wait %v for what its events did not say\n", onePbxIn, pbxGrace)
+	fmt.Fprintf(&b, "at most %d requests at TopS.II at once (limit %d, of all upstream processes together)\n", r.MaxInFlight, r.InFlightLimit)
 	if r.Total.Uncertain > 0 {
-		fmt.Fprintf(&b, "uncertain: TopS.II got it again because an attempt had no answer and may have arrived (TOPSII_UNCERTAIN=ask asks a person instead)\n")
+		fmt.Fprintf(&b, "uncertain: it came again because an attempt had no answer and may have arrived (TOPSII_UNCERTAIN=ask asks a person instead)\n")
 	}
 	if r.Passed {
-		fmt.Fprintf(&b, "PASSED: nothing lost, nothing doubled, nothing out of order. --seed %d repeats it.\n", r.Seed)
+		fmt.Fprintf(&b, "PASSED: nothing lost, nothing doubled, nothing out of order, the accounting agrees. --seed %d repeats it.\n", r.Seed)
 		_, err := io.WriteString(out, b.String())
 		return err
 	}
@@ -222,7 +222,7 @@ func (r *Result) Table(out io.Writer, program string) error {
 	fmt.Fprintf(&b, "\nEverything is kept in %s: logs/ of each process, data/ with its Redis", r.Dir)
 	if len(r.problemCalls) > 0 {
 		fmt.Fprintf(&b, ", calls/ with the whole story of each such call.\n"+
-			"To look at a call with the relay's own eyes:\n  %s up --sim --data-dir %s/data\n  %s call %d", program, r.Dir, program, r.problemCalls[0])
+			"To look at a call with the relay's own eyes:\n  %s up --sim --data-dir %s/data\n  %s call %s", program, r.Dir, program, r.problemCalls[0])
 	}
 	fmt.Fprintln(&b)
 	_, err := io.WriteString(out, b.String())

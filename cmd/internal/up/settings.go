@@ -22,6 +22,9 @@ const (
 	simToken = "simulated"
 )
 
+// simCardsSecret signs the tokens of caller cards where everything is tried out.
+const simCardsSecret = "simulator-simulator-simulator-simulator"
+
 // settings are the environment and, where it does not say, what the options imply. A variable that is empty says nothing.
 func settings(o Options) map[string]string {
 	env := maps.Clone(o.Environment)
@@ -41,6 +44,7 @@ func settings(o Options) map[string]string {
 			imply("KOMMO_BASE_URL", simKommo(o))
 			imply("KOMMO_CALLS_SECRETS", "9001=whsec_"+simSecret)
 		}
+		imply("CARDS_SECRET", simCardsSecret)
 	}
 	return env
 }

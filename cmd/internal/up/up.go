@@ -64,6 +64,16 @@ func Run(ctx context.Context, o Options) (err error) {
 	private := !given(env, "REDIS_URL")
 	if private {
 		env["REDIS_URL"] = "unix:///set-below" // so that the configuration can be checked before anything is started
+		if !given(env, "SECRETS_KEY") {
+			if env["SECRETS_KEY"], err = ownKey(o.DataDir); err != nil {
+				return err
+			}
+		}
+	}
+	if o.SimAddr != "" && !given(env, "PBX_INTEGRATIONS") && given(env, "SECRETS_KEY") {
+		if env["PBX_INTEGRATIONS"], err = writeSimTable(o.DataDir, o.SimAddr); err != nil {
+			return err
+		}
 	}
 	checked, err := load(env)
 	if err != nil {

@@ -57,7 +57,7 @@ func (d *diagnosis) pbx() {
 			switch {
 			case strings.Contains(f.Note, "cannot be understood"):
 				d.find(Understood, failed, "pbx_not_understood", about{request, 0, []string{"note", f.Note}})
-			case strings.Contains(f.Note, "not in PBX_INTEGRATIONS any more"):
+			case strings.HasSuffix(f.Note, "was deleted: nothing more is decided of this call"):
 				d.find(Decided, failed, "pbx_no_integration", about{request, 0, []string{"note", f.Note}})
 			default:
 				d.find(Understood, note, "pbx_odd", about{request, 0, []string{"note", f.Note}})

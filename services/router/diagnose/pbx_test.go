@@ -41,7 +41,7 @@ func TestPbxCalls(t *testing.T) {
 		{"refused", pbxFacts(event, &statev1.Rejected{Status: 405}), failed, Understood, "pbx_refused"},
 		{"no event that is known", with(pbxFacts(event, "an event of phone x cannot be understood: EventType is required"), func(c *Call) { c.Key = "request/r1" }), failed, Understood, "pbx_not_understood"},
 		{"the rules failed", pbxFacts(event, &statev1.Undecided{Reason: "x"}), failed, Understood, "pbx_panicked"},
-		{"the integration is gone", pbxFacts(event, "the integration x is not in PBX_INTEGRATIONS any more"), failed, Decided, "pbx_no_integration"},
+		{"the integration is gone", pbxFacts(event, "the integration x was deleted: nothing more is decided of this call"), failed, Decided, "pbx_no_integration"},
 		{"events were lost", pbxFacts(event, &statev1.Decided{Rule: "P15", Flow: "unreconciled: it never hung up", Leg: "l1"}), failed, Decided, "pbx_unreconciled"},
 		{"a local call", pbxFacts(event, &statev1.Decided{Rule: "P6", Flow: "ignored: a local call", Leg: "l1"}), ok, Events, "pbx_events"},
 		{"in doubt at first, registered then", with(pbxSent(arrived, nil), func(c *Call) {

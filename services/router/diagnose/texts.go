@@ -88,7 +88,7 @@ var texts = map[string]text{
 
 	// Cloud PBX.
 	"pbx_events":          {"{count} events were received, the last as request {request}.", "イベントを {count} 件受信しました(最後のリクエストは {request})。", "", ""},
-	"pbx_nothing":         {"Nothing of this call was received, or it ended so long ago that it is no longer kept.", "この呼のイベントは受信していないか、保存期間を過ぎています。", "Check in the PBX that each extension has its event subscriptions, with its own URL of PBX_INTEGRATIONS; an unknown URL is answered 404 and leaves no trace.", "PBX側で各内線のイベント購読とURL(PBX_INTEGRATIONS のもの)を確認してください。不明なURLには404を返し、記録は残りません。"},
+	"pbx_nothing":         {"Nothing of this call was received, or it ended so long ago that it is no longer kept.", "この呼のイベントは受信していないか、保存期間を過ぎています。", "Check in the PBX that each extension has its event subscriptions, with its own URL (callrelay integrations list); an unknown URL is answered 404 and leaves no trace.", "PBX側で各内線のイベント購読とURL(callrelay integrations list)を確認してください。不明なURLには404を返し、記録は残りません。"},
 	"pbx_understood":      {"Every event was understood.", "すべてのイベントを解釈しました。", "", ""},
 	"pbx_not_understood":  {"{note}", "解釈できないイベントがあります: {note}", "Look at its parameters with: callrelay request {request}; then correct the event subscription in the PBX.", "callrelay request {request} で内容を確認し、PBX側のイベント設定を修正してください。"},
 	"pbx_refused":         {"The request was refused ({status}): {message}", "リクエストは拒否されました({status}): {message}", "Check the event subscription in the PBX: GET, or POST with a form of at most 16 KB.", "PBX側のイベント設定を確認してください(GET、または16KBまでのフォームのPOST)。"},
@@ -101,7 +101,7 @@ var texts = map[string]text{
 	"pbx_in_progress":     {"Leg {leg} is {state} on {extension}; it is decided when it ends.", "通話区間 {leg} は {extension} で継続中です({state})。終了時に判定します。", "", ""},
 	"pbx_not_yet":         {"Nothing is decided yet: the call goes on, or events of it may still come.", "まだ判定していません。通話中か、イベントがまだ届く可能性があります。", "", ""},
 	"pbx_unreconciled":    {"Leg {leg} is {what} ({rule}): events were lost, so it is not registered.", "通話区間 {leg} は {what}({rule})。イベントが失われたため登録していません。", "Look the call up in the PBX and register it by hand. If it happens often, check that the extension subscribes to dial-in, dial-out, answer and hangup.", "PBXの通話履歴を確認し、手作業で登録してください。頻発する場合は、内線が dial-in、dial-out、answer、hangup を購読しているか確認してください。"},
-	"pbx_no_integration":  {"{note}", "連携の設定がなくなったため判定できません: {note}", "Put the integration back into PBX_INTEGRATIONS and restart, if its calls are still wanted.", "引き続き必要な場合は PBX_INTEGRATIONS に連携を戻して再起動してください。"},
+	"pbx_no_integration":  {"{note}", "連携の設定がなくなったため判定できません: {note}", "Put the integration back (callrelay integrations import), if its calls are still wanted.", "引き続き必要な場合は連携を戻してください(callrelay integrations import)。"},
 	"pbx_registered":      {"Leg {leg}: {what} ({rule}), as delivery {delivery}.", "通話区間 {leg}: {what}({rule})、配信 {delivery}。", "", ""},
 	"pbx_registered_none": {"No registration was made.", "登録は作成していません。", "", ""},
 	"pbx_delivered":       {"Delivery {delivery} ({endpoint}) was accepted by the CRM after {attempts} attempts.", "配信 {delivery}({endpoint})は {attempts} 回目の送信でCRMに受け付けられました。", "", ""},

@@ -385,7 +385,8 @@ func (x *Call) GetTraceIds() []string {
 // Entry is one journal entry.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its place in the live tail; empty elsewhere.
+	// Its place in the live tail; empty elsewhere. Of entries that were written together only the last has it, so that whoever
+	// goes on behind it has seen them all.
 	Id   string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Call string `protobuf:"bytes,2,opt,name=call,proto3" json:"call,omitempty"`
 	// The same in words, for people: further lines are details.
@@ -1592,7 +1593,7 @@ type WatchJournalRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Words, all of which must be in the entry's call, request id or text; upper and lower case are the same.
 	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Entry.id of the last one that was seen; empty = from now on.
+	// Entry.id of the last one that had one; empty = from now on.
 	After         string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

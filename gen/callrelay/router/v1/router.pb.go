@@ -89,6 +89,8 @@ type RouteItem struct {
 	// It was acknowledged from ingress' spool. Any answer that is not UNAVAILABLE says that it is committed: as decided, or
 	// as `undecided` where the rules refuse it or cannot process it, since nobody can be told any more.
 	Spooled bool `protobuf:"varint,8,opt,name=spooled,proto3" json:"spooled,omitempty"`
+	// Ingress' own, only in its spool: whose fair share the item waits for.
+	Share []byte `protobuf:"bytes,9,opt,name=share,proto3" json:"share,omitempty"`
 	// Types that are valid to be assigned to Callback:
 	//
 	//	*RouteItem_AmeyoCallStart
@@ -185,6 +187,13 @@ func (x *RouteItem) GetSpooled() bool {
 		return x.Spooled
 	}
 	return false
+}
+
+func (x *RouteItem) GetShare() []byte {
+	if x != nil {
+		return x.Share
+	}
+	return nil
 }
 
 func (x *RouteItem) GetCallback() isRouteItem_Callback {
@@ -669,7 +678,7 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	" callrelay/router/v1/router.proto\x12\x13callrelay.router.v1\x1a$callrelay/callback/v1/callback.proto\x1a callrelay/errors/v1/errors.proto\"D\n" +
 	"\fRouteRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xb9\x04\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xcf\x04\n" +
 	"\tRouteItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -679,7 +688,8 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\x12\x14\n" +
 	"\x05query\x18\x06 \x01(\fR\x05query\x12\x12\n" +
 	"\x04peer\x18\a \x01(\tR\x04peer\x12\x18\n" +
-	"\aspooled\x18\b \x01(\bR\aspooled\x12Q\n" +
+	"\aspooled\x18\b \x01(\bR\aspooled\x12\x14\n" +
+	"\x05share\x18\t \x01(\fR\x05share\x12Q\n" +
 	"\x10ameyo_call_start\x18\n" +
 	" \x01(\v2%.callrelay.callback.v1.AmeyoCallStartH\x00R\x0eameyoCallStart\x12K\n" +
 	"\x0eameyo_call_end\x18\v \x01(\v2#.callrelay.callback.v1.AmeyoCallEndH\x00R\fameyoCallEnd\x128\n" +

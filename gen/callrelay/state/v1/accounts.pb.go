@@ -23,7 +23,8 @@ const (
 
 type Account struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// System and its own id, e.g. "kommo/9001"; "kommo-install/..." is an installation that is not finished. At most 128 bytes.
+	// System and its own id, e.g. "kommo/9001" or "pbx/acme"; "kommo-install/..." is an installation that is not finished. At most
+	// 128 bytes.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Id of the put that wrote it.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
@@ -370,9 +371,135 @@ func (x *ListAccountsResponse) GetAccounts() []*Account {
 	return nil
 }
 
+type SyncAccountsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only ids that begin so, e.g. "pbx/".
+	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Id -> version of what the caller has.
+	Known         map[string]string `protobuf:"bytes,2,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncAccountsRequest) Reset() {
+	*x = SyncAccountsRequest{}
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncAccountsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncAccountsRequest) ProtoMessage() {}
+
+func (x *SyncAccountsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncAccountsRequest.ProtoReflect.Descriptor instead.
+func (*SyncAccountsRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SyncAccountsRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *SyncAccountsRequest) GetKnown() map[string]string {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+type SyncAccountsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All ids, in order: what is not among them is gone.
+	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	// Those that the caller does not have, or not in this version.
+	Accounts []*Account `protobuf:"bytes,2,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	// There are more of them: ask again with what came.
+	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// State's clock, milliseconds since the epoch.
+	NowMs         int64 `protobuf:"varint,4,opt,name=now_ms,json=nowMs,proto3" json:"now_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncAccountsResponse) Reset() {
+	*x = SyncAccountsResponse{}
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncAccountsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncAccountsResponse) ProtoMessage() {}
+
+func (x *SyncAccountsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncAccountsResponse.ProtoReflect.Descriptor instead.
+func (*SyncAccountsResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SyncAccountsResponse) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *SyncAccountsResponse) GetAccounts() []*Account {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
+func (x *SyncAccountsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *SyncAccountsResponse) GetNowMs() int64 {
+	if x != nil {
+		return x.NowMs
+	}
+	return 0
+}
+
 type PutAccountRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its version is the id of this put, unique, made by the caller. At most 64 KiB in all.
+	// Its version is the id of this put, unique, made by the caller. At most 3 MiB in all.
 	Account *Account `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
 	// Version that was read; empty = there was none.
 	ExpectedVersion string `protobuf:"bytes,2,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
@@ -382,7 +509,7 @@ type PutAccountRequest struct {
 
 func (x *PutAccountRequest) Reset() {
 	*x = PutAccountRequest{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[6]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +521,7 @@ func (x *PutAccountRequest) String() string {
 func (*PutAccountRequest) ProtoMessage() {}
 
 func (x *PutAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[6]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +534,7 @@ func (x *PutAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAccountRequest.ProtoReflect.Descriptor instead.
 func (*PutAccountRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{6}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PutAccountRequest) GetAccount() *Account {
@@ -436,7 +563,7 @@ type PutAccountResponse struct {
 
 func (x *PutAccountResponse) Reset() {
 	*x = PutAccountResponse{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[7]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +575,7 @@ func (x *PutAccountResponse) String() string {
 func (*PutAccountResponse) ProtoMessage() {}
 
 func (x *PutAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[7]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +588,7 @@ func (x *PutAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAccountResponse.ProtoReflect.Descriptor instead.
 func (*PutAccountResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{7}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PutAccountResponse) GetWritten() bool {
@@ -488,7 +615,7 @@ type DeleteAccountRequest struct {
 
 func (x *DeleteAccountRequest) Reset() {
 	*x = DeleteAccountRequest{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +627,7 @@ func (x *DeleteAccountRequest) String() string {
 func (*DeleteAccountRequest) ProtoMessage() {}
 
 func (x *DeleteAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[8]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +640,7 @@ func (x *DeleteAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAccountRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAccountRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{8}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteAccountRequest) GetId() string {
@@ -540,7 +667,7 @@ type DeleteAccountResponse struct {
 
 func (x *DeleteAccountResponse) Reset() {
 	*x = DeleteAccountResponse{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +679,7 @@ func (x *DeleteAccountResponse) String() string {
 func (*DeleteAccountResponse) ProtoMessage() {}
 
 func (x *DeleteAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[9]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +692,7 @@ func (x *DeleteAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAccountResponse.ProtoReflect.Descriptor instead.
 func (*DeleteAccountResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{9}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteAccountResponse) GetDeleted() bool {
@@ -588,7 +715,7 @@ type AcquireAccountRequest struct {
 
 func (x *AcquireAccountRequest) Reset() {
 	*x = AcquireAccountRequest{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +727,7 @@ func (x *AcquireAccountRequest) String() string {
 func (*AcquireAccountRequest) ProtoMessage() {}
 
 func (x *AcquireAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[10]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +740,7 @@ func (x *AcquireAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireAccountRequest.ProtoReflect.Descriptor instead.
 func (*AcquireAccountRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{10}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AcquireAccountRequest) GetId() string {
@@ -648,7 +775,7 @@ type AcquireAccountResponse struct {
 
 func (x *AcquireAccountResponse) Reset() {
 	*x = AcquireAccountResponse{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +787,7 @@ func (x *AcquireAccountResponse) String() string {
 func (*AcquireAccountResponse) ProtoMessage() {}
 
 func (x *AcquireAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[11]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +800,7 @@ func (x *AcquireAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireAccountResponse.ProtoReflect.Descriptor instead.
 func (*AcquireAccountResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{11}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AcquireAccountResponse) GetAcquired() bool {
@@ -700,7 +827,7 @@ type ReleaseAccountRequest struct {
 
 func (x *ReleaseAccountRequest) Reset() {
 	*x = ReleaseAccountRequest{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +839,7 @@ func (x *ReleaseAccountRequest) String() string {
 func (*ReleaseAccountRequest) ProtoMessage() {}
 
 func (x *ReleaseAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[12]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +852,7 @@ func (x *ReleaseAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseAccountRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseAccountRequest) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{12}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReleaseAccountRequest) GetId() string {
@@ -750,7 +877,7 @@ type ReleaseAccountResponse struct {
 
 func (x *ReleaseAccountResponse) Reset() {
 	*x = ReleaseAccountResponse{}
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +889,7 @@ func (x *ReleaseAccountResponse) String() string {
 func (*ReleaseAccountResponse) ProtoMessage() {}
 
 func (x *ReleaseAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[13]
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +902,7 @@ func (x *ReleaseAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseAccountResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseAccountResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{13}
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{15}
 }
 
 var File_callrelay_state_v1_accounts_proto protoreflect.FileDescriptor
@@ -803,7 +930,19 @@ const file_callrelay_state_v1_accounts_proto_rawDesc = "" +
 	"\x13ListAccountsRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"O\n" +
 	"\x14ListAccountsResponse\x127\n" +
-	"\baccounts\x18\x01 \x03(\v2\x1b.callrelay.state.v1.AccountR\baccounts\"u\n" +
+	"\baccounts\x18\x01 \x03(\v2\x1b.callrelay.state.v1.AccountR\baccounts\"\xb1\x01\n" +
+	"\x13SyncAccountsRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12H\n" +
+	"\x05known\x18\x02 \x03(\v22.callrelay.state.v1.SyncAccountsRequest.KnownEntryR\x05known\x1a8\n" +
+	"\n" +
+	"KnownEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8c\x01\n" +
+	"\x14SyncAccountsResponse\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x127\n" +
+	"\baccounts\x18\x02 \x03(\v2\x1b.callrelay.state.v1.AccountR\baccounts\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12\x15\n" +
+	"\x06now_ms\x18\x04 \x01(\x03R\x05nowMs\"u\n" +
 	"\x11PutAccountRequest\x125\n" +
 	"\aaccount\x18\x01 \x01(\v2\x1b.callrelay.state.v1.AccountR\aaccount\x12)\n" +
 	"\x10expected_version\x18\x02 \x01(\tR\x0fexpectedVersion\"e\n" +
@@ -825,11 +964,12 @@ const file_callrelay_state_v1_accounts_proto_rawDesc = "" +
 	"\x15ReleaseAccountRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\"\x18\n" +
-	"\x16ReleaseAccountResponse2\xe5\x04\n" +
+	"\x16ReleaseAccountResponse2\xc8\x05\n" +
 	"\x0eAccountService\x12[\n" +
 	"\n" +
 	"GetAccount\x12%.callrelay.state.v1.GetAccountRequest\x1a&.callrelay.state.v1.GetAccountResponse\x12a\n" +
-	"\fListAccounts\x12'.callrelay.state.v1.ListAccountsRequest\x1a(.callrelay.state.v1.ListAccountsResponse\x12[\n" +
+	"\fListAccounts\x12'.callrelay.state.v1.ListAccountsRequest\x1a(.callrelay.state.v1.ListAccountsResponse\x12a\n" +
+	"\fSyncAccounts\x12'.callrelay.state.v1.SyncAccountsRequest\x1a(.callrelay.state.v1.SyncAccountsResponse\x12[\n" +
 	"\n" +
 	"PutAccount\x12%.callrelay.state.v1.PutAccountRequest\x1a&.callrelay.state.v1.PutAccountResponse\x12d\n" +
 	"\rDeleteAccount\x12(.callrelay.state.v1.DeleteAccountRequest\x1a).callrelay.state.v1.DeleteAccountResponse\x12g\n" +
@@ -848,7 +988,7 @@ func file_callrelay_state_v1_accounts_proto_rawDescGZIP() []byte {
 	return file_callrelay_state_v1_accounts_proto_rawDescData
 }
 
-var file_callrelay_state_v1_accounts_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_callrelay_state_v1_accounts_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_callrelay_state_v1_accounts_proto_goTypes = []any{
 	(*Account)(nil),                // 0: callrelay.state.v1.Account
 	(*Notice)(nil),                 // 1: callrelay.state.v1.Notice
@@ -856,38 +996,45 @@ var file_callrelay_state_v1_accounts_proto_goTypes = []any{
 	(*GetAccountResponse)(nil),     // 3: callrelay.state.v1.GetAccountResponse
 	(*ListAccountsRequest)(nil),    // 4: callrelay.state.v1.ListAccountsRequest
 	(*ListAccountsResponse)(nil),   // 5: callrelay.state.v1.ListAccountsResponse
-	(*PutAccountRequest)(nil),      // 6: callrelay.state.v1.PutAccountRequest
-	(*PutAccountResponse)(nil),     // 7: callrelay.state.v1.PutAccountResponse
-	(*DeleteAccountRequest)(nil),   // 8: callrelay.state.v1.DeleteAccountRequest
-	(*DeleteAccountResponse)(nil),  // 9: callrelay.state.v1.DeleteAccountResponse
-	(*AcquireAccountRequest)(nil),  // 10: callrelay.state.v1.AcquireAccountRequest
-	(*AcquireAccountResponse)(nil), // 11: callrelay.state.v1.AcquireAccountResponse
-	(*ReleaseAccountRequest)(nil),  // 12: callrelay.state.v1.ReleaseAccountRequest
-	(*ReleaseAccountResponse)(nil), // 13: callrelay.state.v1.ReleaseAccountResponse
+	(*SyncAccountsRequest)(nil),    // 6: callrelay.state.v1.SyncAccountsRequest
+	(*SyncAccountsResponse)(nil),   // 7: callrelay.state.v1.SyncAccountsResponse
+	(*PutAccountRequest)(nil),      // 8: callrelay.state.v1.PutAccountRequest
+	(*PutAccountResponse)(nil),     // 9: callrelay.state.v1.PutAccountResponse
+	(*DeleteAccountRequest)(nil),   // 10: callrelay.state.v1.DeleteAccountRequest
+	(*DeleteAccountResponse)(nil),  // 11: callrelay.state.v1.DeleteAccountResponse
+	(*AcquireAccountRequest)(nil),  // 12: callrelay.state.v1.AcquireAccountRequest
+	(*AcquireAccountResponse)(nil), // 13: callrelay.state.v1.AcquireAccountResponse
+	(*ReleaseAccountRequest)(nil),  // 14: callrelay.state.v1.ReleaseAccountRequest
+	(*ReleaseAccountResponse)(nil), // 15: callrelay.state.v1.ReleaseAccountResponse
+	nil,                            // 16: callrelay.state.v1.SyncAccountsRequest.KnownEntry
 }
 var file_callrelay_state_v1_accounts_proto_depIdxs = []int32{
 	1,  // 0: callrelay.state.v1.Account.notices:type_name -> callrelay.state.v1.Notice
 	0,  // 1: callrelay.state.v1.GetAccountResponse.account:type_name -> callrelay.state.v1.Account
 	0,  // 2: callrelay.state.v1.ListAccountsResponse.accounts:type_name -> callrelay.state.v1.Account
-	0,  // 3: callrelay.state.v1.PutAccountRequest.account:type_name -> callrelay.state.v1.Account
-	0,  // 4: callrelay.state.v1.PutAccountResponse.current:type_name -> callrelay.state.v1.Account
-	2,  // 5: callrelay.state.v1.AccountService.GetAccount:input_type -> callrelay.state.v1.GetAccountRequest
-	4,  // 6: callrelay.state.v1.AccountService.ListAccounts:input_type -> callrelay.state.v1.ListAccountsRequest
-	6,  // 7: callrelay.state.v1.AccountService.PutAccount:input_type -> callrelay.state.v1.PutAccountRequest
-	8,  // 8: callrelay.state.v1.AccountService.DeleteAccount:input_type -> callrelay.state.v1.DeleteAccountRequest
-	10, // 9: callrelay.state.v1.AccountService.AcquireAccount:input_type -> callrelay.state.v1.AcquireAccountRequest
-	12, // 10: callrelay.state.v1.AccountService.ReleaseAccount:input_type -> callrelay.state.v1.ReleaseAccountRequest
-	3,  // 11: callrelay.state.v1.AccountService.GetAccount:output_type -> callrelay.state.v1.GetAccountResponse
-	5,  // 12: callrelay.state.v1.AccountService.ListAccounts:output_type -> callrelay.state.v1.ListAccountsResponse
-	7,  // 13: callrelay.state.v1.AccountService.PutAccount:output_type -> callrelay.state.v1.PutAccountResponse
-	9,  // 14: callrelay.state.v1.AccountService.DeleteAccount:output_type -> callrelay.state.v1.DeleteAccountResponse
-	11, // 15: callrelay.state.v1.AccountService.AcquireAccount:output_type -> callrelay.state.v1.AcquireAccountResponse
-	13, // 16: callrelay.state.v1.AccountService.ReleaseAccount:output_type -> callrelay.state.v1.ReleaseAccountResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	16, // 3: callrelay.state.v1.SyncAccountsRequest.known:type_name -> callrelay.state.v1.SyncAccountsRequest.KnownEntry
+	0,  // 4: callrelay.state.v1.SyncAccountsResponse.accounts:type_name -> callrelay.state.v1.Account
+	0,  // 5: callrelay.state.v1.PutAccountRequest.account:type_name -> callrelay.state.v1.Account
+	0,  // 6: callrelay.state.v1.PutAccountResponse.current:type_name -> callrelay.state.v1.Account
+	2,  // 7: callrelay.state.v1.AccountService.GetAccount:input_type -> callrelay.state.v1.GetAccountRequest
+	4,  // 8: callrelay.state.v1.AccountService.ListAccounts:input_type -> callrelay.state.v1.ListAccountsRequest
+	6,  // 9: callrelay.state.v1.AccountService.SyncAccounts:input_type -> callrelay.state.v1.SyncAccountsRequest
+	8,  // 10: callrelay.state.v1.AccountService.PutAccount:input_type -> callrelay.state.v1.PutAccountRequest
+	10, // 11: callrelay.state.v1.AccountService.DeleteAccount:input_type -> callrelay.state.v1.DeleteAccountRequest
+	12, // 12: callrelay.state.v1.AccountService.AcquireAccount:input_type -> callrelay.state.v1.AcquireAccountRequest
+	14, // 13: callrelay.state.v1.AccountService.ReleaseAccount:input_type -> callrelay.state.v1.ReleaseAccountRequest
+	3,  // 14: callrelay.state.v1.AccountService.GetAccount:output_type -> callrelay.state.v1.GetAccountResponse
+	5,  // 15: callrelay.state.v1.AccountService.ListAccounts:output_type -> callrelay.state.v1.ListAccountsResponse
+	7,  // 16: callrelay.state.v1.AccountService.SyncAccounts:output_type -> callrelay.state.v1.SyncAccountsResponse
+	9,  // 17: callrelay.state.v1.AccountService.PutAccount:output_type -> callrelay.state.v1.PutAccountResponse
+	11, // 18: callrelay.state.v1.AccountService.DeleteAccount:output_type -> callrelay.state.v1.DeleteAccountResponse
+	13, // 19: callrelay.state.v1.AccountService.AcquireAccount:output_type -> callrelay.state.v1.AcquireAccountResponse
+	15, // 20: callrelay.state.v1.AccountService.ReleaseAccount:output_type -> callrelay.state.v1.ReleaseAccountResponse
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_state_v1_accounts_proto_init() }
@@ -901,7 +1048,7 @@ func file_callrelay_state_v1_accounts_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_accounts_proto_rawDesc), len(file_callrelay_state_v1_accounts_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

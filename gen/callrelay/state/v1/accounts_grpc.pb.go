@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AccountService_GetAccount_FullMethodName     = "/callrelay.state.v1.AccountService/GetAccount"
 	AccountService_ListAccounts_FullMethodName   = "/callrelay.state.v1.AccountService/ListAccounts"
+	AccountService_SyncAccounts_FullMethodName   = "/callrelay.state.v1.AccountService/SyncAccounts"
 	AccountService_PutAccount_FullMethodName     = "/callrelay.state.v1.AccountService/PutAccount"
 	AccountService_DeleteAccount_FullMethodName  = "/callrelay.state.v1.AccountService/DeleteAccount"
 	AccountService_AcquireAccount_FullMethodName = "/callrelay.state.v1.AccountService/AcquireAccount"
@@ -36,6 +37,9 @@ const (
 type AccountServiceClient interface {
 	GetAccount(ctx context.Context, in *GetAccountRequest, opts ...grpc.CallOption) (*GetAccountResponse, error)
 	ListAccounts(ctx context.Context, in *ListAccountsRequest, opts ...grpc.CallOption) (*ListAccountsResponse, error)
+	// SyncAccounts brings a copy of accounts up to date: it tells which there are, and those whose versions the caller does not
+	// have. It is what the copies in ingress, router and upstream are kept with, so that no callback asks for an account.
+	SyncAccounts(ctx context.Context, in *SyncAccountsRequest, opts ...grpc.CallOption) (*SyncAccountsResponse, error)
 	// PutAccount creates or changes an account if it still has the version that was read. An unknown outcome is answered by
 	// the same call again, verbatim.
 	PutAccount(ctx context.Context, in *PutAccountRequest, opts ...grpc.CallOption) (*PutAccountResponse, error)
@@ -68,6 +72,16 @@ func (c *accountServiceClient) ListAccounts(ctx context.Context, in *ListAccount
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAccountsResponse)
 	err := c.cc.Invoke(ctx, AccountService_ListAccounts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accountServiceClient) SyncAccounts(ctx context.Context, in *SyncAccountsRequest, opts ...grpc.CallOption) (*SyncAccountsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SyncAccountsResponse)
+	err := c.cc.Invoke(ctx, AccountService_SyncAccounts_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +137,9 @@ func (c *accountServiceClient) ReleaseAccount(ctx context.Context, in *ReleaseAc
 type AccountServiceServer interface {
 	GetAccount(context.Context, *GetAccountRequest) (*GetAccountResponse, error)
 	ListAccounts(context.Context, *ListAccountsRequest) (*ListAccountsResponse, error)
+	// SyncAccounts brings a copy of accounts up to date: it tells which there are, and those whose versions the caller does not
+	// have. It is what the copies in ingress, router and upstream are kept with, so that no callback asks for an account.
+	SyncAccounts(context.Context, *SyncAccountsRequest) (*SyncAccountsResponse, error)
 	// PutAccount creates or changes an account if it still has the version that was read. An unknown outcome is answered by
 	// the same call again, verbatim.
 	PutAccount(context.Context, *PutAccountRequest) (*PutAccountResponse, error)
@@ -146,6 +163,9 @@ func (UnimplementedAccountServiceServer) GetAccount(context.Context, *GetAccount
 }
 func (UnimplementedAccountServiceServer) ListAccounts(context.Context, *ListAccountsRequest) (*ListAccountsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAccounts not implemented")
+}
+func (UnimplementedAccountServiceServer) SyncAccounts(context.Context, *SyncAccountsRequest) (*SyncAccountsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SyncAccounts not implemented")
 }
 func (UnimplementedAccountServiceServer) PutAccount(context.Context, *PutAccountRequest) (*PutAccountResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PutAccount not implemented")
@@ -212,6 +232,24 @@ func _AccountService_ListAccounts_Handler(srv interface{}, ctx context.Context, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AccountServiceServer).ListAccounts(ctx, req.(*ListAccountsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccountService_SyncAccounts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SyncAccountsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).SyncAccounts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_SyncAccounts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).SyncAccounts(ctx, req.(*SyncAccountsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -302,6 +340,10 @@ var AccountService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAccounts",
 			Handler:    _AccountService_ListAccounts_Handler,
+		},
+		{
+			MethodName: "SyncAccounts",
+			Handler:    _AccountService_SyncAccounts_Handler,
 		},
 		{
 			MethodName: "PutAccount",

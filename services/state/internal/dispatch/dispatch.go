@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +42,10 @@ type Dispatcher struct {
 	// unsent are leases that nobody saw and that could not be given back yet.
 	unsent []store.Lost
 
+	// ghosts are leases of which nobody knows whether they were or will be made, only that nobody got the work: a step that Redis
+	// did not answer in time may be taken later. They are looked for until the time on the watch.
+	ghosts map[store.Lost]time.Duration
+
 	seen map[store.Lost]time.Duration // when on the watch this process first saw a lease
 	// watch is the time in which this process looked at the leases; swept is when it last did.
 	watch time.Duration
@@ -54,7 +59,8 @@ type Dispatcher struct {
 
 // New returns a dispatcher that works once Run runs.
 func New(s *store.Store, log *slog.Logger, leaseTime time.Duration) *Dispatcher {
-	d := &Dispatcher{store: s, log: log, leaseTime: leaseTime, lines: map[string]*line{}, seen: map[store.Lost]time.Duration{}}
+	d := &Dispatcher{store: s, log: log, leaseTime: leaseTime, lines: map[string]*line{},
+		ghosts: map[store.Lost]time.Duration{}, seen: map[store.Lost]time.Duration{}}
 	d.alone.Store(true)
 	return d
 }
@@ -203,6 +209,11 @@ func (d *Dispatcher) giveUnsentBack(ctx context.Context, lost []store.Lost) {
 	defer cancel()
 	refs, errs := d.store.Giveback(ctx, lost, false)
 	d.mu.Lock()
+	for _, l := range lost {
+		if len(d.ghosts) < knownLimit && !slices.Contains(refs, l.Ref) {
+			d.ghosts[l] = d.watch + d.leaseTime
+		}
+	}
 	for i, err := range errs {
 		if err != nil && len(d.unsent) < knownLimit {
 			d.unsent = append(d.unsent, lost[i])
@@ -587,18 +598,20 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 	}
 	// Nor does time in which this process did not run: what consumers told it meanwhile it has not read yet.
 	now := time.Now()
+	d.mu.Lock()
 	if !d.swept.IsZero() {
 		d.watch += min(now.Sub(d.swept), 2*sweepEvery)
 	}
 	d.swept = now
-	d.mu.Lock()
 	unsent := d.unsent
 	d.unsent = nil
+	maps.DeleteFunc(d.ghosts, func(_ store.Lost, until time.Duration) bool { return until < d.watch })
+	ghosts := maps.Clone(d.ghosts)
 	d.mu.Unlock()
 	d.giveUnsentBack(ctx, unsent)
 
 	present := make(map[store.Lost]time.Duration, len(d.seen))
-	var lost []store.Lost
+	var lost, nobodys []store.Lost
 	for _, name := range d.store.Destinations() {
 		d.line(name).rescan()
 		leases, err := d.store.Leases(ctx, name)
@@ -612,12 +625,15 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 				first = d.watch
 			}
 			present[l] = first
-			if d.watch-first >= d.leaseTime {
+			if _, is := ghosts[l]; is {
+				nobodys = append(nobodys, l)
+			} else if d.watch-first >= d.leaseTime {
 				lost = append(lost, l)
 			}
 		}
 	}
 	d.seen = present
+	d.giveUnsentBack(ctx, nobodys)
 	if len(lost) == 0 {
 		return
 	}

@@ -389,3 +389,20 @@ func TestLeaseThatNobodySaw(t *testing.T) {
 		t.Errorf("got %v", back)
 	}
 }
+
+// A commit that Redis did not answer, and that it makes only after everybody has given it up, leases its delivery for nobody:
+// that is no attempt, and the delivery does not wait for LEASE_TIME.
+func TestLeaseMadeAfterItWasGivenUp(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := New(s, slog.New(slog.NewTextHandler(io.Discard, nil)), time.Hour)
+	late := store.Lost{Ref: store.Ref{Destination: dest, Member: "ameyo/1"}, Token: "late"}
+	d.giveUnsentBack(ctx, []store.Lost{late})
+	if _, places, errs := s.Commit(ctx, []*statev1.CommitItem{commitItem("ameyo/1", "i1", "")}, [][]string{{"late"}}); errs[0] != nil || places[0][0] != store.Leased {
+		t.Fatal(places, errs)
+	}
+	d.sweep(ctx)
+	work, _, err := s.Lease(ctx, dest, []string{"ameyo/1"})
+	if err != nil || len(work) != 1 || work[0].GetDelivery().GetUncertain() || work[0].GetDelivery().GetAttempts() != 0 {
+		t.Errorf("%v %v, want the delivery as if nothing had happened", work, err)
+	}
+}

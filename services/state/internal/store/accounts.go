@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -67,6 +68,65 @@ func (s *Store) Accounts(ctx context.Context, prefix string) ([]*statev1.Account
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// syncBytes is about how much one answer of SyncAccounts holds: a message has at most 4 MiB, and one account may have 3.
+const syncBytes = 1 << 20
+
+// SyncAccounts lists the ids that begin with prefix, and reads the accounts whose versions are not the known ones; more: not all
+// of them.
+func (s *Store) SyncAccounts(ctx context.Context, prefix string, known map[string]string) (ids []string, changed []*statev1.Account, more bool, err error) {
+	all, err := s.client.SMembers(ctx, keyAccounts).Result()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	all = slices.DeleteFunc(all, func(id string) bool { return !strings.HasPrefix(id, prefix) })
+	slices.Sort(all)
+	p := s.client.Pipeline()
+	versions, sizes := make([]*redis.StringCmd, len(all)), make([]*redis.IntCmd, len(all))
+	for i, id := range all {
+		versions[i], sizes[i] = p.HGet(ctx, keyAccount(id), "v"), p.HStrLen(ctx, keyAccount(id), "b")
+	}
+	if len(all) > 0 {
+		_, _ = p.Exec(ctx) // each has its own error
+	}
+	p = s.client.Pipeline()
+	var read []*redis.MapStringStringCmd
+	room := int64(syncBytes)
+	for i, id := range all {
+		version, err := versions[i].Result()
+		switch {
+		case errors.Is(err, redis.Nil):
+			continue // deleted since its id was read
+		case err != nil:
+			return nil, nil, false, err
+		}
+		ids = append(ids, id)
+		if known[id] == version {
+			continue
+		}
+		if room -= sizes[i].Val(); room < 0 && len(read) > 0 {
+			more = true
+			continue
+		}
+		read = append(read, p.HGetAll(ctx, keyAccount(id)))
+	}
+	if len(read) > 0 {
+		if _, err := p.Exec(ctx); err != nil {
+			return nil, nil, false, err
+		}
+	}
+	for _, cmd := range read {
+		if len(cmd.Val()) == 0 {
+			continue
+		}
+		a, err := s.account(cmd.Val())
+		if err != nil {
+			return nil, nil, false, err
+		}
+		changed = append(changed, a)
+	}
+	return ids, changed, more, nil
 }
 
 func (s *Store) account(fields map[string]string) (*statev1.Account, error) {

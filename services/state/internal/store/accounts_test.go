@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -84,6 +85,66 @@ func testAccounts(t *testing.T, s *Store) {
 	}
 	if list, _ := s.Accounts(ctx, "kommo/"); get("kommo/1") != nil || len(list) != 0 {
 		t.Error("deleted, and still there")
+	}
+}
+
+// A copy is brought up to date by what it does not have, in messages of bounded size.
+func testSyncAccounts(t *testing.T, s *Store) {
+	put := func(id, version, expected string, size int) {
+		t.Helper()
+		if written, err := s.PutAccount(ctx, &statev1.Account{Id: id, Version: version, Settings: make([]byte, size)}, expected); err != nil || !written {
+			t.Fatalf("%s: %v %v", id, written, err)
+		}
+	}
+	copied := map[string]string{}
+	sync := func() (rounds int, got []string) {
+		t.Helper()
+		for more := true; more; rounds++ {
+			var ids []string
+			var changed []*statev1.Account
+			var err error
+			if ids, changed, more, err = s.SyncAccounts(ctx, "pbx/", copied); err != nil {
+				t.Fatal(err)
+			}
+			total := 0
+			for _, a := range changed {
+				copied[a.GetId()] = a.GetVersion()
+				got = append(got, a.GetId())
+				total += proto.Size(a)
+			}
+			if total > syncBytes && len(changed) > 1 {
+				t.Errorf("%d bytes in one answer", total)
+			}
+			for id := range copied {
+				if !slices.Contains(ids, id) {
+					delete(copied, id)
+				}
+			}
+		}
+		slices.Sort(got)
+		return rounds, got
+	}
+	check := func(wantRounds int, want ...string) {
+		t.Helper()
+		if rounds, got := sync(); rounds != wantRounds || !slices.Equal(got, want) {
+			t.Errorf("got %v in %d rounds, want %v in %d", got, rounds, want, wantRounds)
+		}
+	}
+	check(1)
+	put("kommo/1", "k", "", 10)
+	put("pbx/a", "a1", "", 10)
+	put("pbx/b", "b1", "", syncBytes*3/4)
+	put("pbx/c", "c1", "", syncBytes*3/4)
+	put("pbx/d", "d1", "", syncBytes*2)
+	check(3, "pbx/a", "pbx/b", "pbx/c", "pbx/d")
+	check(1)
+	put("pbx/a", "a2", "a1", 10)
+	if deleted, err := s.DeleteAccount(ctx, "pbx/d", "d1"); err != nil || !deleted {
+		t.Fatalf("%v %v", deleted, err)
+	}
+	check(1, "pbx/a")
+	if _, there := copied["pbx/d"]; there || len(copied) != 3 {
+		t.Errorf("the copy has %v", copied)
 	}
 }
 

@@ -228,8 +228,8 @@ func (s *Store) Find(ctx context.Context, query string, sinceMS int64, limit int
 		newest = last.span
 	}
 	var hits []hit
-	// A few spans at first: for what is found often they are enough. Then all others at once.
-	for group, from := int64(2), newest; from >= oldest && len(hits) <= limit; group *= 100 {
+	// A few spans at first: for what is found often they are enough. Then a third of the others, then all of them at once.
+	for group, from := int64(2), newest; from >= oldest && len(hits) <= limit; group *= 12 {
 		p := s.client.Pipeline()
 		var cmds []*redis.StringSliceCmd
 		var of []hit

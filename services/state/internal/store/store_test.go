@@ -87,7 +87,7 @@ var suite = []struct {
 	{"LostScripts", testLostScripts},
 	{"ClockJumps", testClockJumps},
 	{"Accounts", testAccounts},
-	{"AccountLease", testAccountLease},
+	{"SyncAccounts", testSyncAccounts}, {"AccountLease", testAccountLease},
 	{"Limits", testLimits},
 	{"LimitsArrivals", testLimitsArrivals},
 	{"Share", testShare},

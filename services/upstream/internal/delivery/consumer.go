@@ -162,6 +162,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		time.AfterFunc(c.cfg.StopTimeout, cut)
 	})()
 
+	defer func() { _ = c.metrics.observed.Unregister() }()
 	shares, end := context.WithCancel(streams)
 	var keeper sync.WaitGroup
 	keeper.Go(func() { c.keepShare(shares) })

@@ -19,6 +19,7 @@ type metrics struct {
 	outcomes metric.Int64Counter
 	attempts metric.Int64Counter
 	duration metric.Float64Histogram
+	observed metric.Registration // until the consumer ends: another one of the same destination may follow
 }
 
 func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
@@ -28,7 +29,7 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
 		m.outcome[outcome] = metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))
 	}
-	var errs [7]error
+	var errs [3]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
 		metric.WithDescription("What became of leased deliveries, by outcome; retry and hold are not final."))
 	m.attempts, errs[1] = meter.Int64Counter("callrelay.upstream.attempts",
@@ -36,37 +37,28 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	m.duration, errs[2] = meter.Float64Histogram("callrelay.upstream.attempt.duration",
 		metric.WithDescription("How long a request took until its answer or its failure."), metric.WithUnit("s"),
 		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30))
-	_, errs[3] = meter.Int64ObservableGauge("callrelay.upstream.in_flight",
-		metric.WithDescription("Deliveries that are worked on."),
-		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			o.Observe(int64(c.running), same)
-			return nil
-		}))
-	_, errs[4] = meter.Int64ObservableGauge("callrelay.upstream.unanswered",
-		metric.WithDescription("Results that state has not answered yet."),
-		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			o.Observe(int64(len(c.items)-c.running), same)
-			return nil
-		}))
-	_, errs[5] = meter.Int64ObservableGauge("callrelay.upstream.breaker",
-		metric.WithDescription("Circuit breaker: 0 closed, 1 half open, 2 open."),
-		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-			o.Observe(map[gobreaker.State]int64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[c.breaker.circuit.State()], same)
-			return nil
-		}))
-	_, errs[6] = meter.Int64ObservableGauge("callrelay.upstream.share",
-		metric.WithDescription("Deliveries that may be worked on here, of those that all replicas together may."),
-		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			o.Observe(int64(c.share.current(time.Now())), same)
-			return nil
-		}))
-	return m, errors.Join(errs[:]...)
+	inFlight, err3 := meter.Int64ObservableGauge("callrelay.upstream.in_flight", metric.WithDescription("Deliveries that are worked on."))
+	unanswered, err4 := meter.Int64ObservableGauge("callrelay.upstream.unanswered",
+		metric.WithDescription("Results that state has not answered yet."))
+	breaker, err5 := meter.Int64ObservableGauge("callrelay.upstream.breaker",
+		metric.WithDescription("Circuit breaker: 0 closed, 1 half open, 2 open."))
+	share, err6 := meter.Int64ObservableGauge("callrelay.upstream.share",
+		metric.WithDescription("Deliveries that may be worked on here, of those that all replicas together may."))
+	if err := errors.Join(errs[0], errs[1], errs[2], err3, err4, err5, err6); err != nil {
+		return nil, err
+	}
+	var err error
+	m.observed, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		state := c.breaker.circuit.State()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		o.ObserveInt64(inFlight, int64(c.running), same)
+		o.ObserveInt64(unanswered, int64(len(c.items)-c.running), same)
+		o.ObserveInt64(breaker, map[gobreaker.State]int64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[state], same)
+		o.ObserveInt64(share, int64(c.share.current(time.Now())), same)
+		return nil
+	}, inFlight, unanswered, breaker, share)
+	return m, err
 }
 
 func (m *metrics) attempted(ctx context.Context, took time.Duration) {

@@ -138,6 +138,7 @@ var errDead = errors.New("this process is dead")
 
 // fakeState is state's AccountService and LimitService in memory, with their semantics (services/state tests those on Redis).
 type fakeState struct {
+	statev1.AccountServiceClient // of what is not used here
 	*shared
 	// dieAt is the step before which, or after whose effect, this process dies; -1 = never. step counts.
 	mu    sync.Mutex

@@ -1,0 +1,85 @@
+package router
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"callrelay/callback"
+	"callrelay/callback/pbxtable"
+	callbackv1 "callrelay/gen/callrelay/callback/v1"
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	routerv1 "callrelay/gen/callrelay/router/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
+	"callrelay/platform/errkind"
+)
+
+// An event or a timer of an integration that is not known waits, until it is certain that it is gone and not only new.
+func TestIntegrationsComeAndGo(t *testing.T) {
+	began := time.Now()
+	r := &pbxRules{config: pbxConfig{Grace: time.Second, MaxRing: time.Minute, MaxTalk: time.Hour}, follower: accounts.NewFollower(nil, "pbx/")}
+	n := pbxtable.Integration{ID: "acme", Prefix: "0003", ExtensionLen: 3, Extensions: []pbxtable.Extension{{ID: "1", Name: "0003*101", User: "u101"}}}
+	settings, err := json.Marshal(pbxtable.Stored{Integration: n})
+	if err != nil {
+		t.Fatal(err)
+	}
+	acme := &statev1.Account{Id: "pbx/acme", Version: "1", Settings: settings}
+	problems := 0
+	take := func(at time.Duration, list ...*statev1.Account) {
+		r.take(accounts.List{Accounts: list, Began: began.Add(at)}, func(string, ...any) { problems++ })
+	}
+	const waits, decided, gone = "waits", "decided", "gone"
+	outcome := func(in *input, err error) string {
+		switch {
+		case err != nil && errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE:
+			return waits
+		case err != nil:
+			return err.Error()
+		case in.pbx.note != "":
+			return gone
+		}
+		return decided
+	}
+	check := func(what string, received time.Duration, want string) {
+		t.Helper()
+		in := &input{since: began.Add(received), received: &statev1.Received{}}
+		err := r.event(in, &routerv1.RouteItem{RequestId: "r"}, &routerv1.PbxEvent{Integration: "acme", ExtensionId: "1", Extension: "0003*101", Type: "phone",
+			Event: &callbackv1.PbxEvent{EventType: "hangup", CallId: "c", SubCallId: "s"}})
+		if got := outcome(in, err); got != want {
+			t.Errorf("%s: an event %s, want %s", what, got, want)
+		}
+	}
+	timer := func(what string, at time.Duration, want string) {
+		t.Helper()
+		in := &input{id: "set-by-a-commit:pbx", call: callback.PbxCallKey("acme", "c"), since: began.Add(at)}
+		if got := outcome(in, r.timer(in, "pbx")); got != want {
+			t.Errorf("%s: a timer %s, want %s", what, got, want)
+		}
+	}
+	check("state was not heard", 0, waits)
+	timer("state was not heard", 0, waits)
+	take(time.Second)
+	check("received before the copy was made", 0, gone)
+	check("received after it", 2*time.Second, waits)
+	timer("first seen before the copy was made", 3*time.Second, gone)
+	timer("first seen after it", 4*time.Second, waits)
+	timer("still the same copy", 5*time.Second, waits)
+	take(6*time.Second, acme)
+	timer("it came", 7*time.Second, decided)
+	check("it is there", 0, decided)
+	rules := r.known.Load().rules["acme"]
+	if rules.Users["0003*101"] != "u101" || rules.Destination != "webhook:acme" || !rules.DirectMissed {
+		t.Errorf("rules %+v", rules)
+	}
+	if take(7*time.Second, acme); r.known.Load().rules["acme"] != rules {
+		t.Error("rules of the same version were made again")
+	}
+	broken := &statev1.Account{Id: "pbx/acme", Version: "2", Settings: []byte("{")}
+	take(8*time.Second, broken)
+	take(9*time.Second, broken)
+	check("it cannot be read", 0, waits)
+	if problems != 1 {
+		t.Errorf("said %d times that it cannot be read", problems)
+	}
+}
