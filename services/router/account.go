@@ -23,6 +23,9 @@ func moves(entries []*statev1.JournalEntry) []*statev1.Move {
 		case *statev1.JournalEntry_Duplicate:
 			to = statev1.Bucket_BUCKET_DUPLICATE
 		case *statev1.JournalEntry_Undecided:
+			if !slices.ContainsFunc(list, func(m *statev1.Move) bool { return m.GetRequestId() == id }) {
+				continue // an entry of `rules`, which is no request
+			}
 			to = statev1.Bucket_BUCKET_UNDECIDED
 		case *statev1.JournalEntry_Decided:
 			if fact.Decided.GetFlow() == ameyo.FlowWait {

@@ -25,6 +25,8 @@ type Config struct {
 	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"What happens to a phone-1 status that phone 2 never took: drop or send."`
 	CallStartAge  int    `env:"CALL_START_MAX_AGE_SECONDS" envDefault:"0" desc:"A call start older than so many seconds ends as expired, unless something of its call waits behind it; 0 means never."`
 
+	EntryMaxAge time.Duration `env:"DELIVERY_MAX_AGE" envDefault:"24h" desc:"A delivery older than this is expired; time under a hold or an open circuit breaker does not count. A timer or message between calls that cannot be processed for so long is undecided."`
+
 	Pbx   pbxConfig
 	Kommo kommoConfig
 
@@ -36,7 +38,11 @@ type Config struct {
 func (c *Config) Validate() error {
 	_, _, err := c.rules()
 	_, errKommo := c.Kommo.check()
-	return errors.Join(err, c.Pbx.check(), errKommo)
+	var errAge error
+	if c.EntryMaxAge <= 0 {
+		errAge = fmt.Errorf("DELIVERY_MAX_AGE: must be positive, not %v", c.EntryMaxAge)
+	}
+	return errors.Join(err, c.Pbx.check(), errKommo, errAge)
 }
 
 // Explaining are the rules in force, for a tool that explains them elsewhere.

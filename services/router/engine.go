@@ -41,6 +41,8 @@ type engine struct {
 	running sync.WaitGroup
 	pbx     pbxRules
 	kommo   kommoRules
+	// entryMaxAge is how long an entry that cannot be processed is tried again.
+	entryMaxAge time.Duration
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -353,20 +355,27 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 }
 
 // timer processes one entry that came due. Its commit ends its lease; only a failure has to be told. What the rules cannot
-// process is recorded as undecided by the same commit, so that no entry comes back for ever.
+// process is recorded as undecided by the same commit, and so is what could not be processed for DELIVERY_MAX_AGE: no entry
+// comes back for ever.
 func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	err := e.entry(ctx, w.GetCall(), w.GetEntry())
+	waiting := time.Duration(w.GetEntry().GetWaitingMs()) * time.Millisecond
+	err := e.entry(ctx, w.GetCall(), w.GetEntry(), nil)
+	if err != nil && undelivered(err) && waiting > e.entryMaxAge {
+		err = e.entry(ctx, w.GetCall(), w.GetEntry(), fmt.Errorf("it could not be processed within %v (DELIVERY_MAX_AGE): %v", e.entryMaxAge, err))
+	}
 	next := &statev1.LeaseRequest{Credit: 1}
-	if err != nil && undelivered(err) {
-		again := entryAgain
+	switch {
+	case err != nil && undelivered(err):
+		again := min(max(waiting, entryAgain), entryWaits)
 		if gone := (errNotConnected{}); errors.As(err, &gone) {
-			again = entryWaits
 			e.tel.Log().Warn("an entry waits for its account", "error", err)
 		}
 		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
 			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: again.Milliseconds()}}}}
+	case err != nil:
+		e.tel.Log().Error("AN ENTRY COULD NOT BE PROCESSED; it is recorded as undecided", "call", telemetry.MaskCall(w.GetCall()), "error", err)
 	}
 	return next
 }
@@ -377,11 +386,14 @@ func undelivered(err error) bool {
 	return errors.As(err, &gone) || errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE
 }
 
-func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry) error {
+// entry processes an entry, or records why it is given up.
+func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) error {
 	in := timerInput(call, entry)
+	in.unreadable = givenUp
 	switch _, _, _, isKommo := kommo.ParseKey(call); {
 	case entry.GetMessage() != nil:
-		return e.relay(ctx, in, entry.GetMessage())
+		return e.relay(ctx, in, entry.GetMessage(), givenUp)
+	case givenUp != nil:
 	case isKommo:
 		if err := e.kommo.entry(in, entry); err != nil {
 			return err

@@ -18,7 +18,6 @@ import (
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
-	"callrelay/platform/telemetry"
 	"callrelay/services/router/ameyo"
 	"callrelay/services/router/kommo"
 )
@@ -403,7 +402,8 @@ func (e *engine) ameyoRoutes(item *statev1.CommitItem, in *input, effects ameyo.
 	return err
 }
 
-// entryAgain is how soon an entry that cannot be processed now is tried again, entryWaits where its account is not connected.
+// entryAgain is how soon an entry that cannot be processed now is tried again; then it waits as long as it has waited, at most
+// entryWaits.
 const (
 	entryAgain = time.Second
 	entryWaits = 30 * time.Second
@@ -411,17 +411,20 @@ const (
 
 // relay takes a message to the call that it is for, and only then lets its sender forget it. Its id is the input id there,
 // so a second time changes nothing.
-func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message) error {
-	in, err := e.kommo.message(m)
-	if err != nil {
+func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message, givenUp error) error {
+	in, err := &input{id: m.GetId(), call: m.GetTo(), since: time.Now(), unreadable: givenUp}, error(nil)
+	if givenUp == nil {
+		if in, err = e.kommo.message(m); err != nil {
+			return err
+		}
+	}
+	_, refused := e.process(ctx, in)
+	if refused != nil && undelivered(refused) {
+		return refused
+	}
+	sender.done, sender.unreadable = true, nil
+	if _, err := e.process(ctx, sender); err != nil {
 		return err
 	}
-	if _, err := e.process(ctx, in); err != nil && undelivered(err) {
-		return err
-	} else if err != nil { // it is recorded there as undecided
-		e.tel.Log().Error("A MESSAGE TO ANOTHER CALL COULD NOT BE PROCESSED; it is recorded there as undecided", "call", telemetry.MaskCall(in.call), "error", err)
-	}
-	sender.done = true
-	_, err = e.process(ctx, sender)
-	return err
+	return refused // recorded at the other call as undecided
 }

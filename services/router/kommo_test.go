@@ -90,7 +90,7 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	relay := func(en *statev1.Entry) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		return e.entry(ctx, "ameyo/1", en)
+		return e.entry(ctx, "ameyo/1", en, nil)
 	}
 	for range 2 {
 		if err := relay(entry("9001", "kommo/9001/ameyo:1", body)); err != nil {
@@ -107,8 +107,11 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	if sender.GetEntry().GetTimer() != ">ameyo/1>r1>9001" || sender.GetCommitId() != "" || len(sender.GetJournal()) != 0 {
 		t.Errorf("the sender's commit: %v", sender)
 	}
-	if err := relay(entry("poison", "kommo/9001/b", []byte("\xff"))); err != nil {
-		t.Fatal(err)
+	if err := relay(entry("poison", "kommo/9001/b", []byte("\xff"))); err == nil || undelivered(err) {
+		t.Errorf("poison: %v", err)
+	}
+	if c := f.calls["kommo/9001/b"].commits[0]; len(c.GetMoves()) != 0 {
+		t.Errorf("what is no request is counted as one: %v", c.GetMoves())
 	}
 	journal := &statev1.Journal{}
 	if err := proto.Unmarshal(f.calls["kommo/9001/b"].commits[0].GetJournal(), journal); err != nil || journal.GetEntries()[0].GetUndecided() == nil {
@@ -119,5 +122,44 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	}
 	if err := relay(entry("9003", "kommo/9003/c", body)); !undelivered(err) || errkind.From(err) == nil || f.calls["kommo/9003/c"] != nil {
 		t.Errorf("an account that is not connected: %v", err)
+	}
+}
+
+// What cannot be processed is tried again, later and later, for DELIVERY_MAX_AGE; then it is recorded as undecided, a message at
+// the call that it is for, and nobody waits for it any more.
+func TestEntriesAreGivenUp(t *testing.T) {
+	for _, test := range []struct {
+		call string
+		give func(*statev1.Entry)
+		at   string // where it is recorded
+	}{
+		{"kommo/9003/a", func(e *statev1.Entry) {}, "kommo/9003/a"},
+		{"kommo/9003/a", func(e *statev1.Entry) { e.Result = &statev1.DeliveryResult{Delivery: 1} }, "kommo/9003/a"},
+		{"kommo/9002/a", func(e *statev1.Entry) {}, "kommo/9002/a"}, // its settings cannot be used
+		{"ameyo/1", func(e *statev1.Entry) { e.Message = &statev1.Message{Id: "m1", To: "kommo/9003/a"} }, "kommo/9003/a"},
+	} {
+		e, f := newTestEngine(t)
+		connected(t, e)
+		e.entryMaxAge = 24 * time.Hour
+		for waiting, again := range map[time.Duration]time.Duration{0: time.Second, 7 * time.Second: 7 * time.Second, 24 * time.Hour: 30 * time.Second, 24*time.Hour + time.Second: 0} {
+			entry := &statev1.Entry{Timer: "t", TimerId: "c1", WaitingMs: waiting.Milliseconds()}
+			test.give(entry)
+			answer := e.timer(t.Context(), &statev1.LeaseWork{Call: test.call, Entry: entry})
+			if got := answer.GetResults(); again == 0 {
+				if len(got) != 0 {
+					t.Errorf("%s: after %v it is still tried: %v", test.call, waiting, got)
+				}
+			} else if len(got) != 1 || got[0].GetRetry().GetInMs() != again.Milliseconds() {
+				t.Errorf("%s: after %v again in %v", test.call, waiting, got)
+			}
+		}
+		journal := &statev1.Journal{}
+		if c := f.calls[test.at]; c == nil || len(c.commits) != 1 || proto.Unmarshal(c.commits[0].GetJournal(), journal) != nil ||
+			!strings.Contains(journal.GetEntries()[0].GetUndecided().GetReason(), "DELIVERY_MAX_AGE") || len(c.commits[0].GetMoves()) != 0 {
+			t.Errorf("%s: recorded %v", test.call, journal)
+		}
+		if c := f.calls[test.call]; c == nil || len(c.commits) != 1 || c.commits[0].GetEntry().GetTimer() != "t" {
+			t.Errorf("%s: its entry did not end", test.call)
+		}
 	}
 }

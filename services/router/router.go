@@ -44,6 +44,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(statev1.NewAccountServiceClient(state), pbxtable.AccountPrefix)
 	e.kommo.config, e.kommo.client = cfg.Kommo, statev1.NewAccountServiceClient(state)
 	e.kommo.routes, err = cfg.Kommo.check()
+	e.entryMaxAge = cfg.EntryMaxAge
 	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
 }
 

@@ -35,7 +35,7 @@ type Config struct {
 
 	MaxAttempts         int           `env:"DELIVERY_MAX_ATTEMPTS" envDefault:"20" desc:"After this many failed attempts a delivery is dead; probes of a destination that is down do not count."`
 	AppErrorMaxAttempts int           `env:"APP_ERROR_MAX_ATTEMPTS" envDefault:"5" desc:"After this many application errors (ETYP0040 and other unexplained failures) a delivery is dead."`
-	MaxAge              time.Duration `env:"DELIVERY_MAX_AGE" envDefault:"24h" desc:"A delivery older than this is expired; time under a hold or an open circuit breaker does not count."`
+	MaxAge              time.Duration `env:"DELIVERY_MAX_AGE" envDefault:"24h" desc:"A delivery older than this is expired; time under a hold or an open circuit breaker does not count. A timer or message between calls that cannot be processed for so long is undecided."`
 	RetryBase           time.Duration `env:"RETRY_BASE" envDefault:"1s" desc:"Longest wait after the first failed attempt; doubles with each further one."`
 	RetryMax            time.Duration `env:"RETRY_MAX" envDefault:"5m" desc:"Longest wait after any failed attempt."`
 	ProbeInterval       time.Duration `env:"PROBE_INTERVAL" envDefault:"30s" desc:"How often one delivery probes a destination that is held because it is at fault."`

@@ -20,7 +20,7 @@ const kommoSecret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 // withKommo is a relay with the account 9001 connected by Kommo's install redirect.
 func withKommo(t *testing.T, env ...string) (*relay, *kommo.Account, *kommo.Server) {
 	t.Helper()
-	simulator := kommo.New(kommo.Config{PerSecond: -1}) // its limit is for the client's own tests: this machine may be too slow to keep it
+	simulator := kommo.New(kommo.Config{})
 	account := simulator.Account(9001)
 	api := httptest.NewServer(simulator)
 	t.Cleanup(api.Close)
@@ -37,6 +37,11 @@ func withKommo(t *testing.T, env ...string) (*relay, *kommo.Account, *kommo.Serv
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("the redirect is answered %d", resp.StatusCode)
 	}
+	t.Cleanup(func() {
+		if v := account.View(); v.Limited != 0 {
+			t.Errorf("Kommo said %d times that there are too many requests", v.Limited)
+		}
+	})
 	r.eventually(60*time.Second, "the account is connected", func() bool {
 		a, ok := r.reportCall(map[string]any{"call_id": "connected?", "direction": "inbound", "duration": -1, "phone": "1"}, kommoSecret)
 		return ok && a.Status == 400 && a.Field == "duration" && r.knows(9001)
@@ -104,6 +109,7 @@ func TestKommoCallsAreLoggedOnce(t *testing.T) {
 			}
 		}
 	})
+	began := time.Now()
 	concurrently(3*n, 48, func(i int) {
 		r.reported(map[string]any{"call_id": fmt.Sprint("call-", i/3), "direction": "inbound", "phone": phone(i / 3), "duration": 7, "status": "answered"})
 	})
@@ -113,17 +119,19 @@ func TestKommoCallsAreLoggedOnce(t *testing.T) {
 		r.launch()
 	}
 	r.eventually(time.Duration(60+n)*time.Second, "all are logged", func() bool { return len(account.View().Calls) >= n })
-	r.eventually(60*time.Second, "the relay knows it of all", func() bool {
-		for i := range n {
-			if out, err := r.callrelay("call", fmt.Sprint("kommo/9001/call-", i)); err != nil || !strings.Contains(out, "Call event created") {
+	t.Logf("%d calls logged in %v", n, time.Since(began).Round(time.Second))
+	known := 0
+	r.eventually(time.Duration(60+n)*time.Second, "the relay knows it of all", func() bool {
+		for ; known < n; known++ {
+			if out, err := r.callrelay("call", fmt.Sprint("kommo/9001/call-", known)); err != nil || !strings.Contains(out, "Call event created") {
 				return false
 			}
 		}
 		return true
 	})
 	v := account.View()
-	if len(v.Notes) != n || v.Limited != 0 {
-		t.Errorf("%d notes of %d calls, %d limited", len(v.Notes), n, v.Limited)
+	if len(v.Notes) != n {
+		t.Errorf("%d notes of %d calls", len(v.Notes), n)
 	}
 	for _, note := range v.Notes {
 		if uniq := note.Params["uniq"]; contacts[note.EntityID] != uniq {

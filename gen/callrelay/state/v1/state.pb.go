@@ -899,9 +899,11 @@ type Entry struct {
 	TimerId string `protobuf:"bytes,2,opt,name=timer_id,json=timerId,proto3" json:"timer_id,omitempty"`
 	Token   string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
 	// When it was due, by state's clock.
-	DueMs         int64           `protobuf:"varint,4,opt,name=due_ms,json=dueMs,proto3" json:"due_ms,omitempty"`
-	Message       *Message        `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
-	Result        *DeliveryResult `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
+	DueMs   int64           `protobuf:"varint,4,opt,name=due_ms,json=dueMs,proto3" json:"due_ms,omitempty"`
+	Message *Message        `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Result  *DeliveryResult `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
+	// Milliseconds since it came back for the first time because it could not be processed then; 0 = it did not.
+	WaitingMs     int64 `protobuf:"varint,7,opt,name=waiting_ms,json=waitingMs,proto3" json:"waiting_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -976,6 +978,13 @@ func (x *Entry) GetResult() *DeliveryResult {
 		return x.Result
 	}
 	return nil
+}
+
+func (x *Entry) GetWaitingMs() int64 {
+	if x != nil {
+		return x.WaitingMs
+	}
+	return 0
 }
 
 // DeliveryResult says that a delivery of the call became final; its state is the call's to say.
@@ -1390,7 +1399,9 @@ type LeaseWork struct {
 	Followed bool `protobuf:"varint,7,opt,name=followed,proto3" json:"followed,omitempty"`
 	// Milliseconds since the delivery was created (or retried by a person), paused time included: a screen pop that comes an
 	// hour late is as useless after a hold as after anything else.
-	WallAgeMs     int64 `protobuf:"varint,8,opt,name=wall_age_ms,json=wallAgeMs,proto3" json:"wall_age_ms,omitempty"`
+	WallAgeMs int64 `protobuf:"varint,8,opt,name=wall_age_ms,json=wallAgeMs,proto3" json:"wall_age_ms,omitempty"`
+	// A person retried it after the last attempt that may have arrived: nobody has to be asked.
+	Looked        bool `protobuf:"varint,9,opt,name=looked,proto3" json:"looked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1479,6 +1490,13 @@ func (x *LeaseWork) GetWallAgeMs() int64 {
 		return x.WallAgeMs
 	}
 	return 0
+}
+
+func (x *LeaseWork) GetLooked() bool {
+	if x != nil {
+		return x.Looked
+	}
+	return false
 }
 
 type LeaseResult struct {
@@ -2296,14 +2314,16 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\tduplicate\x18\x01 \x01(\bR\tduplicate\"0\n" +
 	"\x05Timer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x13\n" +
-	"\x05in_ms\x18\x02 \x01(\x03R\x04inMs\"\xd8\x01\n" +
+	"\x05in_ms\x18\x02 \x01(\x03R\x04inMs\"\xf7\x01\n" +
 	"\x05Entry\x12\x14\n" +
 	"\x05timer\x18\x01 \x01(\tR\x05timer\x12\x19\n" +
 	"\btimer_id\x18\x02 \x01(\tR\atimerId\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\tR\x05token\x12\x15\n" +
 	"\x06due_ms\x18\x04 \x01(\x03R\x05dueMs\x125\n" +
 	"\amessage\x18\x05 \x01(\v2\x1b.callrelay.state.v1.MessageR\amessage\x12:\n" +
-	"\x06result\x18\x06 \x01(\v2\".callrelay.state.v1.DeliveryResultR\x06result\"B\n" +
+	"\x06result\x18\x06 \x01(\v2\".callrelay.state.v1.DeliveryResultR\x06result\x12\x1d\n" +
+	"\n" +
+	"waiting_ms\x18\a \x01(\x03R\twaitingMs\"B\n" +
 	"\x0eDeliveryResult\x12\x1a\n" +
 	"\bdelivery\x18\x01 \x01(\rR\bdelivery\x12\x14\n" +
 	"\x05reply\x18\x02 \x01(\fR\x05reply\"c\n" +
@@ -2331,7 +2351,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\aprocess\x18\x06 \x01(\tR\aprocess\"}\n" +
 	"\rLeaseResponse\x121\n" +
 	"\x04work\x18\x01 \x03(\v2\x1d.callrelay.state.v1.LeaseWorkR\x04work\x129\n" +
-	"\aanswers\x18\x02 \x03(\v2\x1f.callrelay.state.v1.LeaseAnswerR\aanswers\"\x92\x02\n" +
+	"\aanswers\x18\x02 \x03(\v2\x1f.callrelay.state.v1.LeaseAnswerR\aanswers\"\xaa\x02\n" +
 	"\tLeaseWork\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\tR\x04call\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x128\n" +
@@ -2341,7 +2361,8 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"hold_epoch\x18\x05 \x01(\x03R\tholdEpoch\x12\x15\n" +
 	"\x06age_ms\x18\x06 \x01(\x03R\x05ageMs\x12\x1a\n" +
 	"\bfollowed\x18\a \x01(\bR\bfollowed\x12\x1e\n" +
-	"\vwall_age_ms\x18\b \x01(\x03R\twallAgeMs\"\xe7\x03\n" +
+	"\vwall_age_ms\x18\b \x01(\x03R\twallAgeMs\x12\x16\n" +
+	"\x06looked\x18\t \x01(\bR\x06looked\"\xe7\x03\n" +
 	"\vLeaseResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04call\x18\x02 \x01(\tR\x04call\x12\x14\n" +

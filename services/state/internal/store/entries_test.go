@@ -86,10 +86,40 @@ func testMessages(t *testing.T, s *Store) {
 		t.Fatal(err)
 	}
 	for _, field := range left {
-		if strings.HasPrefix(field, "m:") || strings.HasPrefix(field, "t:") {
+		if strings.HasPrefix(field, "m:") || strings.HasPrefix(field, "e:") || strings.HasPrefix(field, "t:") {
 			t.Errorf("%s is left", field)
 		}
 	}
+}
+
+// An entry that comes back knows since when, until it is processed or there is a new one.
+func testEntriesWait(t *testing.T, s *Store) {
+	set := func(input, version, commitID string, entry *statev1.Entry) {
+		t.Helper()
+		it := item("kommo/1/a", input, version, commitID)
+		it.Entry, it.SetTimers = entry, []*statev1.Timer{{Name: "wait"}}
+		want(t, "set", statuses(commit(t, s, it)), "[OK]")
+	}
+	back := func(w *statev1.LeaseWork, wait int64) *statev1.Entry {
+		t.Helper()
+		if err := s.ReturnTimer(ctx, &statev1.LeaseResult{Call: "kommo/1/a", Token: w.GetToken(), Timer: w.GetEntry().GetTimer()}, wait); err != nil {
+			t.Fatal(err)
+		}
+		s.clock.offset.Add(wait)
+		return leaseEntry(t, s, "kommo/1/a", w.GetEntry().GetTimer()).GetEntry()
+	}
+	set("i1", "", "c1", nil)
+	w := leaseEntry(t, s, "kommo/1/a", "wait")
+	want(t, "the first time", w.GetEntry().GetWaitingMs(), int64(0))
+	for n := range int64(3) {
+		e := back(w, 60_000)
+		if waited := e.GetWaitingMs(); waited < (n+1)*60_000 || waited > (n+1)*60_000+30_000 {
+			t.Errorf("after %d minutes: %d ms", n+1, waited)
+		}
+		w.Token, w.Entry = e.GetToken(), e
+	}
+	set("i2", "c1", "c2", w.GetEntry())
+	want(t, "set again", leaseEntry(t, s, "kommo/1/a", "wait").GetEntry().GetWaitingMs(), int64(0))
 }
 
 // The result of a delivery is an input where the rules asked for it, and a new one after a person retried it.

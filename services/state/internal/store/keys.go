@@ -41,6 +41,7 @@ func keyShares(destination string) string { return "cr:s:" + destination }
 //	           and where its request is counted (lua/lib.lua)
 //	m:<name>   what an entry brings: a message to another call (name ">" and its id), or a reply (name "=" and the delivery)
 //	<n>w       its result is an input of the call     p   retention (ms) that its rules asked for
+//	e:<name>   since when an entry cannot be processed (ms)
 //	t:<name>   id of the commit that set the timer    q:<dest>  numbers of the deliveries that still have to go out, in order
 //	<n>        serialised Delivery, never changed     <n>s  state letter      <n>a  attempts    <n>u  uncertain; 0 = a person looked since
 //	<n>t       token of its last lease                <n>f  final since (ms)  <n>z  paused (ms) <n>y  reason

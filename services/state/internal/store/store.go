@@ -491,8 +491,11 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		}
 		r, err := strs(replies[i])
 		switch {
-		case err == nil && w.Entry != nil && len(r) == 3:
+		case err == nil && w.Entry != nil && len(r) == 4:
 			w.Entry.TimerId, w.Entry.DueMs = r[0], atoi(r[1])
+			if r[3] != "" {
+				w.Entry.WaitingMs = max(1, now-atoi(r[3]))
+			}
 			if err := readEntry(w.Entry, []byte(r[2])); err != nil {
 				failed = fmt.Errorf("entry %s of %s is unreadable: %w", w.Entry.Timer, w.Call, err)
 				continue
@@ -503,7 +506,8 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 				failed = fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], w.Call, err)
 				continue
 			}
-			d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] == "1"
+			d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] != ""
+			w.Looked = r[3] == "0"
 			d.State = statev1.DeliveryState_DELIVERY_STATE_LEASED
 			w.AgeMs = now - d.CreatedMs + d.PausedMs - atoi(r[4])
 			w.Followed = r[5] != ""
@@ -669,7 +673,7 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 		at = append(at, i)
 		calls = append(calls, invocation{
 			[]string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
-			[]any{l.Member, l.Token, number, now, entries[i], s.cfg.JournalLimit, timer, flag(maybeSent)},
+			[]any{l.Member, l.Token, number, now, entries[i], s.cfg.JournalLimit, timer, flag(maybeSent), ""},
 		})
 	}
 	replies, failed := s.run(ctx, givebackScript, calls)
@@ -740,9 +744,10 @@ func (s *Store) Leases(ctx context.Context, destination string) ([]Lost, error) 
 func (s *Store) ReturnTimer(ctx context.Context, r *statev1.LeaseResult, againInMS int64) error {
 	p := Partition(r.GetCall())
 	m := Member(r.GetCall(), r.GetTimer())
+	now := s.clock.Now()
 	_, errs := s.run(ctx, givebackScript, []invocation{{
 		[]string{keyCall(r.GetCall()), keyDue(p, Rules), keyLeases(p, Rules)},
-		[]any{m, r.GetToken(), "", s.clock.Now() + againInMS, "", s.cfg.JournalLimit, r.GetTimer(), ""},
+		[]any{m, r.GetToken(), "", now + againInMS, "", s.cfg.JournalLimit, r.GetTimer(), "", now},
 	}})
 	return errs[0]
 }

@@ -75,6 +75,7 @@ var suite = []struct {
 	{"TimerSetAgain", testTimerSetAgain},
 	{"Messages", testMessages},
 	{"Results", testResults},
+	{"EntriesWait", testEntriesWait},
 	{"Retention", testRetention},
 	{"Settle", testSettle},
 	{"Hold", testHold},
@@ -474,7 +475,7 @@ func testSettle(t *testing.T, s *Store) {
 		t.Errorf("an expired delivery that is retried is still %d and %d ms old", w.GetAgeMs(), w.GetWallAgeMs())
 	}
 
-	// Who retried an uncertain one has looked: the next consumer is not to ask again. For the gate it stays uncertain.
+	// Who retried an uncertain one has looked: the next consumer is not to ask again. It stays uncertain all the same.
 	commit(t, s, item("ameyo/6", "i1", "", "c1", 1))
 	complete(t, s, lease(t, s, "ameyo/6")[0], func(r *statev1.LeaseResult) {
 		ends(statev1.DeliveryState_DELIVERY_STATE_ASKED)(r)
@@ -484,8 +485,13 @@ func testSettle(t *testing.T, s *Store) {
 	if _, err := s.Settle(ctx, asked, asked.Deliveries[0], &statev1.Action{What: "retry"}, 0); err != nil {
 		t.Fatal(err)
 	}
-	want(t, "uncertain for the consumer", lease(t, s, "ameyo/6")[0].GetDelivery().GetUncertain(), false)
+	retried := lease(t, s, "ameyo/6")[0]
+	want(t, "uncertain, looked", fmt.Sprint(retried.GetDelivery().GetUncertain(), retried.GetLooked()), "true true")
 	want(t, "uncertain for the gate", get(t, s, "ameyo/6").Deliveries[0].GetUncertain(), true)
+	complete(t, s, retried, func(r *statev1.LeaseResult) {
+		r.Result, r.Attempt.Uncertain = &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{}}, true
+	})
+	want(t, "uncertain anew, and nobody looked", lease(t, s, "ameyo/6")[0].GetLooked(), false)
 
 	c := get(t, s, "ameyo/1")
 	head, err := s.Settle(ctx, c, c.Deliveries[0], &statev1.Action{What: "discard", Reason: "r"}, 0)

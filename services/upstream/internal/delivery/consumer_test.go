@@ -434,8 +434,8 @@ func TestUncertain(t *testing.T) {
 			if a := r.state.results[0].Attempt; !a.GetUncertain() || a.GetNext() != "ask" {
 				t.Errorf("attempt = %v", a)
 			}
-			// The person looked and wants it sent: state sets the attempts back.
-			f.final, f.work.Delivery.Attempts = "", 0
+			// The person looked and wants it sent.
+			f.final, f.work.Delivery.Attempts, f.work.Looked = "", 0, true
 			r.state.pump()
 			r.after(time.Minute)
 			r.final(map[string]string{"a/1": "done"})

@@ -69,8 +69,7 @@ func (p Policy) before(work *statev1.LeaseWork, paused time.Duration) (verdict, 
 		return expired(fmt.Sprintf("older than %v when its turn came, which is too late for %s", ms(work.Delivery.MaxAgeMs), work.Delivery.Endpoint)), true
 	case general <= 0:
 		return expired(fmt.Sprintf("not delivered within %v (DELIVERY_MAX_AGE)", p.MaxAge)), true
-	case p.Ask && work.Delivery.Uncertain && work.Delivery.Attempts > 0:
-		// A person's retry sets the attempts back to 0: they have looked, and want it sent.
+	case p.Ask && work.Delivery.Uncertain && !work.Looked: // who looked and retried it wants it sent
 		return ask("an earlier attempt may have arrived"), true
 	}
 	return verdict{}, false

@@ -39,7 +39,7 @@ func TestBefore(t *testing.T) {
 		"beyond both, and another waits":          {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.MaxAgeMs, w.AgeMs, w.Followed = 5000, 25*hour, true }, want: nextExpired},
 		"uncertain, retry":                        {policy: policy, work: func(w *statev1.LeaseWork) { w.Delivery.Uncertain, w.Delivery.Attempts = true, 1 }},
 		"uncertain, ask":                          {policy: asking, work: func(w *statev1.LeaseWork) { w.Delivery.Uncertain, w.Delivery.Attempts = true, 1 }, want: nextAsk},
-		"uncertain, ask, and a person retries it": {policy: asking, work: func(w *statev1.LeaseWork) { w.Delivery.Uncertain = true }},
+		"uncertain, ask, and a person retries it": {policy: asking, work: func(w *statev1.LeaseWork) { w.Delivery.Uncertain, w.Delivery.Attempts, w.Looked = true, 1, true }},
 		"not uncertain, ask":                      {policy: asking, work: func(w *statev1.LeaseWork) { w.Delivery.Attempts = 3 }},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -47,6 +47,7 @@ local function drop_timer(name, id)
     open = open - 1
     gone[#gone + 1] = 't:' .. name
     gone[#gone + 1] = 'm:' .. name
+    gone[#gone + 1] = 'e:' .. name
   end
   redis.call('ZREM', KEYS[2], key .. '\t' .. name)
   redis.call('HDEL', KEYS[3], key .. '\t' .. name)
@@ -92,7 +93,7 @@ for destination, line in pairs(lines) do put('q:' .. destination, line) end
 for _ = 1, timers do
   local name = ARGV[at]
   if name == ARGV[11] then
-    gone = {} -- the entry's own timer, set again
+    gone = {'e:' .. name} -- the entry's own timer, set again
     open = open + 1
   elseif known[next_known] then
     redis.call('HDEL', KEYS[3], key .. '\t' .. name) -- whoever has the old one is outdated

@@ -83,6 +83,7 @@ local function add_result(call, key, due, leases, number, id, reply, now)
   if redis.call('HEXISTS', call, number .. 'w') == 0 then return 0 end
   local name = '=' .. number
   local more = redis.call('HSET', call, 't:' .. name, id, 'm:' .. name, reply) > 0 and 1 or 0
+  redis.call('HDEL', call, 'e:' .. name)
   redis.call('HDEL', leases, key .. '\t' .. name) -- whoever has the old one is outdated
   redis.call('ZADD', due, now, key .. '\t' .. name)
   return more
