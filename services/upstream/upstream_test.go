@@ -45,6 +45,10 @@ func (s *oneDelivery) Run(ctx context.Context) error {
 
 func (s *oneDelivery) Ready() error { return nil }
 
+func (s *oneDelivery) Share(_ context.Context, r *statev1.ShareRequest) (*statev1.ShareResponse, error) {
+	return &statev1.ShareResponse{Share: r.GetLimit()}, nil
+}
+
 func (s *oneDelivery) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse]) error {
 	for first := true; ; first = false {
 		request, err := stream.Recv()
