@@ -79,7 +79,7 @@ Make the token in Kommo: Settings, Integrations, a private integration, Keys and
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "kommo/%d is connected\n", answer.GetAccountId())
+		_, err = fmt.Fprintf(c.OutOrStdout(), "kommo/%d is connected; its calls are taken within seconds\n", answer.GetAccountId())
 		return err
 	})
 }

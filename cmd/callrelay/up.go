@@ -16,8 +16,8 @@ import (
 func newUp() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "up",
-		Short: "Start the whole relay here: Redis, all four services, and on request a simulated TopS.II",
-		Long: `Start the whole relay here: Redis, all four services, and on request a simulated TopS.II.
+		Short: "Start the whole relay here: Redis, all four services, and on request a simulated TopS.II and Kommo",
+		Long: `Start the whole relay here: Redis, all four services, and on request a simulated TopS.II and Kommo.
 
 Uses the Redis of REDIS_URL, or runs a private one whose data is in --data-dir, as the spool is. Every setting is read from the
 environment. Ctrl-C stops everything in order.`,
@@ -25,8 +25,8 @@ environment. Ctrl-C stops everything in order.`,
 		Args:    cobra.NoArgs,
 	}
 	dataDir := c.Flags().String("data-dir", cmp.Or(os.Getenv("DATA_DIR"), "data"), "where the private Redis and the spool keep their data (DATA_DIR)")
-	sim := c.Flags().Bool("sim", false, "also start the TopS.II simulator and send to it, unless the environment says where to send")
-	simAddr := c.Flags().String("sim-addr", "127.0.0.1:8090", "where the simulator listens")
+	sim := c.Flags().Bool("sim", false, "also start simulators of TopS.II and Kommo and send to them, unless the environment says where to send")
+	simAddr := c.Flags().String("sim-addr", "127.0.0.1:8090", "where the simulators listen")
 	split := c.Flags().Bool("split", false, "four processes (state, router, upstream, ingress from beside this program) instead of one")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		self, err := os.Executable()

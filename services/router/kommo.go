@@ -24,7 +24,7 @@ import (
 
 // kommoConfig is what can be set of the rules of Kommo for all accounts.
 type kommoConfig struct {
-	Routes     string        `env:"ROUTES" desc:"Where calls of a source are logged besides: e.g. ameyo=kommo/9001 for the calls of the dialer; several accounts separated by commas. Empty means nowhere."`
+	Routes     string        `env:"ROUTES" desc:"Where calls of a source are logged besides: e.g. ameyo=kommo/9001;pbx/acme=kommo/9001 for the calls of the dialer and of the PBX integration acme; several accounts separated by commas. Empty means nowhere."`
 	Retention  time.Duration `env:"KOMMO_RETENTION" envDefault:"26280h" desc:"How long a call of Kommo is kept after the last open thing in it ended, so that it is never logged twice: 3 years."`
 	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say."`
 	WindowMax  time.Duration `env:"KOMMO_WINDOW_MAX" envDefault:"15m" desc:"How long an open call-result window holds its call."`

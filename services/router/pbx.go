@@ -246,7 +246,8 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 	if effects.CancelTimer {
 		item.CancelTimers = []string{pbx.TimerName}
 	}
-	return item, effects.Duplicate, nil
+	item.Messages, err = e.kommo.routes.pbxMessages(in.call, in.pbx.config, effects, next.Traceparent)
+	return item, effects.Duplicate, err
 }
 
 // readPbxCall makes the rules' view of what state loaded.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,10 +18,10 @@ import (
 // routes say where the calls of a source are logged, besides where its own rules deliver: to Kommo accounts.
 type routes map[string][]int64
 
-// routeSources are the sources that can be routed.
-var routeSources = []string{"ameyo"}
+// routeSource is the form of the sources that can be routed: the dialer, and each integration of a cloud PBX.
+var routeSource = regexp.MustCompile(`^(ameyo|pbx/[a-z0-9-]{1,32})$`)
 
-// parseRoutes reads routes like "ameyo=kommo/9001,kommo/9002". Its error has all problems.
+// parseRoutes reads routes like "ameyo=kommo/9001,kommo/9002;pbx/acme=kommo/9001". Its error has all problems.
 func parseRoutes(text string) (routes, error) {
 	r := routes{}
 	var errs []error
@@ -30,8 +31,8 @@ func parseRoutes(text string) (routes, error) {
 		}
 		source, targets, ok := strings.Cut(part, "=")
 		source = strings.TrimSpace(source)
-		if !ok || !slices.Contains(routeSources, source) {
-			errs = append(errs, fmt.Errorf("route %q: want one of %v, =, and accounts like kommo/9001", part, routeSources))
+		if !ok || !routeSource.MatchString(source) {
+			errs = append(errs, fmt.Errorf("route %q: want ameyo or the id of a PBX integration like pbx/acme, =, and accounts like kommo/9001", part))
 			continue
 		}
 		if _, again := r[source]; again {

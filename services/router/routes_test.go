@@ -16,16 +16,17 @@ func TestParseRoutes(t *testing.T) {
 		" ; ":                      {},
 		"ameyo=kommo/9001":         {"ameyo": {9001}},
 		"ameyo = kommo/1, kommo/2": {"ameyo": {1, 2}},
+		"pbx/acme=kommo/1; pbx/b-2=kommo/1;ameyo=kommo/1": {"pbx/acme": {1}, "pbx/b-2": {1}, "ameyo": {1}},
 	} {
 		if got, err := parseRoutes(text); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %v %v, want %v", text, got, err, want)
 		}
 	}
-	_, err := parseRoutes("dialer=kommo/1;ameyo;ameyo=topsii,kommo/0,kommo/x;ameyo=kommo/1,kommo/1;ameyo=kommo/2")
+	_, err := parseRoutes("dialer=kommo/1;pbx=kommo/1;pbx/A=kommo/1;ameyo;ameyo=topsii,kommo/0,kommo/x;ameyo=kommo/1,kommo/1;ameyo=kommo/2")
 	if err == nil {
 		t.Fatal("it was accepted")
 	}
-	for _, part := range []string{`"dialer=kommo/1"`, `"ameyo"`, `"topsii"`, `"kommo/0"`, `"kommo/x"`, `target "kommo/1"`, "ameyo is routed already"} {
+	for _, part := range []string{`"dialer=kommo/1"`, `"pbx=kommo/1"`, `"pbx/A=kommo/1"`, `"ameyo"`, `"topsii"`, `"kommo/0"`, `"kommo/x"`, `target "kommo/1"`, "ameyo is routed already"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%s is not named in: %v", part, err)
 		}

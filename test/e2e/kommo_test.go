@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"callrelay/sim/kommo"
+	"callrelay/sim/pbx"
 )
 
 const kommoSecret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -176,6 +177,72 @@ func TestKommoDialer(t *testing.T) {
 	if v := account.View(); len(v.Notes) != 1 || v.Notes[0].EntityID != contact || v.Notes[0].NoteType != "call_out" {
 		t.Errorf("%+v", v.Notes)
 	}
+}
+
+// What is registered of calls of a cloud PBX goes to the CRM's webhook and, as ROUTES says, to Kommo: each leg and each missed call
+// once, on the contact that has the number, with the relay killed between the events and the grace after them.
+func TestKommoPbx(t *testing.T) {
+	c := newCRM(t)
+	path := pbxTable(t, c)
+	r, account, _ := withKommo(t, "ROUTES=pbx/acme=kommo/9001", "PBX_INTEGRATIONS="+path, "PBX_GRACE=2s")
+	table, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	extensions, err := pbx.Extensions(table, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := pbx.New(1, extensions, time.Now().Add(-time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type client struct {
+		contact int64
+		call    pbx.Call
+	}
+	wanted, clients := 0, map[string]client{}
+	for _, scenario := range pbx.Scenarios {
+		call, err := p.Call(scenario)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, field := range []string{"CallerIDNum", "CalledNumber"} {
+			if number := call.Events[0].Params.Get(field); strings.HasPrefix(number, "+7") {
+				clients[number] = client{account.Add("contact", scenario, []string{number}), call}
+			}
+		}
+		wanted += call.Registered
+		for range 2 {
+			for _, e := range call.Events {
+				r.pbxEvent(e)
+			}
+		}
+	}
+	r.kill()
+	r.launch()
+	r.eventually(90*time.Second, "all are in Kommo", func() bool { return len(account.View().Calls) >= wanted })
+	v := account.View()
+	if len(v.Calls) != wanted || len(v.Notes) != wanted || len(v.Unsorted) != 0 {
+		t.Errorf("%d calls, %d notes, %d leads, want %d", len(v.Calls), len(v.Notes), len(v.Unsorted), wanted)
+	}
+	for _, note := range v.Notes {
+		of := clients[fmt.Sprint(note.Params["phone"])]
+		if of.contact == 0 || note.EntityID != of.contact {
+			t.Errorf("%v is on %s %d", note.Params, note.EntityType, note.EntityID)
+		}
+		if uniq := fmt.Sprint(note.Params["uniq"]); uniq != "missed:"+of.call.ID && !strings.HasPrefix(uniq, "333") {
+			t.Errorf("uniq %s of call %s", uniq, of.call.ID)
+		}
+	}
+	r.eventually(30*time.Second, "all are registered", func() bool {
+		for _, of := range clients {
+			if len(c.of(of.call.ID)) < of.call.Registered {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // A refusal names the field, and a stranger learns nothing.

@@ -29,6 +29,10 @@ func banner(o Options, c configs, httpAddr string, now time.Time) string {
 	line("what became of it", fmt.Sprintf("%s call %d", o.Program, call))
 	if o.SimAddr != "" {
 		line("what TopS.II holds", fmt.Sprintf("curl http://%s/sim/held", o.SimAddr))
+		if c.upstream.Kommo.BaseURL == simKommo(o) {
+			line("connect a Kommo", fmt.Sprintf("echo %s | %s integrations connect acme.kommo.com", simToken, o.Program))
+			line("what Kommo holds", fmt.Sprintf("curl %s/sim/view", simKommo(o)))
+		}
 	}
 	line("stop", "Ctrl-C")
 	fmt.Fprintln(&b)

@@ -13,8 +13,14 @@ import (
 	"callrelay/services/upstream"
 )
 
-// simAPIKey is what the relay and its simulator agree on; 32 characters, as TopS.II has them.
-const simAPIKey = "simulator-simulator-simulator-00"
+const (
+	// simAPIKey is what the relay and its simulator agree on; 32 characters, as TopS.II has them.
+	simAPIKey = "simulator-simulator-simulator-00"
+	// simSecret is for the simulated Kommo account, 9001: it seals its credentials and is sent with reports of its calls.
+	simSecret = "c2ltdWxhdG9yLXNpbXVsYXRvci1zaW11bGF0b3ItMDA="
+	// simToken connects it.
+	simToken = "simulated"
+)
 
 // simCardsSecret signs the tokens of caller cards where everything is tried out.
 const simCardsSecret = "simulator-simulator-simulator-simulator"
@@ -33,10 +39,18 @@ func settings(o Options) map[string]string {
 		imply("TEST_BASE_URL", "http://"+o.SimAddr)
 		imply("TEST_API_KEY", simAPIKey)
 		imply("ENABLE_REAL_SEND", "true")
+		if !given(env, "SECRETS_KEY") { // who has one has accounts of their own
+			imply("SECRETS_KEY", "simulator:"+simSecret)
+			imply("KOMMO_BASE_URL", simKommo(o))
+			imply("KOMMO_CALLS_SECRETS", "9001=whsec_"+simSecret)
+		}
 		imply("CARDS_SECRET", simCardsSecret)
 	}
 	return env
 }
+
+// simKommo is where the Kommo simulator is.
+func simKommo(o Options) string { return "http://" + o.SimAddr + "/kommo" }
 
 // given says whether the environment has the variable, by value or by file.
 func given(env map[string]string, name string) bool {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"callrelay/sim/crm"
+	"callrelay/sim/kommo"
 	"callrelay/sim/pbx"
 	"callrelay/sim/topsii"
 )
@@ -25,11 +26,12 @@ func writeSimTable(dataDir, simAddr string) (string, error) {
 	return path, os.WriteFile(path, pbx.Table("http://"+simAddr+simHooks), 0o600)
 }
 
-// startSim serves the simulator of TopS.II, which is also a CRM; what it holds ends with it.
+// startSim serves the simulators: TopS.II, a CRM that takes the calls of a cloud PBX and, below /kommo, Kommo. What they hold
+// ends with them.
 func startSim(addr, apiKey string) (stop func(), err error) {
 	listen, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("TopS.II simulator: %w (--sim-addr takes another address)", err)
+		return nil, fmt.Errorf("simulator: %w (--sim-addr takes another address)", err)
 	}
 	hooks, err := crm.New(pbx.Secret)
 	if err != nil {
@@ -38,6 +40,7 @@ func startSim(addr, apiKey string) (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.Handle("/", topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true}))
 	mux.Handle(simHooks, hooks)
+	mux.Handle("/kommo/", http.StripPrefix("/kommo", kommo.New(kommo.Config{Accounts: []kommo.AccountConfig{{ID: 9001, Host: "acme.kommo.com", Token: simToken}}})))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	ended := make(chan struct{})
 	go func() {

@@ -1,5 +1,5 @@
 // Package up starts the whole relay on one machine and stops it in order: a private Redis unless REDIS_URL is set, the
-// four services in this process or as four processes, and on request the TopS.II simulator.
+// four services in this process or as four processes, and on request the simulators of TopS.II and Kommo.
 //
 // It owns the order of starting (Redis, simulator, state, router, upstream, ingress) and stopping (the reverse), the
 // wiring, and what is printed when all is ready. It owns no setting of a service: those are in the services' Config, and
@@ -33,7 +33,7 @@ type Options struct {
 	Environment map[string]string
 	// DataDir is where the private Redis and the spool keep their data.
 	DataDir string
-	// SimAddr is where the TopS.II simulator listens; empty: none is started.
+	// SimAddr is where the simulators listen; empty: none is started.
 	SimAddr string
 	// Split runs the services as processes of the programs in BinDir.
 	Split  bool

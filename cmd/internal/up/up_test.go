@@ -14,6 +14,7 @@ func TestSettingsImpliedBySim(t *testing.T) {
 	env := settings(o)
 	for name, want := range map[string]string{
 		"INDEX_ENV": "TEST", "TEST_BASE_URL": "http://127.0.0.1:8090", "TEST_API_KEY": simAPIKey, "ENABLE_REAL_SEND": "true",
+		"SECRETS_KEY": "simulator:" + simSecret, "KOMMO_BASE_URL": "http://127.0.0.1:8090/kommo", "KOMMO_CALLS_SECRETS": "9001=whsec_" + simSecret,
 		"OTHER": "x", "DATA_DIR": "/data",
 	} {
 		if env[name] != want {
@@ -27,8 +28,11 @@ func TestSettingsImpliedBySim(t *testing.T) {
 
 func TestEnvironmentWinsOverSim(t *testing.T) {
 	env := settings(Options{SimAddr: "127.0.0.1:8090", Environment: map[string]string{
-		"ENABLE_REAL_SEND": "false", "TEST_BASE_URL": "http://crm.test", "TEST_API_KEY_FILE": "/run/secrets/key",
+		"ENABLE_REAL_SEND": "false", "TEST_BASE_URL": "http://crm.test", "TEST_API_KEY_FILE": "/run/secrets/key", "SECRETS_KEY_FILE": "/run/secrets/own",
 	}})
+	if env["SECRETS_KEY"] != "" || env["KOMMO_BASE_URL"] != "" || env["KOMMO_CALLS_SECRETS"] != "" {
+		t.Errorf("accounts of their own would be sent to the simulator: %v", env)
+	}
 	if env["ENABLE_REAL_SEND"] != "false" || env["TEST_BASE_URL"] != "http://crm.test" || env["TEST_API_KEY"] != "" {
 		t.Errorf("got %v", env)
 	}
@@ -66,6 +70,8 @@ func TestBanner(t *testing.T) {
 		`curl "http://127.0.0.1:8080/index.php?unique_id=1772758800&customerId=`,
 		"bin/callrelay call 1772758800\n",
 		"curl http://127.0.0.1:8090/sim/held\n",
+		"echo simulated | bin/callrelay integrations connect acme.kommo.com\n",
+		"curl http://127.0.0.1:8090/kommo/sim/view\n",
 		"Deliveries go to http://127.0.0.1:8090 (TEST).",
 	} {
 		if !strings.Contains(got, want) {

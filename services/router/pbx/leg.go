@@ -125,15 +125,15 @@ const (
 func (d *decision) party(l *Leg) (number string, where side) {
 	if d.flow(l) == callback.PbxOut {
 		number = l.first(func(s *Said) string { return s.Called })
-		if d.cfg.local(number) && !d.cfg.KeepLocal {
+		if d.cfg.Local(number) && !d.cfg.KeepLocal {
 			return number, local
 		}
 		return number, outside
 	}
-	if number = l.first(func(s *Said) string { return s.Remote }); number != "" && !d.cfg.local(number) {
+	if number = l.first(func(s *Said) string { return s.Remote }); number != "" && !d.cfg.Local(number) {
 		return number, outside
 	}
-	if l.Asked != nil && l.Asked.Number != "" && !d.cfg.local(l.Asked.Number) {
+	if l.Asked != nil && l.Asked.Number != "" && !d.cfg.Local(l.Asked.Number) {
 		return l.Asked.Number, outside
 	}
 	number = cmp.Or(l.Dial.Caller, l.Hangup.Caller)
@@ -141,7 +141,7 @@ func (d *decision) party(l *Leg) (number string, where side) {
 		number = l.Answer.Caller
 	}
 	switch {
-	case !d.cfg.local(number):
+	case !d.cfg.Local(number):
 		return number, outside
 	case d.cfg.KeepLocal:
 		return number, outside

@@ -80,7 +80,7 @@ func (d *decision) counts(l *Leg) bool {
 // missedNumber is whom a service leg leaves without an answer. Behind an extension that passed a caller on, it is the
 // caller of the leg before; else the call is a local one.
 func (d *decision) missedNumber(service *Leg) (number string, ok bool) {
-	if !d.cfg.local(service.Hangup.Caller) || d.cfg.KeepLocal {
+	if !d.cfg.Local(service.Hangup.Caller) || d.cfg.KeepLocal {
 		return service.Hangup.Caller, true
 	}
 	var before *Leg
@@ -133,7 +133,7 @@ func (d *decision) bridged() {
 		return
 	}
 	for i := range d.call.Legs {
-		if l := &d.call.Legs[i]; l.service() && l.Hangup.Bridged == "yes" && !d.cfg.local(l.Hangup.Caller) {
+		if l := &d.call.Legs[i]; l.service() && l.Hangup.Bridged == "yes" && !d.cfg.Local(l.Hangup.Caller) {
 			d.doubtful(l, "it says that somebody answered, but no answered leg is known")
 		}
 	}

@@ -68,9 +68,9 @@ func (c *Config) Check() error {
 	return errors.Join(errs...)
 }
 
-// local says that a number is an extension of this PBX: a name in the table, the own prefix with 2 to 4 digits, or a bare
+// Local says that a number is an extension of this PBX: a name in the table, the own prefix with 2 to 4 digits, or a bare
 // number of the table. Another prefix is outside.
-func (c *Config) local(number string) bool {
+func (c *Config) Local(number string) bool {
 	if _, ok := c.Users[number]; ok {
 		return true
 	}

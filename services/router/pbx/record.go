@@ -91,7 +91,7 @@ func (d *decision) registerLeg(l *Leg, rule, status string, inferred bool) {
 // the same extension that came in last before, else of any leg from outside.
 func (d *decision) forwarder(l *Leg, r *registration) {
 	r.Direction, r.Number = callback.PbxIn, ""
-	if caller := l.first(func(s *Said) string { return s.Caller }); !d.cfg.local(caller) {
+	if caller := l.first(func(s *Said) string { return s.Caller }); !d.cfg.Local(caller) {
 		r.Number = caller
 	}
 	var from *Leg
