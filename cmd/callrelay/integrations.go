@@ -24,9 +24,9 @@ import (
 var errChecked = errors.New("something has to be done before calls can be delivered, see the marked lines")
 
 func newIntegrations() *cobra.Command {
-	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them", Example: "  callrelay integrations check kommo/9001"}
+	c := &cobra.Command{Use: "integrations", Short: "Connect accounts of outside systems, and look at them", Example: "  callrelay integrations list\n  callrelay integrations check kommo/9001"}
 	onlyGroups(c)
-	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect())
+	c.AddCommand(newIntegrationsList(), newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect())
 	return c
 }
 
