@@ -120,7 +120,7 @@ func TestKommoCallsAreLoggedOnce(t *testing.T) {
 		r.launch()
 	}
 	r.eventually(time.Duration(60+n)*time.Second, "all are logged", func() bool { return len(account.View().Calls) >= n })
-	t.Logf("%d calls logged in %v", n, time.Since(began).Round(time.Second))
+	t.Logf("%d calls logged in %v by %d requests, and %d to look for them", n, time.Since(began).Round(time.Second), simulator.Requests("calls"), simulator.Requests("contacts.list")+simulator.Requests("companies.list")+simulator.Requests("notes.list")+simulator.Requests("unsorted.list"))
 	known := 0
 	r.eventually(time.Duration(60+n)*time.Second, "the relay knows it of all", func() bool {
 		for ; known < n; known++ {
