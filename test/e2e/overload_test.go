@@ -148,9 +148,6 @@ func (o *overload) send() {
 		}
 	}
 	took := time.Since(began)
-	if took > 10*time.Second { // far more than any budget: this machine is shared
-		o.r.t.Errorf("answered after %s", took)
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.statuses == nil {
