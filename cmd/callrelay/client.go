@@ -129,7 +129,7 @@ func inWords(err error, addr string) error {
 		}
 		return fmt.Errorf("state at %s does not answer (is the relay running? --state says where): %s", addr, s.Message())
 	case codes.DeadlineExceeded:
-		return fmt.Errorf("state at %s did not answer within %v", addr, askTimeout)
+		return fmt.Errorf("state at %s did not answer within %v: Redis may be stuck", addr, askTimeout)
 	case codes.Canceled:
 		return errors.New("broken off")
 	default:

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/run"
 
 	"google.golang.org/grpc"
@@ -107,6 +108,29 @@ func (f *fakeState) ListAlarms(context.Context, *operatorv1.ListAlarmsRequest) (
 	return &operatorv1.ListAlarmsResponse{Alarms: f.alarms}, nil
 }
 
+// fakeAccounts has one account with a notice.
+type fakeAccounts struct {
+	statev1.UnimplementedAccountServiceServer
+}
+
+func (fakeAccounts) ListAccounts(context.Context, *statev1.ListAccountsRequest) (*statev1.ListAccountsResponse, error) {
+	return &statev1.ListAccountsResponse{Accounts: []*statev1.Account{{Id: "kommo/9001", Host: "acme.kommo.com", Credentials: []byte("sealed"),
+		Notices: []*statev1.Notice{{Code: "revoked", Text: "connect it again", SinceMs: at(0)}}}}}, nil
+}
+
+// Accounts are listed with what somebody should do, and without their credentials.
+func TestIntegrationsList(t *testing.T) {
+	_, addr := serveState(t)
+	got, err := callrelay(t, "integrations", "list", "--state", addr)
+	if code(err) != exitAlarm || !strings.Contains(got, "kommo/9001  acme.kommo.com  does not end") || !strings.Contains(got, "connect it again") {
+		t.Errorf("%v\n%s", err, got)
+	}
+	got, err = callrelay(t, "integrations", "list", "--json", "--state", addr)
+	if code(err) != exitAlarm || !json.Valid([]byte(got)) || strings.Contains(got, "credentials") {
+		t.Errorf("%v\n%s", err, got)
+	}
+}
+
 func serveState(t *testing.T) (*fakeState, string) {
 	t.Helper()
 	listen, err := net.Listen("tcp", "127.0.0.1:0")
@@ -114,6 +138,7 @@ func serveState(t *testing.T) (*fakeState, string) {
 		t.Fatal(err)
 	}
 	f, server := &fakeState{}, grpc.NewServer()
+	statev1.RegisterAccountServiceServer(server, fakeAccounts{})
 	operatorv1.RegisterOperatorServiceServer(server, f)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listen) }()
@@ -182,6 +207,7 @@ func TestExitCodes(t *testing.T) {
 		{"explain unique_id=1&customerId=2&systemDisposition=BUSY hello", 1, "1 of 2 inputs"},
 		{"explain unique_id=1&customerId=2&systemDisposition=BUSY", 0, ""},
 		{"version", 0, ""},
+		{"version --json", 0, ""},
 	} {
 		_, err := callrelay(t, strings.Fields(c.args)...)
 		if code(err) != c.want || (c.message != "" && !strings.Contains(err.Error(), c.message)) {

@@ -26,9 +26,10 @@ import (
 var errChecked = errors.New("something has to be done before calls can be delivered, see the marked lines")
 
 func newIntegrations() *cobra.Command {
-	c := &cobra.Command{Use: "integrations", Short: "Connect Kommo accounts and cloud PBXs, and look at them", Example: "  callrelay integrations check kommo/9001"}
+	c := &cobra.Command{Use: "integrations", Short: "Connect Kommo accounts and cloud PBXs, and look at them",
+		Example: "  callrelay integrations accounts\n  callrelay integrations check kommo/9001\n  callrelay integrations list"}
 	onlyGroups(c)
-	c.AddCommand(newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect(),
+	c.AddCommand(newIntegrationsAccounts(), newIntegrationsCheck(), newIntegrationsConnect(), newIntegrationsSet(), newIntegrationsDisconnect(),
 		newIntegrationsImport(), newIntegrationsList(), newIntegrationsRotate())
 	return c
 }

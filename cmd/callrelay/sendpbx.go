@@ -74,7 +74,7 @@ Scenarios: ` + names + `; all: each of them.`,
 			if err := sendEvents(c.Context(), *to, events, *realTime); err != nil {
 				return fmt.Errorf("%s: %w", scenario, err)
 			}
-			row(w, scenario, callback.Pbx+"/"+cmp.Or(*integration, "...")+"/"+call.ID, len(events), call.Registered)
+			row(w, scenario, callback.PbxCallKey(extensions[0].Integration, call.ID), len(events), call.Registered)
 		}
 		return w.Flush()
 	}

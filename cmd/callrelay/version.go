@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"runtime/debug"
 
@@ -9,20 +10,30 @@ import (
 )
 
 func newVersion() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:     "version",
 		Short:   "Say which commit this program was built from",
 		Example: "  callrelay version",
 		Args:    cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			info, ok := debug.ReadBuildInfo()
-			if !ok {
-				info = &debug.BuildInfo{}
-			}
-			_, err := fmt.Fprintln(c.OutOrStdout(), renderVersion(info))
-			return err
-		},
 	}
+	asJSON := jsonFlag(c)
+	c.RunE = func(*cobra.Command, []string) error {
+		info, ok := debug.ReadBuildInfo()
+		if !ok {
+			info = &debug.BuildInfo{}
+		}
+		text := renderVersion(info)
+		if *asJSON {
+			raw, err := json.Marshal(map[string]string{"version": text, "go": info.GoVersion})
+			if err != nil {
+				return err
+			}
+			text = string(raw)
+		}
+		_, err := fmt.Fprintln(c.OutOrStdout(), text)
+		return err
+	}
+	return c
 }
 
 func renderVersion(info *debug.BuildInfo) string {

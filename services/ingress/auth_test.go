@@ -148,6 +148,8 @@ func TestTokens(t *testing.T) {
 		{"a known one before it", ask{method: "GET", path: "/v1/accounting?check=true&Since=1h", header: bearer(viewToken)}, 400, "since, check"},
 		{"any parameter where there is none", ask{method: "GET", path: look + "?x", header: bearer(viewToken)}, 400, "takes none"},
 		{"a parameter beside a body", ask{method: "POST", path: act + "?reason=x", body: "{}", header: bearer(actToken)}, 400, "takes none"},
+		{"no number", ask{method: "GET", path: "/v1/deliveries?page_size=x", header: bearer(viewToken)}, 400, `"page_size must be a whole number, not \"x\"","field":"page_size"`},
+		{"no truth", ask{method: "GET", path: "/v1/accounting?check=maybe", header: bearer(viewToken)}, 400, `"check must be true or false, not \"maybe\"","field":"check"`},
 		{"of the live tail", ask{method: "GET", path: "/v1/journal:watch?afer=x", header: bearer(viewToken)}, 400, "filter, after"},
 		{"a query that cannot be read", ask{method: "GET", path: "/v1/deliveries?state=%zz", header: bearer(viewToken)}, 400, "cannot be read"},
 		{"nobody learns names without a token", ask{method: "GET", path: "/v1/deliveries?x=1"}, 401, ""},

@@ -33,7 +33,7 @@ func (c *cardsConfig) problems() []error {
 	return nil
 }
 
-// The routes of caller cards; they are not the operator's, and pages of other origins may use them: who has a token may.
+// The routes of caller cards; they are not the operator's. Pages of any origin may watch, with a token; only servers make tokens.
 const (
 	cardsWatchPath = "/v1/cards:watch"
 	cardsTokenPath = "/v1/cards:token"

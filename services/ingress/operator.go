@@ -1,10 +1,12 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 
@@ -70,8 +72,15 @@ func (s *Service) operatorRequests(gateway http.Handler, client operatorv1.Opera
 	})
 }
 
+// unparsed is what the gateway says of a parameter that is no number or no truth value.
+var unparsed = regexp.MustCompile(`^parsing field "([^"]+)": strconv\.Parse(\w+): parsing (".*"): `)
+
 func writeOperatorError(w http.ResponseWriter, err error) {
 	e := errkind.From(err)
+	if m := unparsed.FindStringSubmatch(e.Message); m != nil {
+		want := map[string]string{"Bool": "true or false"}[m[2]]
+		e = errkind.Invalid(m[1], "%s must be %s, not %s", m[1], cmp.Or(want, "a whole number"), m[3])
+	}
 	writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, "")
 }
 

@@ -23,7 +23,6 @@ import (
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/accounts"
 	"callrelay/platform/config"
-	"callrelay/platform/redistest"
 )
 
 const (
@@ -206,7 +205,7 @@ func TestPbxShare(t *testing.T) {
 	limit := s.integrations.known.Load().share(sha256.Sum256([]byte(phoneToken))).limit
 	limit.SetBurst(1000)
 	limit.SetLimit(rate.Inf)
-	redistest.Poll(t, 10*time.Second, "what waited is with router", func() bool {
+	poll(t, 10*time.Second, "what waited is with router", func() bool {
 		return slices.Equal(routed(), slices.Insert(slices.Clone(within), 6, "waits1", "waits2")) && s.spool.spool.Empty()
 	})
 	send(phoneToken, "CallID=zz", 200)

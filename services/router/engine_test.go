@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"callrelay/callback"
@@ -174,7 +175,7 @@ func TestSpooledPoisonIsRecorded(t *testing.T) {
 	}{
 		{"refused", routeItem("r1", "no digits", "0"), "request/r1", errorsv1.Kind_KIND_INVALID, "unique_id"},
 		{"the rules panic", routeItem("r2", "2", "0"), "ameyo/2", errorsv1.Kind_KIND_INTERNAL, ""},
-		{"of a kind that is not known here", noCallback, "request/r3", errorsv1.Kind_KIND_INVALID, "callback"},
+		{"it has none", noCallback, "request/r3", errorsv1.Kind_KIND_INVALID, "callback"},
 	} {
 		c.item.Spooled, c.item.AgeMs = true, 5000
 		if a := e.send(c.item); a.GetError().GetKind() != c.kind {
@@ -191,6 +192,12 @@ func TestSpooledPoisonIsRecorded(t *testing.T) {
 			why.GetReason() == "" || why.GetField() != c.field || !why.GetAcknowledged() {
 			t.Errorf("%s: journal %v", c.name, journal)
 		}
+	}
+	newer := routeItem("r5", "5", "0")
+	newer.Callback, newer.Spooled = nil, true
+	newer.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 200, protowire.BytesType), []byte("of a newer ingress")))
+	if a := e.send(newer); a.GetError().GetKind() != errorsv1.Kind_KIND_UNAVAILABLE || len(f.call("request/r5").commits) != 0 {
+		t.Errorf("what this router does not know yet has to stay in the spool: %v", a)
 	}
 	fresh := routeItem("r4", "no digits", "0")
 	if e.send(fresh); len(f.call("request/r4").commits) != 0 {

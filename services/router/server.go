@@ -136,6 +136,9 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 		in.call = callback.RequestKey(item.GetRequestId())
 		in.rejected = &statev1.Rejected{Status: r.GetStatus(), Field: r.GetField(), Message: r.GetMessage(), Method: r.GetMethod(), Path: r.GetPath()}
 	default:
+		if len(item.ProtoReflect().GetUnknown()) > 0 { // of a newer ingress, whose spool keeps it for a newer router
+			return nil, errkind.Unavailable(nil, "this router is older than ingress and does not know this kind of callback")
+		}
 		return nil, errkind.Invalid("callback", "callback is required")
 	}
 	in.terms, in.phones = terms(item)

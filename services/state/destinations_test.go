@@ -106,6 +106,13 @@ func TestStandingIsShown(t *testing.T) {
 	if d.GetConsumers()[0].GetProcess() != "here:1" || !strings.HasPrefix(d.GetHealth(), "the circuit breaker is open, it is tried again in ") || strings.Contains(d.String(), "9012345") {
 		t.Errorf("%v", d)
 	}
+	if err := b.store.Pause(t.Context(), dest, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	list, err := b.relay.ListDestinations(t.Context(), &operatorv1.ListDestinationsRequest{})
+	if err != nil || list.GetDestinations()[0].GetLimitWaitMs() < 30_000 {
+		t.Errorf("a pause of its rate limit is shown as %v %v", list, err)
+	}
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ import (
 // webhooks are signed with is sealed here.
 type integrations struct {
 	accounts statev1.AccountServiceClient
+	log      *slog.Logger
 	keys     *seal.Keys             // nil: there is no SECRETS_KEY
 	file     []pbxtable.Integration // of PBX_INTEGRATIONS
 	loaded   atomic.Bool            // the file, once
@@ -83,7 +85,7 @@ var errChanged = errkind.Unavailable(nil, "the integration was changed by somebo
 
 // write stores an integration in place of what was read of it, nil where there was nothing. It is false when nothing changes.
 func (i *integrations) write(ctx context.Context, was *statev1.Account, n pbxtable.Integration, file string) (changed bool, err error) {
-	a := &statev1.Account{Id: pbxtable.AccountPrefix + n.ID, Version: rand.Text(), Host: n.Webhook.URL}
+	a := &statev1.Account{Id: pbxtable.AccountPrefix + n.ID, Version: rand.Text()}
 	if a.Settings, err = json.Marshal(pbxtable.Stored{Integration: n.Hashed(), File: file}); err != nil {
 		return false, errkind.Internal(err)
 	}
@@ -105,10 +107,14 @@ func (i *integrations) write(ctx context.Context, was *statev1.Account, n pbxtab
 
 func (i *integrations) put(ctx context.Context, a *statev1.Account, expected string) error {
 	answer, err := i.accounts.PutAccount(ctx, &statev1.PutAccountRequest{Account: a, ExpectedVersion: expected})
-	if err == nil && !answer.GetWritten() {
-		err = errChanged
+	switch {
+	case err != nil:
+		return err
+	case !answer.GetWritten():
+		return errChanged
 	}
-	return err
+	i.log.Info("an integration was stored", "integration", a.GetId())
+	return nil
 }
 
 // secret opens what an integration's webhook is signed with.
@@ -131,7 +137,7 @@ func (i *integrations) reseal(ctx context.Context, a *statev1.Account, secret pb
 	if i.keys.Current(a.GetCredentials()) {
 		return nil
 	}
-	fresh := &statev1.Account{Id: a.GetId(), Version: rand.Text(), Host: a.GetHost(), Settings: a.GetSettings(),
+	fresh := &statev1.Account{Id: a.GetId(), Version: rand.Text(), Settings: a.GetSettings(),
 		Credentials: i.keys.Seal([]byte(secret), a.GetId())}
 	return i.put(ctx, fresh, a.GetVersion())
 }
@@ -229,10 +235,14 @@ func (s *pbxServer) DeleteIntegration(ctx context.Context, req *upstreamv1.Delet
 		return nil, err
 	}
 	answer, err := s.integrations.accounts.DeleteAccount(ctx, &statev1.DeleteAccountRequest{Id: account.GetId(), ExpectedVersion: account.GetVersion()})
-	if err == nil && !answer.GetDeleted() {
-		err = errChanged
+	switch {
+	case err != nil:
+		return nil, err
+	case !answer.GetDeleted():
+		return nil, errChanged
 	}
-	return &upstreamv1.DeleteIntegrationResponse{}, err
+	s.integrations.log.Info("an integration was deleted", "integration", account.GetId())
+	return &upstreamv1.DeleteIntegrationResponse{}, nil
 }
 
 func (s *pbxServer) account(ctx context.Context, id string) (*statev1.Account, error) {

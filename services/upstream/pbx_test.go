@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -79,7 +80,7 @@ func newFakePbx(t *testing.T) (*fakeAccounts, *pbxServer) {
 		t.Fatal(err)
 	}
 	f := &fakeAccounts{kept: map[string]*statev1.Account{}}
-	return f, &pbxServer{integrations: &integrations{accounts: f, keys: keys}}
+	return f, &pbxServer{integrations: &integrations{accounts: f, log: slog.New(slog.DiscardHandler), keys: keys}}
 }
 
 // table is what readers of state make of it.
@@ -191,7 +192,7 @@ func TestIntegrationsOfTheFile(t *testing.T) {
 	ctx := t.Context()
 	start := func(text string) *integrations {
 		t.Helper()
-		i := &integrations{accounts: f, keys: s.integrations.keys}
+		i := &integrations{accounts: f, log: slog.New(slog.DiscardHandler), keys: s.integrations.keys}
 		var err error
 		if i.file, err = pbxtable.Parse([]byte(`{"integrations":[` + text + `]}`)); err != nil {
 			t.Fatal(err)
@@ -256,7 +257,7 @@ func TestIntegrationsAreSealedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := &integrations{accounts: f, keys: old}
+	before := &integrations{accounts: f, log: slog.New(slog.DiscardHandler), keys: old}
 	n, err := pbxtable.ParseOne([]byte(acme), nil)
 	if err != nil {
 		t.Fatal(err)

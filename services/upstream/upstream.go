@@ -74,7 +74,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		return nil, err
 	}
 	s := &Service{cfg: cfg, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k,
-		integrations: &integrations{accounts: accounts}}
+		integrations: &integrations{accounts: accounts, log: tel.Log()}}
 	s.webhooks = &webhooks{s: s, trace: options.Trace, running: map[string]*webhookConsumer{}, failed: map[string]string{}}
 	if s.integrations.file, err = readIntegrations(cfg.Webhook.Integrations); err != nil {
 		return nil, err

@@ -18,7 +18,6 @@ import (
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
-	"callrelay/platform/redistest"
 	"callrelay/platform/run"
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream"
@@ -209,10 +208,11 @@ func TestMetrics(t *testing.T) {
 	}
 	var page string
 	start(t, group.Service("callrelay-upstream"), map[string]string{"ENABLE_REAL_SEND": "true", "TEST_BASE_URL": crm.URL, "TEST_API_KEY": key32}, func() {
-		redistest.Poll(t, 5*time.Second, "the result is answered", func() bool {
-			page = text()
-			return strings.Contains(page, `callrelay_upstream_unanswered{callrelay_destination="topsii",service_name="callrelay-upstream"} 0`)
-		})
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); { // until the result is answered
+			if page = text(); strings.Contains(page, `callrelay_upstream_unanswered{callrelay_destination="topsii",service_name="callrelay-upstream"} 0`) {
+				break
+			}
+		}
 	})
 	for _, want := range []string{
 		`callrelay_upstream_deliveries_total{callrelay_destination="topsii",callrelay_outcome="delivered",service_name="callrelay-upstream"} 1`,

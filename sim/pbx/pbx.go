@@ -22,7 +22,7 @@ import (
 
 // Extension is an extension of the PBX with the token of its event URL.
 type Extension struct {
-	ID, Name, Type, Token string
+	Integration, ID, Name, Type, Token string
 }
 
 // Extensions reads the extensions of an integration (docs/pbx.md) that have a token. An empty id is the first one.
@@ -46,7 +46,7 @@ func Extensions(table []byte, integration string) ([]Extension, error) {
 		var out []Extension
 		for _, x := range n.Extensions {
 			if len(x.Tokens) > 0 {
-				out = append(out, Extension{x.ID, x.Name, x.Type, x.Tokens[0]})
+				out = append(out, Extension{n.ID, x.ID, x.Name, x.Type, x.Tokens[0]})
 			}
 		}
 		return out, nil

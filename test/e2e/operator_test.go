@@ -255,7 +255,7 @@ func TestOperator(t *testing.T) {
 		// A filter and a limit: what is filtered out does not use up the limit, wherever it stands.
 		"deliveries --in dead --limit 1 --json":  {"ameyo/3030"},
 		"deliveries --in asked --limit 1 --json": {"ameyo/3031"},
-		"deliveries --destination x --json":      {},
+		"deliveries --destination topsii --json": {"ameyo/3030"},
 		"calls 3030 --json":                      {"ameyo/3030", "createCallEnd"},
 		"accounting --json":                      {"delivered"},
 		"destinations --json":                    {"topsii", `"dead"`},

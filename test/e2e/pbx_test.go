@@ -219,3 +219,110 @@ func (r *relay) pbxTells(c *crm, calls []pbx.Call) {
 		r.t.Errorf("a token or a number shows:\n%s", text)
 	}
 }
+
+// Integrations change while everything runs: a token that was replaced ends everywhere, and nothing that Redis keeps opens a door.
+func TestIntegrations(t *testing.T) {
+	for _, mode := range []string{"one process", "four processes"} {
+		t.Run(mode, func(t *testing.T) {
+			c := newCRM(t)
+			var args []string
+			if mode == "four processes" {
+				args = append(args, "--split")
+			}
+			r := startWith(t, []string{"PBX_GRACE=1s"}, args...)
+			ask := func(token string) int {
+				resp, err := r.http.Get(r.url + "/ext-event/" + token + "?EventType=hangup&CallID=x&SubCallID=y")
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				return resp.StatusCode
+			}
+			until := func(what, token string, want int) {
+				t.Helper()
+				r.eventually(5*time.Second, what, func() bool { return ask(token) == want })
+			}
+			if got := ask(pbxPhoneToken); got != 404 {
+				t.Errorf("a token that nobody made: %d", got)
+			}
+			until("the sample of --sim is there", "5d7f0c1b9a2e48d6b3c4f1e08a7d6952", 200)
+
+			path := pbxTable(t, c)
+			says(t, "import", r.run(done, "integrations", "import", path), "pbx/acme is stored")
+			until("an imported token works", pbxPhoneToken, 200)
+			out := r.run(done, "integrations", "rotate", "acme", "0003*101")
+			says(t, "rotate", out, "This is shown only once", "The earlier URLs of the extension end at")
+			_, rest, _ := strings.Cut(out, "/ext-event/")
+			fresh, _, _ := strings.Cut(rest, "\n")
+			until("the new token works", fresh, 200)
+			if got := ask(pbxPhoneToken); got != 200 {
+				t.Errorf("the old one within the overlap: %d", got)
+			}
+			says(t, "list", r.run(done, "integrations", "list", "acme"), "33301", "0003*101", "u101")
+			out = r.run(done, "integrations", "rotate", "acme", "33301", "--overlap", "0")
+			_, rest, _ = strings.Cut(out, "/ext-event/")
+			last, _, _ := strings.Cut(rest, "\n")
+			until("the newest token works", last, 200)
+			until("a leaked token ends", fresh, 404)
+
+			// Calls go to where the integration says now.
+			other := newCRM(t)
+			table, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			moved := strings.NewReplacer(c.server.URL, other.server.URL, pbxPhoneToken, last).Replace(string(table))
+			if err := os.WriteFile(path, []byte(moved), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.run(done, "integrations", "import", path)
+			extensions, err := pbx.Extensions([]byte(moved), "acme")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := pbx.New(1, extensions, time.Now().Add(-time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.eventually(20*time.Second, "a call is registered at the new address", func() bool {
+				call, err := p.Call("answered")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range call.Events {
+					r.pbxEvent(e)
+				}
+				other.mu.Lock()
+				defer other.mu.Unlock()
+				return len(other.calls) > 0
+			})
+
+			// All dies; nobody needs to say anything again.
+			r.kill()
+			r.launch()
+			if got := ask(last); got != 200 {
+				t.Errorf("after a restart: %d", got)
+			}
+			says(t, "disconnect", r.run(done, "integrations", "disconnect", "pbx/acme"), "pbx/acme is disconnected")
+			until("the tokens of what is disconnected end", last, 404)
+
+			r.interrupt()
+			err = filepath.WalkDir(filepath.Join(r.dataDir), func(path string, d os.DirEntry, err error) error {
+				if err != nil || d.IsDir() || d.Name() == "sim-pbx.json" {
+					return err
+				}
+				data, err := os.ReadFile(path)
+				for _, word := range []string{pbxPhoneToken, fresh, last, pbxKey} {
+					if strings.Contains(string(data), word) {
+						t.Errorf("%s holds a token or a secret", path)
+					}
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			r.launch()
+		})
+	}
+}

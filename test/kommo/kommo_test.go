@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
@@ -102,7 +104,7 @@ func (r relay) queue(ctx context.Context, t *testing.T, n int) {
 		call := fmt.Sprintf("kommo/9001/call-%d", i)
 		body := fmt.Sprintf(`[{"direction":"inbound","duration":7,"source":"relay","phone":"+13055550142","uniq":"call-%d"}]`, i)
 		if err := stream.Send(&statev1.CommitRequest{Items: []*statev1.CommitItem{{Call: call, InputId: fmt.Sprint("in-", i), CommitId: fmt.Sprint("c-", i),
-			Record: []byte{}, Deliveries: []*statev1.Delivery{{Number: 1, Destination: "kommo/9001", Endpoint: "calls", RequestId: fmt.Sprint("in-", i), Payload: []byte(body)}}}}}); err != nil {
+			Record: []byte{}, Journal: journal(t, fmt.Sprint("in-", i)), Deliveries: []*statev1.Delivery{{Number: 1, Destination: "kommo/9001", Endpoint: "calls", RequestId: fmt.Sprint("in-", i), Payload: []byte(body)}}}}}); err != nil {
 			t.Fatal(err)
 		}
 		if answer, err := stream.Recv(); err != nil || answer.GetAnswers()[0].GetStatus() != statev1.CommitStatus_COMMIT_STATUS_OK {
@@ -184,4 +186,16 @@ func TestRetryByHandLooksFirst(t *testing.T) {
 	if n := account.View().Calls["call-0"]; n != 1 {
 		t.Errorf("%d calls", n)
 	}
+}
+
+// journal is what rules write with a delivery; without it accounting would miss it.
+func journal(t *testing.T, request string) []byte {
+	t.Helper()
+	raw, err := proto.Marshal(&statev1.Journal{Entries: []*statev1.JournalEntry{
+		{RequestId: request, Fact: &statev1.JournalEntry_Received{Received: &statev1.Received{}}},
+		{RequestId: request, Fact: &statev1.JournalEntry_Kommo{Kommo: &statev1.KommoOutcome{Deliveries: []uint32{1}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }

@@ -94,6 +94,7 @@ func compare(ctx context.Context, args []string, out io.Writer) error {
 	flags.IntVar(&set.Singles, "singles", 100, "callbacks on an idle relay")
 	flags.Float64Var(&set.Rate, "rate", 0, "callbacks per second of the open loop; 0: a quarter of the sustained rate")
 	flags.IntVar(&set.Stored, "stored", 0, "store so many calls in callrelay and measure it again")
+	flags.DurationVar(&set.Soak, "soak", 0, "how long callrelay runs at the rate of the open loop while its memory and goroutines are watched; 0: not at all")
 	flags.BoolVar(&set.Slow, "slow", false, "also a CRM that takes 200 ms for each delivery, at 1,000 callbacks/s")
 	flags.StringVar(&set.Profile, "profile", "", "write CPU profiles of callrelay under sustained load to this `folder`")
 	if err := flags.Parse(args); err != nil {

@@ -65,12 +65,13 @@ type Settings struct {
 
 	WarmUp, Duration, HeldFor time.Duration
 	Lanes                     int
-	Backlog                   int     // of the sustained rate
-	Singles                   int     // callbacks on an idle relay
-	Rate                      float64 // of the open loop; 0: a quarter of the sustained rate
-	Stored                    int     // calls to store before everything is measured a second time; 0: once only
-	Slow                      bool    // also a CRM that takes SlowAnswer for each delivery
-	Profile                   string  // folder for CPU profiles of callrelay; empty: none
+	Backlog                   int           // of the sustained rate
+	Singles                   int           // callbacks on an idle relay
+	Rate                      float64       // of the open loop; 0: a quarter of the sustained rate
+	Stored                    int           // calls to store before everything is measured a second time; 0: once only
+	Soak                      time.Duration // how long callrelay runs at Rate while its memory and goroutines are watched; 0: not at all
+	Slow                      bool          // also a CRM that takes SlowAnswer for each delivery
+	Profile                   string        // folder for CPU profiles of callrelay; empty: none
 }
 
 // stand is a contender that runs, with everything around it.

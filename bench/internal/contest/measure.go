@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -71,7 +72,7 @@ func (s *stand) figures(ctx context.Context) (report.Figures, error) {
 		return nil, err
 	}
 	before := s.ledger.Counts()
-	for _, part := range []func(context.Context, report.Figures) error{s.idle, s.sustained, s.open, s.held, s.slow} {
+	for _, part := range []func(context.Context, report.Figures) error{s.idle, s.sustained, s.open, s.held, s.slow, s.soak} {
 		if err := part(ctx, f); err != nil {
 			return nil, err
 		}
@@ -242,6 +243,54 @@ func (s *stand) slow(ctx context.Context, f report.Figures) error {
 	put(f, "slow.ack", s.ledger.Latencies(w.from.at, w.to.at).Ack)
 	f["slow.drained_per_s"], err = s.drain(ctx)
 	return err
+}
+
+// soak is a fixed rate for long: does anything grow? The first tenth is not looked at.
+func (s *stand) soak(ctx context.Context, f report.Figures) error {
+	if s.Soak == 0 || s.c.kind != "callrelay" {
+		return nil
+	}
+	rate := s.Rate
+	if rate == 0 {
+		rate = f["sustained.acks_per_s"] / 4
+	}
+	first := s.Soak / 10
+	var grown error
+	early := time.AfterFunc(first, func() { grown = s.sizes(f, "soak_first_") })
+	defer early.Stop()
+	w, err := s.loadOnly(ctx, load.Load{Lanes: s.Lanes, Rate: rate}, first, s.Soak-first)
+	if err := errors.Join(err, grown, s.sizes(f, "soak_last_")); err != nil {
+		return err
+	}
+	f["soak.acks_per_s"], f["soak.minutes"] = w.perSecond(w.to.Accepted-w.from.Accepted), s.Soak.Minutes()
+	_, err = s.drain(ctx)
+	return err
+}
+
+// sizes are what must not grow: memory and goroutines of each process.
+func (s *stand) sizes(f report.Figures, prefix string) error {
+	tree, err := proc.Tree(os.Getpid())
+	if err != nil {
+		return err
+	}
+	for _, p := range tree {
+		if name := processName(p); s.debug[name] != "" {
+			f[prefix+"mb."+name] += float64(p.RSS) / (1 << 20)
+		}
+	}
+	for name, addr := range s.debug {
+		resp, err := http.Get("http://" + addr + "/debug/pprof/goroutine?debug=1")
+		if err != nil {
+			return err
+		}
+		var n float64
+		_, err = fmt.Fscanf(resp.Body, "goroutine profile: total %g", &n)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			return err
+		}
+		f[prefix+"goroutines."+name] = n
+	}
+	return nil
 }
 
 // window is what happened between two moments of a load.

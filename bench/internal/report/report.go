@@ -149,6 +149,9 @@ func (r *Report) Write(out io.Writer) error {
 	})
 	r.table(&b, "Processor time per callback, sustained (us; bench is dialer and CRM)", r.perProcess("cpu_us.", 0))
 	r.table(&b, "Memory at the end of the sustained load (MB)", r.perProcess("rss_mb.", 0))
+	r.table(&b, "Long constant load: MB and goroutines after a tenth of it and at its end", slices.Concat(
+		[]column{{"minutes", one("soak.minutes", 0)}, {"acks/s", one("soak.acks_per_s", 0)}},
+		r.grown("MB", "soak_first_mb.", "soak_last_mb."), r.grown("goroutines", "soak_first_goroutines.", "soak_last_goroutines.")))
 	r.table(&b, "Of all callbacks of a round", []column{
 		{"accepted", one("accepted", 0)},
 		{"refused", one("refused", 0)},
@@ -239,6 +242,20 @@ func (r *Report) perProcess(prefix string, digits int) (columns []column) {
 	}
 	for _, process := range slices.Sorted(maps.Keys(names)) {
 		columns = append(columns, column{process, one(prefix+process, digits)})
+	}
+	return columns
+}
+
+// grown has one column for each process that any row names: a figure at first and at last.
+func (r *Report) grown(what, first, last string) (columns []column) {
+	before, after := r.perProcess(first, 0), r.perProcess(last, 0)
+	for i, c := range before {
+		columns = append(columns, column{c.title + " " + what, func(row Row) string {
+			if c.text(row) == "" {
+				return ""
+			}
+			return c.text(row) + " to " + after[i].text(row)
+		}})
 	}
 	return columns
 }

@@ -351,3 +351,33 @@ func TestLoss(t *testing.T) {
 		}
 	})
 }
+
+// TestSayCommutes: an event that is repeated with other content says the same in either order, and nothing new a second time.
+func TestSayCommutes(t *testing.T) {
+	text := rapid.SampledFrom([]string{"", "a", "b", "ANSWER"})
+	said := rapid.Custom(func(t *rapid.T) Said {
+		return Said{AtUS: rapid.Int64Range(1, 3).Draw(t, "at"), ReceivedMS: 1, RequestID: "r", Flow: text.Draw(t, "flow"), Status: text.Draw(t, "status"),
+			Caller: text.Draw(t, "caller"), Called: text.Draw(t, "called"), Remote: text.Draw(t, "remote"), DID: text.Draw(t, "did"),
+			CallerExtensionID: text.Draw(t, "from"), CalledExtensionID: text.Draw(t, "to"), CallBackID: text.Draw(t, "callback"),
+			Bridged: rapid.SampledFrom([]string{"", "no", "yes"}).Draw(t, "bridged"), Transfered: rapid.Bool().Draw(t, "transfered"),
+			HasDuration: rapid.Bool().Draw(t, "has duration"), DurationUS: rapid.Int64Range(0, 2).Draw(t, "duration"), RecordID: text.Draw(t, "recording")}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		list := rapid.SliceOfN(said, 1, 4).Draw(t, "said")
+		var one, other Said
+		for _, e := range list {
+			one.say(e)
+		}
+		for _, e := range rapid.Permutation(list).Draw(t, "order") {
+			other.say(e)
+		}
+		if one != other {
+			t.Fatalf("%+v\nor %+v", one, other)
+		}
+		for _, e := range list {
+			if one.say(e) {
+				t.Fatalf("%+v was news a second time", e)
+			}
+		}
+	})
+}

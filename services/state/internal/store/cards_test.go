@@ -2,6 +2,7 @@ package store
 
 import (
 	"testing"
+	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/redistest"
@@ -37,4 +38,11 @@ func TestCards(t *testing.T) {
 	there("ended", 0)
 	commit("i1", "", "c1", 60_000)
 	there("the first commit again", 0)
+
+	// One that nobody ends is over after its time, and forgotten by whoever notices.
+	commit("i4", "c3", "c4", 30)
+	redistest.Poll(t, 5*time.Second, "the card's time is over", func() bool {
+		cards, err := s.Cards(t.Context())
+		return err == nil && len(cards) == 0 && s.client.HLen(t.Context(), keyCards(Partition("pbx/acme/C"))).Val() == 0
+	})
 }
