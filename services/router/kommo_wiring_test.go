@@ -194,3 +194,27 @@ func TestKommoDeliveries(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// What is routed belongs to the request and the trace that ended the call.
+func TestKommoRoutesName(t *testing.T) {
+	e, f := newTestEngine(t)
+	e.kommo.routes = routes{"ameyo": {9001}}
+	item := routeItem("r7", "71", "0")
+	item.GetAmeyoCallEnd().PhoneList = `["1"]`
+	item.Traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	if a := e.send(item); a.GetError() != nil {
+		t.Fatal(a)
+	}
+	var sent []*statev1.Message
+	for _, c := range f.calls {
+		for _, commit := range c.commits {
+			sent = append(sent, commit.GetMessages()...)
+		}
+	}
+	if len(sent) != 1 {
+		t.Fatalf("messages %v", sent)
+	}
+	if in, err := kommoMessageInput(sent[0].GetBody()); err != nil || in.RequestID != "r7" || in.Traceparent != item.GetTraceparent() {
+		t.Errorf("%+v %v", in, err)
+	}
+}

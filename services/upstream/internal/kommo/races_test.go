@@ -182,6 +182,7 @@ func TestGoneEntity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, sim.Config{})
 		a := w.connect()
+		fault(sim.Fault{Kind: sim.HTTP, Status: 404, Body: `{"title":"Not Found"}`, Endpoint: "notes.list", Times: 1})(w)
 		answer := a.SendAgain(t.Context(), NotesCreate, []byte(aNote("lead", 4711)))
 		var reply Reply
 		if err := json.Unmarshal(answer.Reply, &reply); err != nil || reply.Outcome != NotFound {
