@@ -127,7 +127,7 @@ func TestCallsArriveOnce(t *testing.T) {
 	simulator := sim.New(sim.Config{})
 	account := simulator.Account(9001)
 	account.Add("contact", "Ann", []string{"+1 305 555 0142"})
-	r := start(t, simulator, redistest.Start(t).URL())
+	r := start(t, simulator, redistest.Start(t).URL(), "TOPSII_UNCERTAIN=ask") // that is about TopS.II: Kommo can be asked
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	r.install(ctx, t, account)
