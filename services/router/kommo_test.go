@@ -102,6 +102,8 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	}
 	if c := f.calls["kommo/9001/ameyo:1"]; len(c.commits) != 1 || c.version == "" {
 		t.Errorf("%d commits", len(c.commits))
+	} else if c := c.commits[0]; strings.Join(c.GetTerms(), " ") != "x" || strings.Join(c.GetPhones(), " ") != "1" {
+		t.Errorf("found by %v and %v", c.GetTerms(), c.GetPhones())
 	}
 	sender := f.calls["ameyo/1"].commits[0]
 	if sender.GetEntry().GetTimer() != ">ameyo/1>r1>9001" || sender.GetCommitId() != "" || len(sender.GetJournal()) != 0 {

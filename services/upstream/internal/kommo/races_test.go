@@ -177,15 +177,19 @@ func TestManyToLookThrough(t *testing.T) {
 	})
 }
 
-// An entity that is gone took its notes along.
+// An entity that is gone took its notes along; the call may be on another one.
 func TestGoneEntity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := start(t, sim.Config{})
+		w := start(t, sim.Config{CompanyFirst: true})
 		a := w.connect()
-		answer := a.SendAgain(t.Context(), NotesCreate, []byte(aNote("lead", 4711)))
+		w.acc.Add("contact", "Ann", []string{number})
+		company := w.acc.Add("company", "ACME", []string{number})
+		fault(sim.Fault{Kind: sim.Cut, Effect: true, Endpoint: Calls, Times: 1})(w)
+		fault(sim.Fault{Kind: sim.HTTP, Status: 404, Body: `{"title":"Not Found"}`, Endpoint: "notes.list", Times: 1})(w)
+		answer, _ := relay(a, Calls, aCall, 2)
 		var reply Reply
-		if err := json.Unmarshal(answer.Reply, &reply); err != nil || reply.Outcome != NotFound {
-			t.Errorf("%+v %v", answer, err)
+		if err := json.Unmarshal(answer.Reply, &reply); err != nil || reply.EntityID != company || w.acc.View().Calls["u1"] != 1 {
+			t.Errorf("%+v %v", reply, err)
 		}
 	})
 }
