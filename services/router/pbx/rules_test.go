@@ -539,7 +539,7 @@ func TestHistory(t *testing.T) {
 
 	w = newWorld(t, withHistory)
 	w.play(script(t, lost))
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in", Answered: true, DurationUS: 7_600_000, RecordID: "rec"}}})
@@ -558,7 +558,7 @@ func TestHistory(t *testing.T) {
 	if len(w.records) > 0 {
 		t.Errorf("%q before the history answered", w.summary())
 	}
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in"}}})
@@ -570,7 +570,7 @@ func TestHistory(t *testing.T) {
 	// A history that cannot be matched is not used.
 	w = newWorld(t, withHistory)
 	w.play(script(t, lost))
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in", Answered: true}, {ExtensionID: "33301", Flow: "in"}}})
@@ -611,7 +611,7 @@ func TestLateRecording(t *testing.T) {
 
 	w = newWorld(t, withHistory)
 	play(w, true)
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in", Answered: true, DurationUS: 1, RecordID: "rec"}}})
