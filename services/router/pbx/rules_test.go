@@ -586,10 +586,10 @@ func TestLateRecording(t *testing.T) {
 		101 0 dial-in a CallerIDNum=+7999
 		101 5 answer a CallFlow=in
 		101 15 hangup a CallFlow=in Duration=10000000`)
-	play := func(w *world, want bool) {
-		for _, e := range talk {
+	play := func(w *world, want ...bool) {
+		for i, e := range talk {
 			w.pass(max(0, e.AtUS/1000-w.now))
-			w.decide(Input{RequestID: "r", ReceivedMS: w.now, Event: &e.PbxEvent, ExtensionID: "33301", Extension: e.on, Type: Phone, WantRecording: want})
+			w.decide(Input{RequestID: "r", ReceivedMS: w.now, Event: &e.PbxEvent, ExtensionID: "33301", Extension: e.on, Type: Phone, WantRecording: want[min(i, len(want)-1)]})
 		}
 	}
 	w := newWorld(t, withHistory)
@@ -624,6 +624,12 @@ func TestLateRecording(t *testing.T) {
 	play(w, false)
 	if w.settle(); len(w.asks) > 0 {
 		t.Errorf("asked for a recording of an extension that gives none")
+	}
+
+	w = newWorld(t, withHistory)
+	play(w, true, false) // a router that was restarted meanwhile does not know
+	if w.settle(); len(w.asks) == 0 {
+		t.Errorf("forgot that a recording was expected")
 	}
 }
 
