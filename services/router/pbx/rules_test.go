@@ -631,6 +631,14 @@ func TestLateRecording(t *testing.T) {
 	if w.settle(); len(w.asks) == 0 {
 		t.Errorf("forgot that a recording was expected")
 	}
+
+	w, talk = newWorld(t, withHistory), script(t, `
+		101 0 dial-out a CalledNumber=+7999
+		101 5 hangup a CallFlow=out CalledNumber=+7999 CallStatus=BUSY`)
+	play(w, true)
+	if w.settle(); len(w.records) != 1 || len(w.asks) > 0 {
+		t.Errorf("asked for the recording of a call that nobody answered; %q", w.said)
+	}
 }
 
 // TestFacts: identifiers, times and what cannot be used.
