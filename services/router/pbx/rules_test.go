@@ -268,6 +268,14 @@ func TestRules(t *testing.T) {
 			101 15 answer b CallFlow=out Transfered=yes
 			101 25 hangup b CallFlow=out CalledNumber=+7111 Transfered=yes Duration=10000000`,
 			want: []string{"in forwarded 0003*101 +7999 10s u101"}, said: []string{"P19 registered as incoming, forwarded b"}},
+		{name: "P19 forwarded to the outside with the id of a callback, which is no P13", script: `
+			101 0 dial-in a CallerIDNum=+7999
+			101 5 answer a CallFlow=in
+			101 10 hangup a CallFlow=in CallerIDNum=+7999 Duration=5000000
+			101 10 dial-out b CallerIDNum=0003*101 CalledNumber=+7111 Transfered=yes CallBackID=x
+			101 15 answer b CallFlow=out Transfered=yes CallBackID=x
+			101 25 hangup b CallFlow=out CalledNumber=+7111 Transfered=yes CallBackID=x Duration=10000000`,
+			want: []string{"in answered 0003*101 +7999 5s u101", "in forwarded 0003*101 +7999 10s u101"}},
 		{name: "P19 the forwarding was not answered", script: `
 			101 0 dial-in a CallerIDNum=+7999
 			101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
