@@ -213,6 +213,19 @@ func TestPbxShare(t *testing.T) {
 	}
 }
 
+// Who comes while others wait waits behind them; places that are given back twice are not more.
+func TestShare(t *testing.T) {
+	s := &share{limit: rate.NewLimiter(rate.Inf, 1), room: 1}
+	if s.over() || !s.wait() || !s.over() || s.wait() {
+		t.Errorf("%d wait", s.waiting.Load())
+	}
+	s.left()
+	s.left() // one of an earlier process
+	if s.over() || !s.wait() || s.wait() {
+		t.Errorf("%d wait", s.waiting.Load())
+	}
+}
+
 // All that waits for its share fills a part of the spool; the rest is for callbacks while router is away.
 func TestPbxShareOfTheSpool(t *testing.T) {
 	f := &fakeRouter{answer: func(*routerv1.RouteItem) *routerv1.RouteAnswer { return nil }}
