@@ -200,8 +200,13 @@ func TestPbxShare(t *testing.T) {
 	}
 
 	// With room in the share again, what waits goes before what comes; then all is as before. A new table changes nothing of it.
+	shareOf := func() *share { return s.integrations.known.Load().share(sha256.Sum256([]byte(phoneToken))) }
+	before := shareOf()
 	s.integrations.take(accounts.List{Accounts: kept(t, pbxTable), NowMS: time.Now().UnixMilli()})
-	limit := s.integrations.known.Load().share(sha256.Sum256([]byte(phoneToken))).limit
+	if shareOf() != before {
+		t.Error("a new table begins all shares anew")
+	}
+	limit := before.limit
 	limit.SetBurst(1000)
 	limit.SetLimit(rate.Inf)
 	poll(t, 10*time.Second, "what waited is with router", func() bool {
