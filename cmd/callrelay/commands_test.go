@@ -119,13 +119,13 @@ func (fakeAccounts) ListAccounts(context.Context, *statev1.ListAccountsRequest) 
 }
 
 // Accounts are listed with what somebody should do, and without their credentials.
-func TestIntegrationsList(t *testing.T) {
+func TestIntegrationsAccounts(t *testing.T) {
 	_, addr := serveState(t)
-	got, err := callrelay(t, "integrations", "list", "--state", addr)
+	got, err := callrelay(t, "integrations", "accounts", "--state", addr)
 	if code(err) != exitAlarm || !strings.Contains(got, "kommo/9001  acme.kommo.com  does not end") || !strings.Contains(got, "connect it again") {
 		t.Errorf("%v\n%s", err, got)
 	}
-	got, err = callrelay(t, "integrations", "list", "--json", "--state", addr)
+	got, err = callrelay(t, "integrations", "accounts", "--json", "--state", addr)
 	if code(err) != exitAlarm || !json.Valid([]byte(got)) || strings.Contains(got, "credentials") {
 		t.Errorf("%v\n%s", err, got)
 	}

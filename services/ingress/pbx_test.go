@@ -201,8 +201,13 @@ func TestPbxShare(t *testing.T) {
 	}
 
 	// With room in the share again, what waits goes before what comes; then all is as before. A new table changes nothing of it.
+	shareOf := func() *share { return s.integrations.known.Load().share(sha256.Sum256([]byte(phoneToken))) }
+	before := shareOf()
 	s.integrations.take(accounts.List{Accounts: kept(t, pbxTable), NowMS: time.Now().UnixMilli()})
-	limit := s.integrations.known.Load().share(sha256.Sum256([]byte(phoneToken))).limit
+	if shareOf() != before {
+		t.Error("a new table begins all shares anew")
+	}
+	limit := before.limit
 	limit.SetBurst(1000)
 	limit.SetLimit(rate.Inf)
 	poll(t, 10*time.Second, "what waited is with router", func() bool {
@@ -211,6 +216,19 @@ func TestPbxShare(t *testing.T) {
 	send(phoneToken, "CallID=zz", 200)
 	if got := routed(); got[len(got)-1] != "zz" || !s.spool.spool.Empty() {
 		t.Errorf("router has %q", got)
+	}
+}
+
+// Who comes while others wait waits behind them; places that are given back twice are not more.
+func TestShare(t *testing.T) {
+	s := &share{limit: rate.NewLimiter(rate.Inf, 1), room: 1}
+	if s.over() || !s.wait() || !s.over() || s.wait() {
+		t.Errorf("%d wait", s.waiting.Load())
+	}
+	s.left()
+	s.left() // one of an earlier process
+	if s.over() || !s.wait() || s.wait() {
+		t.Errorf("%d wait", s.waiting.Load())
 	}
 }
 

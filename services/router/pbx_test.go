@@ -3,6 +3,7 @@ package router
 import (
 	"encoding/json"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"callrelay/callback"
@@ -82,4 +83,29 @@ func TestIntegrationsComeAndGo(t *testing.T) {
 	if problems != 1 {
 		t.Errorf("said %d times that it cannot be read", problems)
 	}
+}
+
+// A late recording is asked for where the same extension gave one within the last 7 days (P16).
+func TestRecordingsAreWanted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &pbxRules{}
+		wanted := func(integration, extension, recording string) bool {
+			return r.wantRecording(&routerv1.PbxEvent{Integration: integration, ExtensionId: extension}, recording)
+		}
+		if wanted("acme", "1", "") {
+			t.Error("of an extension that never gave one")
+		}
+		wanted("acme", "1", "rec")
+		if !wanted("acme", "1", "") || wanted("acme", "2", "") || wanted("umbrella", "1", "") {
+			t.Error("it is one extension's")
+		}
+		<-time.After(7*24*time.Hour - time.Second)
+		if !wanted("acme", "1", "") {
+			t.Error("not for 7 days")
+		}
+		<-time.After(time.Second)
+		if wanted("acme", "1", "") {
+			t.Error("for longer than 7 days")
+		}
+	})
 }

@@ -42,6 +42,14 @@ func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDesti
 	if err != nil {
 		return nil, unavailable(err)
 	}
+	accounts, err := o.store.Accounts(ctx, "")
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	hosts := map[string]string{}
+	for _, a := range accounts {
+		hosts[a.GetId()] = a.GetHost()
+	}
 	resp := &operatorv1.ListDestinationsResponse{}
 	for _, name := range slices.Sorted(maps.Keys(holds)) {
 		h := holds[name]
@@ -49,7 +57,12 @@ func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDesti
 		if err != nil {
 			return nil, unavailable(err)
 		}
-		wait, err := o.store.LimitWait(ctx, name)
+		limit := name
+		if host := hosts[name]; host != "" {
+			kind, _, _ := strings.Cut(name, "/")
+			limit = kind + "/" + host // an account's limit goes by its host
+		}
+		wait, err := o.store.Paused(ctx, limit)
 		if err != nil {
 			return nil, unavailable(err)
 		}
@@ -114,7 +127,7 @@ func health(d *operatorv1.Destination, nowMS int64) string {
 	case broken > 0 && broken == all:
 		return because(fmt.Sprintf("the circuit breaker is open, it is tried again in %s", seconds(breaker.GetBreakerMs())))
 	case d.GetLimitWaitMs() >= longWait.Milliseconds():
-		return because(fmt.Sprintf("its rate limit is used up, the next place is free in %s", seconds(d.GetLimitWaitMs())))
+		return because(fmt.Sprintf("it had too many requests and asked to be left alone for another %s", seconds(d.GetLimitWaitMs())))
 	case broken > 0:
 		return because(fmt.Sprintf("the circuit breakers of %d of %d processes are not closed", broken, all))
 	case d.GetWaiting() > 0 && all > 0 && busy == all:

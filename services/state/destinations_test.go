@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -38,7 +39,7 @@ func TestHealth(t *testing.T) {
 		{&operatorv1.Destination{Consumers: by(open)}, "the circuit breaker is open, it is tried again in 10s: connection refused"},
 		{&operatorv1.Destination{Consumers: by(half)}, "lets a few through"},
 		{&operatorv1.Destination{Consumers: by(open, closed)}, "1 of 2 processes are not closed: connection refused"},
-		{&operatorv1.Destination{Consumers: by(closed), LimitWaitMs: 12_300}, "the next place is free in 12s"},
+		{&operatorv1.Destination{Consumers: by(closed), LimitWaitMs: 12_300}, "left alone for another 12s"},
 		{&operatorv1.Destination{Consumers: by(closed), LimitWaitMs: 140}, "ok"},
 		{&operatorv1.Destination{Consumers: by(busy), Waiting: 5}, "all workers are busy"},
 		{&operatorv1.Destination{Consumers: by(busy, closed), Waiting: 5}, "ok"},
@@ -112,6 +113,19 @@ func TestStandingIsShown(t *testing.T) {
 	list, err := b.relay.ListDestinations(t.Context(), &operatorv1.ListDestinationsRequest{})
 	if err != nil || list.GetDestinations()[0].GetLimitWaitMs() < 30_000 {
 		t.Errorf("a pause of its rate limit is shown as %v %v", list, err)
+	}
+	// A connected account's limit goes by its host.
+	if written, err := b.store.PutAccount(t.Context(), &statev1.Account{Id: "kommo/9001", Host: "acme.kommo.com", Version: "1"}, ""); err != nil || !written {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.store.Know(t.Context(), "kommo/9001"), b.store.Pause(t.Context(), "kommo/acme.kommo.com", time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	list, err = b.relay.ListDestinations(t.Context(), &operatorv1.ListDestinationsRequest{})
+	if err != nil || !slices.ContainsFunc(list.GetDestinations(), func(d *operatorv1.Destination) bool {
+		return d.GetName() == "kommo/9001" && d.GetLimitWaitMs() >= 30_000
+	}) {
+		t.Errorf("a pause of an account is shown as %v %v", list, err)
 	}
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)

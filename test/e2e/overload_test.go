@@ -69,6 +69,10 @@ func TestOverload(t *testing.T) {
 			t.Logf("memory at most (MB): %v; %d files of the spool at most", o.memory, o.spools)
 
 			began = time.Now()
+			metrics := r.env[slices.IndexFunc(r.env, func(v string) bool { return strings.HasPrefix(v, "METRICS_ADDR=") })][len("METRICS_ADDR="):]
+			spooled, ahead := spoolItems(t, metrics), r.effects()
+			r.eventually(120*time.Second, "the spool is empty", func() bool { return spoolItems(t, metrics) == 0 })
+			t.Logf("%d were spooled at the end, and none after %s; meanwhile %d were delivered", spooled, time.Since(began).Round(10*time.Millisecond), r.effects()-ahead)
 			times := map[int64]int{}
 			r.eventually(120*time.Second, "all that was acknowledged is delivered", func() bool {
 				if clear(times); r.effects() < int64(len(o.acked())) {

@@ -268,6 +268,14 @@ func TestRules(t *testing.T) {
 			101 15 answer b CallFlow=out Transfered=yes
 			101 25 hangup b CallFlow=out CalledNumber=+7111 Transfered=yes Duration=10000000`,
 			want: []string{"in forwarded 0003*101 +7999 10s u101"}, said: []string{"P19 registered as incoming, forwarded b"}},
+		{name: "P19 forwarded to the outside with the id of a callback, which is no P13", script: `
+			101 0 dial-in a CallerIDNum=+7999
+			101 5 answer a CallFlow=in
+			101 10 hangup a CallFlow=in CallerIDNum=+7999 Duration=5000000
+			101 10 dial-out b CallerIDNum=0003*101 CalledNumber=+7111 Transfered=yes CallBackID=x
+			101 15 answer b CallFlow=out Transfered=yes CallBackID=x
+			101 25 hangup b CallFlow=out CalledNumber=+7111 Transfered=yes CallBackID=x Duration=10000000`,
+			want: []string{"in answered 0003*101 +7999 5s u101", "in forwarded 0003*101 +7999 10s u101"}},
 		{name: "P19 the forwarding was not answered", script: `
 			101 0 dial-in a CallerIDNum=+7999
 			101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
@@ -539,7 +547,7 @@ func TestHistory(t *testing.T) {
 
 	w = newWorld(t, withHistory)
 	w.play(script(t, lost))
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in", Answered: true, DurationUS: 7_600_000, RecordID: "rec"}}})
@@ -558,7 +566,7 @@ func TestHistory(t *testing.T) {
 	if len(w.records) > 0 {
 		t.Errorf("%q before the history answered", w.summary())
 	}
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in"}}})
@@ -570,7 +578,7 @@ func TestHistory(t *testing.T) {
 	// A history that cannot be matched is not used.
 	w = newWorld(t, withHistory)
 	w.play(script(t, lost))
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in", Answered: true}, {ExtensionID: "33301", Flow: "in"}}})
@@ -586,10 +594,10 @@ func TestLateRecording(t *testing.T) {
 		101 0 dial-in a CallerIDNum=+7999
 		101 5 answer a CallFlow=in
 		101 15 hangup a CallFlow=in Duration=10000000`)
-	play := func(w *world, want bool) {
-		for _, e := range talk {
+	play := func(w *world, want ...bool) {
+		for i, e := range talk {
 			w.pass(max(0, e.AtUS/1000-w.now))
-			w.decide(Input{RequestID: "r", ReceivedMS: w.now, Event: &e.PbxEvent, ExtensionID: "33301", Extension: e.on, Type: Phone, WantRecording: want})
+			w.decide(Input{RequestID: "r", ReceivedMS: w.now, Event: &e.PbxEvent, ExtensionID: "33301", Extension: e.on, Type: Phone, WantRecording: want[min(i, len(want)-1)]})
 		}
 	}
 	w := newWorld(t, withHistory)
@@ -611,7 +619,7 @@ func TestLateRecording(t *testing.T) {
 
 	w = newWorld(t, withHistory)
 	play(w, true)
-	for len(w.asks) == 0 {
+	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in", Answered: true, DurationUS: 1, RecordID: "rec"}}})
@@ -624,6 +632,20 @@ func TestLateRecording(t *testing.T) {
 	play(w, false)
 	if w.settle(); len(w.asks) > 0 {
 		t.Errorf("asked for a recording of an extension that gives none")
+	}
+
+	w = newWorld(t, withHistory)
+	play(w, true, false) // a router that was restarted meanwhile does not know
+	if w.settle(); len(w.asks) == 0 {
+		t.Errorf("forgot that a recording was expected")
+	}
+
+	w, talk = newWorld(t, withHistory), script(t, `
+		101 0 dial-out a CalledNumber=+7999
+		101 5 hangup a CallFlow=out CalledNumber=+7999 CallStatus=BUSY`)
+	play(w, true)
+	if w.settle(); len(w.records) != 1 || len(w.asks) > 0 {
+		t.Errorf("asked for the recording of a call that nobody answered; %q", w.said)
 	}
 }
 

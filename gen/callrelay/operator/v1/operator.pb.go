@@ -1266,7 +1266,7 @@ type Destination struct {
 	Health string `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
 	// The processes that work it off, as they described themselves within the last seconds; not told of `rules`.
 	Consumers []*v1.Standing `protobuf:"bytes,11,rep,name=consumers,proto3" json:"consumers,omitempty"`
-	// How long a request made now would wait for its place in the destination's rate limit; 0 = it would not, or there is none.
+	// How long it asked to be left alone, from now on, because it had too many requests; 0 = it did not.
 	LimitWaitMs int64 `protobuf:"varint,12,opt,name=limit_wait_ms,json=limitWaitMs,proto3" json:"limit_wait_ms,omitempty"`
 	// Planned or going on; at most one.
 	Maintenance   *Maintenance `protobuf:"bytes,13,opt,name=maintenance,proto3" json:"maintenance,omitempty"`

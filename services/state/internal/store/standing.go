@@ -48,13 +48,13 @@ func (s *Store) Standings(ctx context.Context) (map[string][]*statev1.Standing, 
 	return out, nil
 }
 
-// LimitWait is how long a place in a limit would be waited for now; nothing is reserved.
-func (s *Store) LimitWait(ctx context.Context, name string) (time.Duration, error) {
-	free, err := s.client.Get(ctx, keyLimit(name)).Int64()
+// Paused is how long nobody gets a place in a limit, because the outside system asked for it (limit.lua).
+func (s *Store) Paused(ctx context.Context, name string) (time.Duration, error) {
+	until, err := s.client.ZScore(ctx, keyLimit(name), "").Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return 0, err
 	}
-	return max(0, time.Duration(free-s.clock.Now()*1000)*time.Microsecond), nil
+	return max(0, time.Duration(int64(until)-s.clock.Now()*1000)*time.Microsecond), nil
 }
 
 // PlanMaintenance keeps a destination's maintenance, in place of one that was planned before; nil forgets it.
