@@ -112,7 +112,7 @@ func TestHealthAndReflection(t *testing.T) {
 			"INGRESS":  "callrelay.ingress.v1.AmeyoService callrelay.ingress.v1.CardService callrelay.ingress.v1.PbxService",
 			"ROUTER":   "callrelay.operator.v1.AdviceService callrelay.router.v1.RouterService",
 			"STATE":    "callrelay.operator.v1.OperatorService callrelay.state.v1.AccountService callrelay.state.v1.CardService callrelay.state.v1.LimitService callrelay.state.v1.StateService",
-			"UPSTREAM": "callrelay.upstream.v1.KommoService",
+			"UPSTREAM": "callrelay.upstream.v1.KommoService callrelay.upstream.v1.PbxService",
 		} {
 			conn := r.dial(t, name)
 			// Health follows readiness within a moment (platform/run), so it may come after /readyz.

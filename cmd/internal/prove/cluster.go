@@ -3,6 +3,7 @@ package prove
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,7 +37,7 @@ const (
 var settings = map[string]string{
 	"INDEX_ENV": "TEST", "TEST_API_KEY": apiKey, "ENABLE_REAL_SEND": "true", "TOPSII_CONCURRENCY": fmt.Sprint(concurrency),
 	"TOPSII_CONNECT_TIMEOUT": "1s", "TOPSII_TIMEOUT": topsiiTimeout.String(), "KOMMO_TIMEOUT": topsiiTimeout.String(), "KOMMO_REQUEST_TIMEOUT": topsiiTimeout.String(), "WEBHOOK_TIMEOUT": topsiiTimeout.String(),
-	"LEASE_TIME": leaseTime.String(),
+	"LEASE_TIME": leaseTime.String(), "SECRETS_KEY": "prove:" + base64.StdEncoding.EncodeToString([]byte(apiKey)),
 	"ACK_BUDGET": ackBudget.String(), "RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
 	// A brown-out must not be the end of a delivery here: everything has to arrive.
 	"DELIVERY_MAX_ATTEMPTS": "100000", "APP_ERROR_MAX_ATTEMPTS": "100000",

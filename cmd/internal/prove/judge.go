@@ -233,10 +233,17 @@ func judgeAll(ctx context.Context, state operatorv1.OperatorServiceClient, c *cl
 	}
 }
 
+// spoolEmpties is how long the spool may still have something when every call has ended.
+const spoolEmpties = time.Minute
+
 // accounted asks the relay to count, when everything is done: by its counters, and again by its journals. Both have to come to
 // what was seen of each call.
 func accounted(ctx context.Context, state operatorv1.OperatorServiceClient, verdicts []verdict) (problems []string) {
+	// What was spooled although it was committed, too, may still be there, and ingress reports every few seconds.
 	a, err := state.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Check: true})
+	for until := time.Now().Add(spoolEmpties); err == nil && a.GetSpooled() > 0 && time.Now().Before(until) && pause(ctx, time.Second); {
+		a, err = state.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Check: true})
+	}
 	if err != nil {
 		return []string{fmt.Sprintf("the relay cannot be asked for its accounting: %v", err)}
 	}
