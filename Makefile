@@ -19,7 +19,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: run
-run: install ## install what is missing, build, start the relay in one process with a TopS.II simulator
+run: install ## install what is missing, build, start the relay in one process with simulators of what is around it
 	@$(MAKE) -s build
 	@bin/callrelay up --sim --data-dir $(DATA_DIR)
 

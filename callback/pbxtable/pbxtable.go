@@ -338,13 +338,16 @@ func (t *Table) Find(token string, now time.Time) *Row {
 // Has says whether a token is in the table.
 func (t *Table) Has(token Hash) bool { return t.rows[token] != nil }
 
-// Rotate gives an extension a new token. The ones it has end at the given moment, at once if that is not after now.
+// Rotate gives an extension a new token. The ones it has end at the given moment. If that is not after now all end at once, those
+// of earlier rotations too: one of them has leaked.
 func (x *Extension) Rotate(fresh Token, until, now time.Time) error {
 	x.Ending = slices.DeleteFunc(x.Ending, func(e Ending) bool { return !now.Before(e.Until.Time) })
 	if now.Before(until) {
 		for _, token := range x.Tokens {
 			x.Ending = append(x.Ending, Ending{token, Time{until.UTC().Truncate(time.Second)}})
 		}
+	} else {
+		x.Ending = nil
 	}
 	x.Tokens = []Token{fresh}
 	if len(x.Ending) >= MaxTokens {

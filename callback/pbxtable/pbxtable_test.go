@@ -3,6 +3,7 @@ package pbxtable
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -159,6 +160,13 @@ func TestRotate(t *testing.T) {
 	valid(now.Add(time.Hour-time.Millisecond), first, second)
 	valid(now.Add(time.Hour), second)
 	later := now.Add(2 * time.Hour)
+	leaked := Extension{ID: "1", Tokens: []Token{NewToken(first)}}
+	n.Extensions[0], leaked = leaked, n.Extensions[0]
+	if err := errors.Join(x.Rotate(NewToken(second), later, now), x.Rotate(NewToken(third), now, now)); err != nil {
+		t.Fatal(err)
+	}
+	valid(now, third) // also the one of an earlier rotation ends
+	n.Extensions[0] = leaked
 	if err := x.Rotate(NewToken(third), later, later); err != nil { // at once
 		t.Fatal(err)
 	}

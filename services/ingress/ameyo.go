@@ -128,7 +128,8 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 		return s.keepOver(ctx, r, call, item, event)
 	}
 	if !s.spool.behind(call) {
-		answer, err := s.route(ctx, r, item, s.cfg.AckBudget-min(s.cfg.AckBudget/4, 500*time.Millisecond))
+		budget := s.cfg.AckBudget - min(s.cfg.AckBudget/4, 500*time.Millisecond)
+		answer, err := s.route(ctx, r, item, budget)
 		switch {
 		case err == nil && answer.GetDuplicate():
 			return duplicate, nil
@@ -137,7 +138,9 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 		case errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE, ctx.Err() != nil: // nobody waits any more
 			return unrecorded, err
 		}
-		s.spool.missed()
+		if time.Since(r.received) >= budget/2 { // what comes at once is about this callback, not about router
+			s.spool.missed()
+		}
 	}
 	// Whether it was committed is unknown: it keeps its request id, by which it will be recognised.
 	ctx, cancel := context.WithDeadline(ctx, r.received.Add(s.cfg.AckBudget))

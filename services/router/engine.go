@@ -375,7 +375,7 @@ func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.Lease
 		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
 			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: again.Milliseconds()}}}}
 	case err != nil:
-		e.tel.Log().Error("AN ENTRY COULD NOT BE PROCESSED; it is recorded as undecided", "call", telemetry.MaskCall(w.GetCall()), "error", err)
+		e.tel.Log().Error("AN ENTRY COULD NOT BE PROCESSED; it is recorded as undecided", "call", telemetry.MaskCall(w.GetCall()), "error", telemetry.MaskDigits(err.Error()))
 	}
 	return next
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,8 +57,6 @@ type pbxRules struct {
 	config   pbxConfig
 	follower *accounts.Follower
 	known    atomic.Pointer[pbxKnown] // nil: state was not heard yet
-	// seen holds when a timer whose integration is not known was first seen: input id -> time.Time.
-	seen sync.Map
 	// recorded holds when an extension last gave a recording. After a restart it fills again; until then nobody asks for
 	// recordings that are late.
 	recorded sync.Map // integration/extension id -> time.Time
@@ -67,13 +67,14 @@ type pbxKnown struct {
 	rules    map[string]*pbx.Config // by integration
 	versions map[string]*pbx.Config // the same by the version of the account
 	problems map[string]error       // why an integration that is there has no rules
+	gone     map[string]bool        // was there in an earlier copy
 	began    time.Time              // what was changed before is in it
 }
 
 // take makes the rules of what state keeps.
 func (r *pbxRules) take(list accounts.List, log func(msg string, args ...any)) {
 	before := r.known.Load()
-	now := &pbxKnown{rules: map[string]*pbx.Config{}, versions: map[string]*pbx.Config{}, problems: map[string]error{}, began: list.Began}
+	now := &pbxKnown{rules: map[string]*pbx.Config{}, versions: map[string]*pbx.Config{}, problems: map[string]error{}, gone: map[string]bool{}, began: list.Began}
 	for _, a := range list.Accounts {
 		id := strings.TrimPrefix(a.GetId(), pbxtable.AccountPrefix)
 		if before != nil && before.versions[a.GetVersion()] != nil {
@@ -92,20 +93,27 @@ func (r *pbxRules) take(list accounts.List, log func(msg string, args ...any)) {
 			log("an integration cannot be used", "integration", id, "error", err)
 		}
 	}
-	r.known.Store(now)
-	r.seen.Range(func(id, at any) bool { // another router has it now
-		if time.Since(at.(time.Time)) > time.Minute {
-			r.seen.Delete(id)
+	if before != nil {
+		for _, ids := range []iter.Seq[string]{maps.Keys(before.rules), maps.Keys(before.problems), maps.Keys(before.gone)} {
+			for id := range ids {
+				if now.rules[id] == nil && now.problems[id] == nil {
+					now.gone[id] = true
+				}
+			}
 		}
-		return true
-	})
+	}
+	r.known.Store(now)
 }
 
 // errNoIntegration: it was there when the event was taken, and somebody has deleted it since.
 var errNoIntegration = errors.New("the integration was deleted")
 
-// of are the rules of an integration. What was received before the copy was made is told for good that there is none; anything
-// else has to be tried again.
+// integrationPatience is how long one that this router never saw may be on its way: in an upgrade it comes with the upstream that
+// reads the file, in a failover of Redis from a person.
+const integrationPatience = time.Hour
+
+// of are the rules of an integration. What was received before the copy was made is told for good that there is none, if it was
+// there once or patience has ended; anything else has to be tried again.
 func (r *pbxRules) of(integration string, since time.Time) (*pbx.Config, error) {
 	known := r.known.Load()
 	switch {
@@ -115,7 +123,7 @@ func (r *pbxRules) of(integration string, since time.Time) (*pbx.Config, error) 
 		return known.rules[integration], nil
 	case known.problems[integration] != nil:
 		return nil, errkind.Unavailable(known.problems[integration], "the integration %s cannot be used", integration)
-	case since.Before(known.began):
+	case known.gone[integration] && since.Before(known.began), known.began.Sub(since) > integrationPatience:
 		return nil, errNoIntegration
 	}
 	r.follower.Wake()
@@ -178,19 +186,14 @@ func (r *pbxRules) wantRecording(m *routerv1.PbxEvent, recordID string) bool {
 	return ok && time.Since(last.(time.Time)) < recordingWanted
 }
 
-// timer makes what the engine takes of a timer of a PBX call. A router that knew the integration has set it, so it is gone if a
-// copy that was begun after the timer was first seen here does not have it.
+// timer makes what the engine takes of a timer of a PBX call.
 func (r *pbxRules) timer(in *input, name string) error {
 	rest := strings.TrimPrefix(in.call, callback.Pbx+"/")
 	integration, _, _ := strings.Cut(rest, "/")
-	seen, _ := r.seen.LoadOrStore(in.id, in.since)
-	config, err := r.of(integration, seen.(time.Time))
+	config, err := r.of(integration, in.since.Add(-time.Duration(in.entry.GetWaitingMs())*time.Millisecond))
 	in.pbx = &pbxInput{config: config, input: pbx.Input{Timer: name}}
 	if errors.Is(err, errNoIntegration) {
 		in.pbx.note, err = pbxDeleted(integration), nil
-	}
-	if err == nil {
-		r.seen.Delete(in.id)
 	}
 	return err
 }

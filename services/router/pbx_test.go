@@ -51,34 +51,44 @@ func TestIntegrationsComeAndGo(t *testing.T) {
 			t.Errorf("%s: an event %s, want %s", what, got, want)
 		}
 	}
-	timer := func(what string, at time.Duration, want string) {
+	timer := func(what string, at, waiting time.Duration, want string) {
 		t.Helper()
-		in := &input{id: "set-by-a-commit:pbx", call: callback.PbxCallKey("acme", "c"), since: began.Add(at)}
+		in := &input{id: "set-by-a-commit:pbx", call: callback.PbxCallKey("acme", "c"), since: began.Add(at), entry: &statev1.Entry{WaitingMs: waiting.Milliseconds()}}
 		if got := outcome(in, r.timer(in, "pbx")); got != want {
 			t.Errorf("%s: a timer %s, want %s", what, got, want)
 		}
 	}
+	const day = 24 * time.Hour
 	check("state was not heard", 0, waits)
-	timer("state was not heard", 0, waits)
+	timer("state was not heard", 0, 0, waits)
 	take(time.Second)
-	check("received before the copy was made", 0, gone)
-	check("received after it", 2*time.Second, waits)
-	timer("first seen before the copy was made", 3*time.Second, gone)
-	timer("first seen after it", 4*time.Second, waits)
-	timer("still the same copy", 5*time.Second, waits)
-	take(6*time.Second, acme)
-	timer("it came", 7*time.Second, decided)
+	check("it may be on its way", 0, waits)
+	timer("it may be on its way", 0, 0, waits)
+	take(day)
+	check("it was not there for too long", 0, gone)
+	check("received lately", day-time.Minute, waits)
+	timer("it was not there for too long", day, 2*time.Hour, gone)
+	timer("due lately", day, time.Minute, waits)
+	take(day+time.Second, acme)
+	timer("it came", day, 2*time.Hour, decided)
+	take(day + 10*time.Second)
+	check("it was there, and was deleted", day+9*time.Second, gone)
+	check("received after the copy was made", day+11*time.Second, waits)
+	timer("it was there, and was deleted", day+9*time.Second, 0, gone)
+	take(day + 12*time.Second)
+	check("deleted long ago", day+11*time.Second, gone)
+	take(day+13*time.Second, acme)
 	check("it is there", 0, decided)
 	rules := r.known.Load().rules["acme"]
 	if rules.Users["0003*101"] != "u101" || rules.Destination != "webhook:acme" || !rules.DirectMissed {
 		t.Errorf("rules %+v", rules)
 	}
-	if take(7*time.Second, acme); r.known.Load().rules["acme"] != rules {
+	if take(day+14*time.Second, acme); r.known.Load().rules["acme"] != rules {
 		t.Error("rules of the same version were made again")
 	}
 	broken := &statev1.Account{Id: "pbx/acme", Version: "2", Settings: []byte("{")}
-	take(8*time.Second, broken)
-	take(9*time.Second, broken)
+	take(day+15*time.Second, broken)
+	take(day+16*time.Second, broken)
 	check("it cannot be read", 0, waits)
 	if problems != 1 {
 		t.Errorf("said %d times that it cannot be read", problems)

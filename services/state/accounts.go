@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -17,7 +18,8 @@ type accounts struct {
 
 const (
 	maxName       = 128
-	maxAccount    = 3 << 20
+	maxAccount    = 64 << 10
+	maxTable      = 3 << 20 // of a cloud PBX with all its extensions
 	maxRenewal    = 10 * time.Minute
 	accountHelp   = "id must be 1 to 128 bytes, e.g. kommo/9001"
 	maxNotices    = 32
@@ -71,13 +73,17 @@ func (s *accounts) SyncAccounts(ctx context.Context, req *statev1.SyncAccountsRe
 // PutAccount creates or changes an account.
 func (s *accounts) PutAccount(ctx context.Context, req *statev1.PutAccountRequest) (*statev1.PutAccountResponse, error) {
 	a := req.GetAccount()
+	most := maxAccount
+	if strings.HasPrefix(a.GetId(), "pbx/") {
+		most = maxTable
+	}
 	switch {
 	case !named(a.GetId()):
 		return nil, errkind.Invalid("account.id", accountHelp)
 	case !named(a.GetVersion()) || a.GetVersion() == req.GetExpectedVersion():
 		return nil, errkind.Invalid("account.version", "version must be a new id of 1 to %d bytes", maxName)
-	case proto.Size(a) > maxAccount:
-		return nil, errkind.Invalid("account", "an account has at most %d bytes, this one has %d", maxAccount, proto.Size(a))
+	case proto.Size(a) > most:
+		return nil, errkind.Invalid("account", "an account has at most %d bytes, this one has %d", most, proto.Size(a))
 	case len(a.GetNotices()) > maxNotices:
 		return nil, errkind.Invalid("account.notices", "an account has at most %d notices", maxNotices)
 	}

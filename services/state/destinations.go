@@ -3,11 +3,14 @@ package state
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -42,7 +45,7 @@ func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDesti
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	accounts, err := o.store.Accounts(ctx, "")
+	accounts, err := o.store.Accounts(ctx, "kommo/")
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -234,7 +237,7 @@ func (o *operator) change(ctx context.Context, name, reason, what string, do fun
 
 // noted journals that a destination was held or released.
 func (s *Service) noted(ctx context.Context, destination, actor, what, reason string) error {
-	s.tel.Log().InfoContext(ctx, what, "destination", destination, "reason", reason, "actor", actor)
+	s.tel.Log().InfoContext(ctx, what, "destination", destination, "reason", telemetry.MaskDigits(reason), "actor", actor)
 	item := &statev1.CommitItem{Call: "destination/" + destination, Journal: store.MarshalJournal(&statev1.JournalEntry{AtMs: s.store.Now(),
 		Fact: &statev1.JournalEntry_Action{Action: &statev1.Action{Actor: actor, What: what, Reason: reason}}})}
 	if err := s.store.Note(ctx, item.GetCall(), rand.Text(), item.GetJournal()); err != nil {
@@ -279,6 +282,10 @@ func (w *watchman) maintain(ctx context.Context) error {
 			}
 		case now >= m.GetFromMs() && !held && !theirs:
 			what, err = "hold", w.store.Hold(ctx, name, m.GetReason(), -1, 0)
+			// A person may have cancelled it since it was read: then nobody would release what was held now.
+			if again, failed := w.store.Maintenances(ctx); err == nil && (failed != nil || !proto.Equal(again[name], m)) {
+				what, err = "", errors.Join(failed, w.store.Release(ctx, name, holds[name].Epoch))
+			}
 		}
 		if err != nil {
 			return err

@@ -18,6 +18,8 @@ import (
 const (
 	// remembered is how many events the live tail can go back: some tenths of a second of a busy relay, hours of a quiet one.
 	remembered = 1024
+	// unindexed is how many calls may wait for their index entries; of more, some are found by their id only.
+	unindexed = 4096
 	// indexEvery is how long a call may take to be found by a search, at most, and what makes batches under load.
 	indexEvery = 100 * time.Millisecond
 	// indexBatch bounds one pipeline, so that no commit waits long behind it.
@@ -53,7 +55,7 @@ type feed struct {
 
 func newFeed(s *store.Store, cards *cardFeed, alone func() bool, log *slog.Logger) *feed {
 	return &feed{store: s, cards: cards, alone: alone, log: log, origin: rand.Text()[:6], events: make([]event, remembered),
-		found: make(chan store.Found, remembered), tell: make(chan event, remembered)}
+		found: make(chan store.Found, unindexed), tell: make(chan event, remembered)}
 }
 
 // committed hands out what an accepted commit wrote.

@@ -31,7 +31,7 @@ type KommoConfig struct {
 	Domains      []string      `env:"KOMMO_DOMAINS" envDefault:"kommo.com" desc:"Domains directly below which Kommo accounts are; nothing is sent anywhere else."`
 	BaseURL      string        `env:"KOMMO_BASE_URL" desc:"Address of a simulator that answers in place of every account."`
 	Concurrency  int           `env:"KOMMO_CONCURRENCY" envDefault:"4" desc:"Deliveries to one Kommo account at once, of all upstream processes together."`
-	PerSecond    int           `env:"KOMMO_RATE" envDefault:"7" desc:"Requests that may arrive in any second at one account, and from one outgoing address, 1 to 100. Kommo allows 7, and stops the account for minutes after one more."`
+	PerSecond    int           `env:"KOMMO_RATE" envDefault:"7" desc:"Requests that may arrive in any second at one account, and from one outgoing address, 1 to 7. Kommo allows 7, and stops the account for minutes after one more."`
 	Address      string        `env:"KOMMO_ADDRESS" envDefault:"default" desc:"Name of the outgoing address; replicas with the same name share its limit."`
 	Request      time.Duration `env:"KOMMO_REQUEST_TIMEOUT" envDefault:"15s" desc:"Longest wait for one answer of Kommo, connecting included."`
 	Total        time.Duration `env:"KOMMO_TIMEOUT" envDefault:"30s" desc:"Longest time for all requests of one delivery."`
@@ -56,7 +56,7 @@ func (c *KommoConfig) problems(leaseTime time.Duration) (problems []error) {
 	check(c.BaseURL == "" || absoluteHTTP(c.BaseURL), "KOMMO_BASE_URL: must be an absolute http or https address")
 	check(len(c.Domains) > 0, "KOMMO_DOMAINS: at least one domain is required")
 	check(c.Concurrency > 0, "KOMMO_CONCURRENCY: must be at least 1, not %d", c.Concurrency)
-	check(c.PerSecond >= 1 && c.PerSecond <= 100, "KOMMO_RATE: must be 1 to 100, not %d", c.PerSecond)
+	check(c.PerSecond >= 1 && c.PerSecond <= 7, "KOMMO_RATE: must be 1 to 7, not %d", c.PerSecond)
 	check(c.Address != "" && len(c.Address) <= 64, "KOMMO_ADDRESS: must be 1 to 64 bytes")
 	check(c.Request > 0 && c.Request <= time.Minute, "KOMMO_REQUEST_TIMEOUT: must be positive and at most 1m, not %v", c.Request)
 	check(c.Total >= c.Request, "KOMMO_TIMEOUT: must be at least KOMMO_REQUEST_TIMEOUT")

@@ -41,6 +41,7 @@ var settings = map[string]string{
 	"ACK_BUDGET": ackBudget.String(), "RETRY_BASE": "100ms", "RETRY_MAX": "1s", "BREAKER_OPEN": "500ms", "PROBE_INTERVAL": "500ms",
 	// A brown-out must not be the end of a delivery here: everything has to arrive.
 	"DELIVERY_MAX_ATTEMPTS": "100000", "APP_ERROR_MAX_ATTEMPTS": "100000",
+	// All calls come from three extensions here, so their fair share is not what is looked at.
 	"PBX_GRACE": pbxGrace.String(), "PBX_TOKEN_RATE": "100000", "PBX_TOKEN_BURST": "100000", "WEBHOOK_CONCURRENCY": fmt.Sprint(webhookConcurrency),
 	"REQUEST_DEDUPE_TTL_SECONDS": "3600", "PHONE1_STATE_TTL_SECONDS": "3600",
 	"JOURNAL_LIMIT": "1048576", "METRICS_ADDR": "127.0.0.1:0",

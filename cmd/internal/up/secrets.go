@@ -31,7 +31,23 @@ func ownKey(dataDir string) (string, error) {
 	}
 	_, err = f.WriteString(text + "\n")
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = os.Link(f.Name(), path) // never in place of one that another relay made
 	}
-	return text, err
+	_ = os.Remove(f.Name())
+	if errors.Is(err, fs.ErrExist) {
+		return ownKey(dataDir)
+	}
+	if err != nil {
+		return "", err
+	}
+	return text, synced(dataDir)
+}
+
+// synced makes sure that a new name in a directory is on the disk: what it seals will be, too.
+func synced(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

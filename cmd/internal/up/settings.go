@@ -16,7 +16,7 @@ import (
 const (
 	// simAPIKey is what the relay and its simulator agree on; 32 characters, as TopS.II has them.
 	simAPIKey = "simulator-simulator-simulator-00"
-	// simSecret is for the simulated Kommo account, 9001: it seals its credentials and is sent with reports of its calls.
+	// simSecret is for the simulated Kommo account, 9001: it is sent with reports of its calls.
 	simSecret = "c2ltdWxhdG9yLXNpbXVsYXRvci1zaW11bGF0b3ItMDA="
 	// simToken connects it.
 	simToken = "simulated"
@@ -40,7 +40,6 @@ func settings(o Options) map[string]string {
 		imply("TEST_API_KEY", simAPIKey)
 		imply("ENABLE_REAL_SEND", "true")
 		if !given(env, "SECRETS_KEY") { // who has one has accounts of their own
-			imply("SECRETS_KEY", "simulator:"+simSecret)
 			imply("KOMMO_BASE_URL", simKommo(o))
 			imply("KOMMO_CALLS_SECRETS", "9001=whsec_"+simSecret)
 		}

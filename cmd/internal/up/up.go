@@ -70,7 +70,7 @@ func Run(ctx context.Context, o Options) (err error) {
 			}
 		}
 	}
-	if o.SimAddr != "" && !given(env, "PBX_INTEGRATIONS") && given(env, "SECRETS_KEY") {
+	if o.SimAddr != "" && private && !given(env, "PBX_INTEGRATIONS") { // its tokens are public: not in a Redis that others use
 		if env["PBX_INTEGRATIONS"], err = writeSimTable(o.DataDir, o.SimAddr); err != nil {
 			return err
 		}

@@ -14,7 +14,7 @@ func TestSettingsImpliedBySim(t *testing.T) {
 	env := settings(o)
 	for name, want := range map[string]string{
 		"INDEX_ENV": "TEST", "TEST_BASE_URL": "http://127.0.0.1:8090", "TEST_API_KEY": simAPIKey, "ENABLE_REAL_SEND": "true",
-		"SECRETS_KEY": "simulator:" + simSecret, "KOMMO_BASE_URL": "http://127.0.0.1:8090/kommo", "KOMMO_CALLS_SECRETS": "9001=whsec_" + simSecret,
+		"KOMMO_BASE_URL": "http://127.0.0.1:8090/kommo", "KOMMO_CALLS_SECRETS": "9001=whsec_" + simSecret,
 		"OTHER": "x", "DATA_DIR": "/data",
 	} {
 		if env[name] != want {

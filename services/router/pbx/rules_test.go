@@ -569,6 +569,9 @@ func TestHistory(t *testing.T) {
 	for len(w.asks) == 0 && w.timer != 0 {
 		w.pass(w.timer - w.now)
 	}
+	if len(w.asks) == 0 {
+		t.Fatal("the history was not asked")
+	}
 	w.decide(Input{History: []HistoryLeg{{ExtensionID: "33301", Flow: "in"}}})
 	w.settle()
 	if want := []string{"in missed 0003*700 +7999 0s"}; !slices.Equal(w.summary(), want) {

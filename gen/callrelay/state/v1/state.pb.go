@@ -1253,7 +1253,7 @@ type Standing struct {
 	Workers int32 `protobuf:"varint,4,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Why the last attempt failed, in words; empty = it succeeded, or there was none.
 	Failure string `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"`
-	// Names the process, e.g. "host:4711".
+	// Names the process by its host and where it serves gRPC, e.g. "host/127.0.0.1:9083".
 	Process       string `protobuf:"bytes,6,opt,name=process,proto3" json:"process,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

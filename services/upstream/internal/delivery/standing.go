@@ -1,8 +1,6 @@
 package delivery
 
 import (
-	"fmt"
-	"os"
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -13,12 +11,6 @@ import (
 // long.
 const tellEvery = 5 * time.Second
 
-// process names this one among those that work off a destination.
-var process = func() string {
-	host, _ := os.Hostname()
-	return fmt.Sprintf("%s:%d", host, os.Getpid())
-}()
-
 // standing is how this consumer is, when that is to be told now; again: look again after this long. The caller holds mu.
 func (c *Consumer) standing(now time.Time, again time.Duration) (*statev1.Standing, time.Duration) {
 	breaker := c.breaker.circuit.State().String()
@@ -26,7 +18,7 @@ func (c *Consumer) standing(now time.Time, again time.Duration) (*statev1.Standi
 		return nil, min(again, due)
 	}
 	c.told, c.stood = now, breaker
-	st := &statev1.Standing{Breaker: breaker, Running: int32(c.running), Workers: int32(c.cfg.Workers), Process: process,
+	st := &statev1.Standing{Breaker: breaker, Running: int32(c.running), Workers: int32(c.cfg.Workers), Process: c.cfg.Name,
 		Failure: telemetry.MaskDigits(c.failure)}
 	if breaker == "open" {
 		st.BreakerMs = c.breaker.remaining().Milliseconds()

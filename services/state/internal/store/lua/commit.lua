@@ -93,10 +93,12 @@ for destination, line in pairs(lines) do put('q:' .. destination, line) end
 for _ = 1, timers do
   local name = ARGV[at]
   if name == ARGV[11] then
-    gone = {'e:' .. name} -- the entry's own timer, set again
+    table.remove(gone, 1) -- the entry's own timer, set again: t: and m: stay
+    table.remove(gone, 1)
     open = open + 1
   elseif known[next_known] then
     redis.call('HDEL', KEYS[3], key .. '\t' .. name) -- whoever has the old one is outdated
+    gone[#gone + 1] = 'e:' .. name
   else
     open = open + 1
   end
