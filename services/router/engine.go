@@ -38,7 +38,7 @@ type engine struct {
 	commit  *commitPipe
 	lanes   lanes
 	clock   clock
-	running sync.WaitGroup
+	running running
 	pbx     pbxRules
 	kommo   kommoRules
 	// entryMaxAge is how long an entry that cannot be processed is tried again.
@@ -77,8 +77,8 @@ type input struct {
 // process decides one input and commits what follows. The context ends when nobody waits for the answer any more.
 // An error of kind UNAVAILABLE leaves the outcome unknown; the input may be sent again with its id.
 func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err error) {
-	e.running.Add(1)
-	defer e.running.Done()
+	e.running.begin()
+	defer e.running.end()
 	leave, err := e.lanes.enter(ctx, in.call)
 	if err != nil {
 		return false, errkind.Unavailable(err, "the inputs before this one of its call are not done yet")
@@ -310,7 +310,43 @@ func decisionAttributes(effects ameyo.Effects) []attribute.KeyValue {
 }
 
 // idle waits until no input is under way.
-func (e *engine) idle() { e.running.Wait() }
+func (e *engine) idle() { e.running.wait() }
+
+// running counts inputs that are under way. A WaitGroup does not do: the first one may begin while somebody waits already.
+type running struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // closed when n is 0 again; nil while nobody waits
+}
+
+func (r *running) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.n++
+}
+
+func (r *running) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n--; r.n == 0 && r.none != nil {
+		close(r.none)
+		r.none = nil
+	}
+}
+
+func (r *running) wait() {
+	r.mu.Lock()
+	if r.n == 0 {
+		r.mu.Unlock()
+		return
+	}
+	if r.none == nil {
+		r.none = make(chan struct{})
+	}
+	none := r.none
+	r.mu.Unlock()
+	<-none
+}
 
 // timers leases what came due in `rules` until ctx ends.
 func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) {

@@ -354,9 +354,9 @@ const noticeTime = 10 * time.Second
 // process is harmless.
 func (k *kommoInput) notices(e *engine, notices []kommo.Notice) {
 	for _, n := range notices {
-		e.running.Add(1)
+		e.running.begin()
 		go func() {
-			defer e.running.Done()
+			defer e.running.end()
 			ctx, cancel := context.WithTimeout(context.Background(), noticeTime)
 			defer cancel()
 			if err := e.kommo.notice(ctx, k.rules.AccountID, n); err != nil {

@@ -39,8 +39,12 @@ func (s *server) Route(stream grpc.BidiStreamingServer[routerv1.RouteRequest, ro
 		now := time.Now()
 		for _, item := range req.GetItems() {
 			slots <- struct{}{}
+			s.engine.running.begin()
 			items.Go(func() {
-				defer func() { <-slots }()
+				defer func() {
+					<-slots
+					s.engine.running.end()
+				}()
 				answers.Add(s.route(ctx, item, now))
 			})
 		}
