@@ -266,6 +266,10 @@ func TestOperator(t *testing.T) {
 		}
 		says(t, args, out, parts...)
 	}
+	if out := r.run(done, "deliveries", "--destination", "rules", "--json"); strings.Contains(out, "ameyo/3030") {
+		t.Errorf("a filter for another destination lets it through: %s", out)
+	}
+	says(t, "a destination that is none", r.run(notFound, "deliveries", "--destination", "x"), "there is no destination")
 	if d := r.duplicates(); len(d) != 0 {
 		t.Errorf("TopS.II got twice: %v", d)
 	}
