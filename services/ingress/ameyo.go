@@ -198,6 +198,7 @@ func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.Rout
 	e := errkind.FromProto(answer.GetError())
 	if e == nil || e.Kind != errorsv1.Kind_KIND_UNAVAILABLE {
 		s.spool.committed()
+		s.spool.answered(time.Since(r.received), budget)
 	}
 	if e != nil {
 		return nil, e

@@ -21,6 +21,8 @@ const (
 	// missesInARow is after how many callbacks that waited in vain router or state counts as away: from then on callbacks are
 	// spooled without waiting, and only the spool itself tries, one item at a time, until one is committed.
 	missesInARow = 3
+	// slowFor is how long callbacks are spooled at once after router took its time, see answered.
+	slowFor = 100 * time.Millisecond
 	// reconnecting is how long callbacks wait for a broken stream to come back before they are spooled at once.
 	reconnecting = 300 * time.Millisecond
 	// drainAtOnce bounds the spooled items that are with router, each of another call; tryTime bounds one try.
@@ -44,15 +46,27 @@ type spooling struct {
 
 	away   atomic.Bool  // nothing is sent to router but by drain
 	misses atomic.Int32 // in a row
+	slow   atomic.Int64 // until when router counts as slow, in Unix nanoseconds
 	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
 	alarm  atomic.Bool  // which was said
 
 	refusedLate atomic.Int64 // callbacks that were refused after they had been acknowledged
 }
 
-// behind says whether a callback of the call has to go to the spool: router is away, or something of the call is spooled. It
-// costs two atomic reads while neither is so.
-func (s *spooling) behind(call string) bool { return s.away.Load() || s.spool.Holds(call) }
+// behind says whether a callback of the call has to go to the spool: router is away or has more than it can do, or something
+// of the call is spooled.
+func (s *spooling) behind(call string) bool {
+	return s.away.Load() || time.Now().UnixNano() < s.slow.Load() || s.spool.Holds(call)
+}
+
+// answered notes how long router took of what a callback may wait. Once it is a quarter, those who come now would wait as long
+// and longer: they are spooled, until router's answers are quick again. So under overload most of the budget is left for the
+// disk, and hardly any callback waits in vain, which would have router and the spool work on it both.
+func (s *spooling) answered(took, budget time.Duration) {
+	if took > budget/4 {
+		s.slow.Store(time.Now().Add(slowFor).UnixNano())
+	}
+}
 
 // committed notes that router and state work.
 func (s *spooling) committed() {

@@ -387,6 +387,59 @@ func TestOverload(t *testing.T) {
 	t.Logf("%d acknowledged, %d answered 503; %d committed at once, %d from the spool", len(acked), full.Load(), direct, spooled)
 }
 
+// A router that answers late has more than it can do: who comes next does not wait in its line, but is spooled, until its answers
+// are quick again.
+func TestLateAnswers(t *testing.T) {
+	var late atomic.Bool
+	f := newSwitched()
+	inner, release := f.answer, make(chan struct{})
+	f.answer = func(item *routerv1.RouteItem) *routerv1.RouteAnswer {
+		if late.Load() {
+			<-release
+		}
+		return inner(item)
+	}
+	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "8s"})
+	poll(t, 5*time.Second, "there is a stream", s.pipe.Connected)
+	outcome := func(n int) bool {
+		t.Helper()
+		resp, body := do(t, "GET", front.URL+end(n, n), nil)
+		if resp.StatusCode != 200 {
+			t.Fatalf("%d %s", resp.StatusCode, body)
+		}
+		id := resp.Header.Get("X-Request-Id")
+		var item *routerv1.RouteItem
+		poll(t, 5*time.Second, "it came to router", func() bool {
+			i := slices.IndexFunc(f.items(), func(item *routerv1.RouteItem) bool { return item.GetRequestId() == id })
+			if i >= 0 {
+				item = f.items()[i]
+			}
+			return i >= 0
+		})
+		return item.GetSpooled()
+	}
+	if outcome(1) {
+		t.Error("spooled although router was quick")
+	}
+	late.Store(true)
+	time.AfterFunc(2100*time.Millisecond, func() { late.Store(false); close(release) })
+	if outcome(2) {
+		t.Error("spooled although most of the budget was left")
+	}
+	if s.spool.slow.Load() == 0 {
+		t.Error("router does not count as slow after an answer that took more than a quarter of the budget")
+	}
+	s.spool.slow.Store(time.Now().Add(time.Hour).UnixNano()) // this machine may be slow as well
+	if !outcome(3) {
+		t.Error("not spooled although router is slow")
+	}
+	s.spool.slow.Store(time.Now().UnixNano())
+	poll(t, 5*time.Second, "the spool is empty", s.spool.spool.Empty)
+	if outcome(4) {
+		t.Error("spooled although router is quick again")
+	}
+}
+
 // running runs a whole service on a port of its own.
 func running(t *testing.T, f *fakeRouter, env map[string]string) (*Service, func() error) {
 	t.Helper()

@@ -66,6 +66,9 @@ func TestOverload(t *testing.T) {
 			close(over)
 			background.Wait()
 			t.Logf("%.0f/s for %s: %s", rate, took.Round(time.Second), o.said(took))
+			if len(o.acked()) > 99_000 {
+				t.Fatalf("%d calls: the simulator remembers 100,000; a shorter OVERLOAD tells as much", len(o.acked()))
+			}
 			t.Logf("memory at most (MB): %v; %d files of the spool at most", o.memory, o.spools)
 
 			began = time.Now()

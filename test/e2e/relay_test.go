@@ -153,16 +153,15 @@ func (r *relay) endRedis() {
 	}
 }
 
-// eventually waits until the condition holds.
+// eventually waits until the condition holds. The longer it takes, the more seldom it asks: asking is work for the relay too.
 func (r *relay) eventually(limit time.Duration, what string, ok func() bool) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
+	began := time.Now()
 	for !ok() {
 		select {
-		case <-tick.C:
+		case <-time.After(min(max(10*time.Millisecond, time.Since(began)/20), 500*time.Millisecond)):
 		case <-ctx.Done():
 			r.t.Fatalf("not within %s: %s\n%s", limit, what, r.output.tail(4000))
 		}
