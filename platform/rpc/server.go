@@ -18,15 +18,17 @@ import (
 
 // Server is a gRPC server with health service and reflection. Health says NOT_SERVING until SetServing(true).
 type Server struct {
-	grpc   *grpc.Server
-	health *health.Server
+	grpc    *grpc.Server
+	health  *health.Server
+	streams *streams
 
 	inProcess     sync.Once
-	inProcessConn *grpc.ClientConn
+	inProcessConn *inProcess
 }
 
 // NewServer returns a server that logs bugs (panics, internal errors) to log.
 func NewServer(log *slog.Logger) *Server {
+	base, cut := context.WithCancel(context.Background())
 	s := &Server{
 		health: health.NewServer(),
 		grpc: grpc.NewServer(
@@ -39,6 +41,7 @@ func NewServer(log *slog.Logger) *Server {
 			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingAfter / 2, PermitWithoutStream: true}),
 		),
 	}
+	s.streams = &streams{grpc: s.grpc, intercept: streamErrors(log), handlers: map[string]func(grpc.ServerStream) error{}, base: base, cut: cut}
 	s.SetServing(false)
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
@@ -46,7 +49,7 @@ func NewServer(log *slog.Logger) *Server {
 }
 
 // Registrar takes the services. All must be registered before Serve and InProcess.
-func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+func (s *Server) Registrar() grpc.ServiceRegistrar { return s.streams }
 
 // SetServing sets what the health service says.
 func (s *Server) SetServing(serving bool) {
@@ -66,17 +69,16 @@ func (s *Server) Serve(l net.Listener) error {
 }
 
 // InProcess returns the connection to this server that does not touch the network, the same one each time. Stop closes it.
-func (s *Server) InProcess() *grpc.ClientConn {
+func (s *Server) InProcess() grpc.ClientConnInterface {
 	s.inProcess.Do(func() {
-		// 128 KiB, so that a batch is written without waiting for its reader.
-		l := bufconn.Listen(128 << 10)
+		l := bufconn.Listen(32 << 10)
 		go func() { _ = s.Serve(l) }() // ends with Stop, and never otherwise: no network can break it
 		conn, err := grpc.NewClient("passthrough:///in-process", append(clientOptions(),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))...)
 		if err != nil {
 			panic(err) // all arguments are constants
 		}
-		s.inProcessConn = conn
+		s.inProcessConn = &inProcess{ClientConn: conn, server: s}
 	})
 	return s.inProcessConn
 }
@@ -87,7 +89,10 @@ func (s *Server) Stop(timeout time.Duration) {
 	s.health.Shutdown()
 	cut := time.AfterFunc(timeout, s.grpc.Stop)
 	defer cut.Stop()
+	var handed sync.WaitGroup
+	handed.Go(func() { s.streams.stop(timeout) })
 	s.grpc.GracefulStop()
+	handed.Wait()
 	s.inProcess.Do(func() {}) // from now on nobody opens it
 	if s.inProcessConn != nil {
 		_ = s.inProcessConn.Close()

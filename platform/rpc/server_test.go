@@ -53,11 +53,11 @@ func (p *probe) register(r grpc.ServiceRegistrar) {
 	}, p)
 }
 
-func unary(ctx context.Context, conn *grpc.ClientConn, size int) error {
+func unary(ctx context.Context, conn grpc.ClientConnInterface, size int) error {
 	return conn.Invoke(ctx, "/test.Probe/Unary", wrapperspb.Bytes(make([]byte, size)), new(wrapperspb.BytesValue))
 }
 
-func openStream(ctx context.Context, conn *grpc.ClientConn) (grpc.ClientStream, error) {
+func openStream(ctx context.Context, conn grpc.ClientConnInterface) (grpc.ClientStream, error) {
 	return conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/test.Probe/Stream")
 }
 
@@ -79,7 +79,7 @@ func (l *lockedBuffer) String() string {
 }
 
 // start returns the server's connections, over a socket and in process.
-func start(t *testing.T, p *probe) (*Server, map[string]*grpc.ClientConn, *lockedBuffer) {
+func start(t *testing.T, p *probe) (*Server, map[string]grpc.ClientConnInterface, *lockedBuffer) {
 	t.Helper()
 	logged := &lockedBuffer{}
 	s := NewServer(slog.New(slog.NewTextHandler(logged, nil)))
@@ -104,7 +104,7 @@ func start(t *testing.T, p *probe) (*Server, map[string]*grpc.ClientConn, *locke
 	if first, second := s.InProcess(), s.InProcess(); first != second {
 		t.Error("InProcess gives two connections")
 	}
-	return s, map[string]*grpc.ClientConn{"socket": conn, "in process": s.InProcess()}, logged
+	return s, map[string]grpc.ClientConnInterface{"socket": conn, "in process": s.InProcess()}, logged
 }
 
 func TestErrorsCrossWithTheirKind(t *testing.T) {

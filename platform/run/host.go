@@ -173,7 +173,7 @@ func (h *Host) end(err error) {
 }
 
 // Conn is the connection to the service that does not touch the network. Stop closes it.
-func (h *Host) Conn() *grpc.ClientConn { return h.server.InProcess() }
+func (h *Host) Conn() grpc.ClientConnInterface { return h.server.InProcess() }
 
 // Addr is the address that gRPC is served on, with its real port; empty if it is not.
 func (h *Host) Addr() string { return h.grpcAddr }

@@ -72,7 +72,7 @@ func get(t *testing.T, h *run.Host, path string) (int, string) {
 }
 
 // waitHealth follows gRPC health, which is pushed, until it says want.
-func waitHealth(t *testing.T, conn *grpc.ClientConn, want healthv1.HealthCheckResponse_ServingStatus) {
+func waitHealth(t *testing.T, conn grpc.ClientConnInterface, want healthv1.HealthCheckResponse_ServingStatus) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()

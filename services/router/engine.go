@@ -408,7 +408,7 @@ func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.Lease
 		if gone := (errNotConnected{}); errors.As(err, &gone) {
 			e.tel.Log().Warn("an entry waits for its account", "error", err)
 		}
-		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
+		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Destination: "rules", Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
 			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: again.Milliseconds()}}}}
 	case err != nil:
 		e.tel.Log().Error("AN ENTRY COULD NOT BE PROCESSED; it is recorded as undecided", "call", telemetry.MaskCall(w.GetCall()), "error", telemetry.MaskDigits(err.Error()))

@@ -2,12 +2,14 @@ package state
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
@@ -59,13 +61,8 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 	return rpc.Batches(stream, s.stopping, pipelines, func(ctx context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
 		ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 		defer cancel()
-		items := req.GetItems()
+		items := s.paused(req.GetItems())
 		spans := s.startCommits(ctx, items)
-		for _, item := range items {
-			for _, d := range item.GetDeliveries() {
-				d.PausedMs = s.dispatch.HoldOf(d.GetDestination()).PausedMS(s.store.Now())
-			}
-		}
 		answers, errs := s.dispatch.Commit(ctx, items)
 		now := s.store.Now()
 		resp := &statev1.CommitResponse{NowMs: now, Answers: answers}
@@ -91,6 +88,23 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 	})
 }
 
+// paused notes in each delivery for how long its destination had been held when it was queued. What router handed over is its own:
+// what changes is copied.
+func (s *server) paused(items []*statev1.CommitItem) []*statev1.CommitItem {
+	out := slices.Clone(items)
+	for i := range out {
+		for j, d := range out[i].GetDeliveries() {
+			if ms := s.dispatch.HoldOf(d.GetDestination()).PausedMS(s.store.Now()); ms != 0 {
+				if out[i] == items[i] {
+					out[i] = proto.CloneOf(out[i])
+				}
+				out[i].Deliveries[j].PausedMs = ms
+			}
+		}
+	}
+	return out
+}
+
 // startCommits begins a span per item, in the item's own trace, and makes it the parent of what the item queues.
 func (s *server) startCommits(ctx context.Context, items []*statev1.CommitItem) []trace.Span {
 	if !s.tel.Tracing() {
@@ -101,7 +115,10 @@ func (s *server) startCommits(ctx context.Context, items []*statev1.CommitItem) 
 		ctx, span := s.tel.Tracer().Start(telemetry.Extract(ctx, item.GetTraceparent()), "state.commit",
 			trace.WithSpanKind(trace.SpanKindServer),
 			trace.WithAttributes(telemetry.CallID.String(telemetry.MaskCall(item.GetCall())), telemetry.BatchSize.Int(len(items))))
-		for _, d := range item.GetDeliveries() {
+		if len(item.GetDeliveries()) > 0 {
+			items[i] = proto.CloneOf(item)
+		}
+		for _, d := range items[i].GetDeliveries() {
 			d.Traceparent = telemetry.Inject(ctx)
 		}
 		spans[i] = span
@@ -218,7 +235,10 @@ func (s *server) complete(ctx context.Context, destination string, results []*st
 	var deliveries []*statev1.LeaseResult
 	var at []int
 	for i, r := range results {
-		r.Destination = destination
+		if r.GetDestination() != destination { // of a consumer that leaves it out
+			r = proto.CloneOf(r)
+			r.Destination = destination
+		}
 		answers[i] = &statev1.LeaseAnswer{Id: r.GetId()}
 		if r.GetDelivery() != 0 {
 			deliveries, at = append(deliveries, r), append(at, i)

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
 )
@@ -122,6 +124,9 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 		delete(c.unsent, it)
 		c.lastID++
 		it.id = c.lastID
+		if it.result.GetId() != 0 { // sent before, and state may still have it
+			it.result = proto.CloneOf(it.result)
+		}
 		it.result.Id = it.id
 		c.sent[it.id] = it
 		message.Results = append(message.Results, it.result)
