@@ -39,6 +39,7 @@ func newHandler(s *Service) (http.Handler, error) {
 	newGateway := func() *runtime.ServeMux {
 		return runtime.NewServeMux(
 			runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
+			runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }), // what counts is in the request's context
 			runtime.WithErrorHandler(s.gatewayError),
 			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 				s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})

@@ -46,6 +46,9 @@ type Options struct {
 type Client struct {
 	options   Options
 	transport http.RoundTripper
+	// requests are, by endpoint, what is the same in each request: all but context and body. unusable says why there are none.
+	requests map[string]*http.Request
+	unusable error
 }
 
 var _ delivery.Sender = (*Client)(nil)
@@ -54,7 +57,7 @@ var _ delivery.Sender = (*Client)(nil)
 func New(options Options) *Client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	client := &Client{options: options, transport: &http.Transport{
+	client := &Client{options: options, requests: map[string]*http.Request{}, transport: &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: options.Connect}).DialContext,
 		TLSHandshakeTimeout: options.Connect,
@@ -70,6 +73,17 @@ func New(options Options) *Client {
 	if options.Trace != nil {
 		client.transport = options.Trace(client.transport)
 	}
+	for _, endpoint := range endpoints {
+		request, err := http.NewRequest(http.MethodPost, client.URL(endpoint), nil)
+		if err != nil {
+			client.unusable = err
+			break
+		}
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		request.Header.Set("X-FastHelp-API-Key", options.APIKey)
+		request.Header.Set("User-Agent", "callrelay")
+		client.requests[endpoint] = request
+	}
 	return client
 }
 
@@ -83,6 +97,9 @@ func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) deli
 	if !slices.Contains(endpoints, endpoint) {
 		return delivery.Answer{Outcome: delivery.Dead, Reason: fmt.Sprintf("TopS.II has no endpoint %q", clip(endpoint))}
 	}
+	if c.unusable != nil {
+		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + masked(c.unusable)}
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.options.Total)
 	defer cancel()
 
@@ -94,14 +111,12 @@ func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) deli
 		GetConn: func(string) { left.Store(false) },
 		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
 	})
+	// A RoundTripper changes neither the request nor its header, so all requests share theirs.
+	request := c.requests[endpoint].WithContext(ctx)
 	form := "jsonData=" + url.QueryEscape(string(payload))
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.URL(endpoint), strings.NewReader(form))
-	if err != nil {
-		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + masked(err)}
-	}
-	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	request.Header.Set("X-FastHelp-API-Key", c.options.APIKey)
-	request.Header.Set("User-Agent", "callrelay")
+	request.ContentLength = int64(len(form))
+	request.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(form)), nil }
+	request.Body, _ = request.GetBody()
 
 	answer, err := c.transport.RoundTrip(request)
 	if err != nil {

@@ -134,13 +134,13 @@ if add_journal(set, call, ARGV[5], ARGV[9], known[4], known[5]) or commit ~= '' 
     next_known = next_known + 1
     if ARGV[i] == ARGV[1] then
       own = own .. to .. hour .. ' ' .. numbers
-      redis.call('HINCRBY', counters, hour .. to, 1)
+      redis.call('HINCRBY', counters, hour .. to, '1')
     elseif value then
       move(set, counters, 'i:' .. ARGV[i], value, to, numbers)
     else
       for number in string.gmatch(numbers, '%S+') do
         put('a:' .. number, 'oq' .. hour .. ' ' .. number)
-        redis.call('HINCRBY', counters, hour .. 'oq', 1)
+        redis.call('HINCRBY', counters, hour .. 'oq', '1')
       end
     end
   end

@@ -39,8 +39,8 @@ local function move(set, counters, field, value, to, numbers)
   if not outcome or (before ~= '' and numbers == '') then return end -- not a request; what has deliveries is where they are
   if before ~= '' and numbers ~= '' then numbers = before .. ' ' .. numbers end
   if bucket ~= to then
-    if bucket ~= 'q' then count(counters, outcome, hour, bucket, -1) end
-    if not (to == 'q' and before ~= '') then count(counters, outcome, hour, to, 1) end
+    if bucket ~= 'q' then count(counters, outcome, hour, bucket, '-1') end
+    if not (to == 'q' and before ~= '') then count(counters, outcome, hour, to, '1') end
   end
   set[#set + 1] = field
   set[#set + 1] = outcome .. to .. hour .. ' ' .. numbers
@@ -61,8 +61,8 @@ local function moved(set, counters, call, request, value, own, number, state)
   end
   if rank[to] == 6 then to = 'q' end
   if to == bucket then return end
-  if bucket ~= 'q' then count(counters, outcome, hour, bucket, -1) end
-  if to ~= 'q' then count(counters, outcome, hour, to, 1) end
+  if bucket ~= 'q' then count(counters, outcome, hour, bucket, '-1') end
+  if to ~= 'q' then count(counters, outcome, hour, to, '1') end
   set[#set + 1] = field
   set[#set + 1] = outcome .. to .. hour .. ' ' .. numbers
 end
