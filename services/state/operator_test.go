@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -40,6 +41,7 @@ type bench struct {
 	version  map[string]string
 	requests int
 	next     map[string]uint32
+	to       string // where deliveries go; empty: dest
 }
 
 func startHere(t *testing.T, url string, env map[string]string) *bench {
@@ -90,7 +92,7 @@ func (b *bench) arrive(call string, deliveries int, to statev1.Bucket, facts ...
 	for range deliveries {
 		b.next[call]++
 		numbers = append(numbers, b.next[call])
-		item.Deliveries = append(item.Deliveries, &statev1.Delivery{Number: b.next[call], Destination: dest, Endpoint: "createCallEnd", RequestId: id,
+		item.Deliveries = append(item.Deliveries, &statev1.Delivery{Number: b.next[call], Destination: cmp.Or(b.to, dest), Endpoint: "createCallEnd", RequestId: id,
 			Payload: []byte(`{"targetTel":"09012345678"}`)})
 	}
 	if len(numbers) > 0 {
@@ -130,13 +132,14 @@ func (b *bench) arrive(call string, deliveries int, to statev1.Bucket, facts ...
 // attempt leases the head of the call's line and ends it with a word of Attempt.next.
 func (b *bench) attempt(call, next string) {
 	b.t.Helper()
-	work, _, err := b.store.Lease(b.t.Context(), dest, []string{call})
+	to := cmp.Or(b.to, dest)
+	work, _, err := b.store.Lease(b.t.Context(), to, []string{call})
 	if err != nil || len(work) != 1 {
 		b.t.Fatalf("%s: %v %v", call, work, err)
 	}
 	d := work[0].GetDelivery()
 	r := &statev1.LeaseResult{Id: 1, Call: call, Token: work[0].GetToken(), Delivery: d.GetNumber(), RequestId: d.GetRequestId(),
-		Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: dest, Next: next}}
+		Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: to, Next: next}}
 	end := func(st statev1.DeliveryState) {
 		r.Result = &statev1.LeaseResult_End{End: &statev1.End{State: st, Reason: "because " + next}}
 	}
@@ -154,7 +157,7 @@ func (b *bench) attempt(call, next string) {
 	case "send_disabled":
 		r.Attempt, r.Result = nil, &statev1.LeaseResult_End{End: &statev1.End{State: statev1.DeliveryState_DELIVERY_STATE_SEND_DISABLED}}
 	}
-	if a := (&server{Service: b.Service}).complete(b.t.Context(), dest, []*statev1.LeaseResult{r}); a[0].GetError() != nil || a[0].GetSuperseded() {
+	if a := (&server{Service: b.Service}).complete(b.t.Context(), to, []*statev1.LeaseResult{r}); a[0].GetError() != nil || a[0].GetSuperseded() {
 		b.t.Fatalf("%s: %v", call, a)
 	}
 }
@@ -427,6 +430,52 @@ func TestTail(t *testing.T) {
 	b.arrive("ameyo/3", 0, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
 	if m := there(); m.GetEntry().GetCall() != "ameyo/3" {
 		t.Errorf("the other state process tells %v", m)
+	}
+}
+
+// What is asked of one destination is done, counted and listed for that one.
+func TestBulkOfOneDestination(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), nil)
+	for i, to := range []string{"kommo/1", dest, "webhook:a"} {
+		if b.to = to; b.store.Know(t.Context(), to) != nil {
+			t.Fatal("Redis is gone")
+		}
+		for n := range 3 {
+			call := fmt.Sprintf("ameyo/%d%d", i, n)
+			b.arrive(call, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+			b.attempt(call, "dead")
+		}
+	}
+	dead := func(destination string) (calls []string) {
+		resp, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{Destination: destination})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range resp.GetDeliveries() {
+			calls = append(calls, d.GetCall())
+		}
+		slices.Sort(calls)
+		return calls
+	}
+	stream, err := b.relay.DiscardDeliveries(t.Context(), &operatorv1.DiscardDeliveriesRequest{Reason: "r", Filter: &operatorv1.DeliveryFilter{Destination: dest}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last *operatorv1.Progress
+	for p, err := stream.Recv(); err != io.EOF; p, err = stream.Recv() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = p
+	}
+	if last.GetDone() != 3 || last.GetTotal() != 3 || last.GetSeen() != 3 || !last.GetFinished() {
+		t.Errorf("told %v", last)
+	}
+	for to, want := range map[string][]string{"": {"ameyo/00", "ameyo/01", "ameyo/02", "ameyo/20", "ameyo/21", "ameyo/22"},
+		"kommo/1": {"ameyo/00", "ameyo/01", "ameyo/02"}, dest: nil, "webhook:a": {"ameyo/20", "ameyo/21", "ameyo/22"}} {
+		if got := dead(to); !slices.Equal(got, want) {
+			t.Errorf("of %q %v are dead, want %v", to, got, want)
+		}
 	}
 }
 
