@@ -445,9 +445,11 @@ func TestBulkOfOneDestination(t *testing.T) {
 			b.arrive(call, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
 			b.attempt(call, "dead")
 		}
+		b.arrive(fmt.Sprintf("ameyo/%d", i), 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+		b.attempt(fmt.Sprintf("ameyo/%d", i), "delivered")
 	}
-	dead := func(destination string) (calls []string) {
-		resp, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{Destination: destination})
+	list := func(destination string, states ...string) (calls []string) {
+		resp, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{Destination: destination, State: states})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -473,9 +475,13 @@ func TestBulkOfOneDestination(t *testing.T) {
 	}
 	for to, want := range map[string][]string{"": {"ameyo/00", "ameyo/01", "ameyo/02", "ameyo/20", "ameyo/21", "ameyo/22"},
 		"kommo/1": {"ameyo/00", "ameyo/01", "ameyo/02"}, dest: nil, "webhook:a": {"ameyo/20", "ameyo/21", "ameyo/22"}} {
-		if got := dead(to); !slices.Equal(got, want) {
+		if got := list(to, "dead"); !slices.Equal(got, want) {
 			t.Errorf("of %q %v are dead, want %v", to, got, want)
 		}
+	}
+	redistest.Poll(t, 10*time.Second, "the index has them all", func() bool { return len(list("", "delivered")) == 3 })
+	if got := list(dest, "delivered"); !slices.Equal(got, []string{"ameyo/1"}) {
+		t.Errorf("of %q %v are delivered, want ameyo/1", dest, got)
 	}
 }
 
