@@ -412,8 +412,9 @@ const (
 // relay takes a message to the call that it is for, and only then lets its sender forget it. Its id is the input id there,
 // so a second time changes nothing.
 func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message, givenUp error) error {
-	in, err := &input{id: m.GetId(), call: m.GetTo(), since: time.Now(), unreadable: givenUp}, error(nil)
+	in := &input{id: m.GetId(), call: m.GetTo(), since: time.Now(), unreadable: givenUp}
 	if givenUp == nil {
+		var err error
 		if in, err = e.kommo.message(m); err != nil {
 			return err
 		}

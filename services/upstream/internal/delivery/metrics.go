@@ -29,7 +29,7 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
 		m.outcome[outcome] = metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))
 	}
-	var errs [3]error
+	var errs [7]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
 		metric.WithDescription("What became of leased deliveries, by outcome; retry and hold are not final."))
 	m.attempts, errs[1] = meter.Int64Counter("callrelay.upstream.attempts",
@@ -37,14 +37,15 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	m.duration, errs[2] = meter.Float64Histogram("callrelay.upstream.attempt.duration",
 		metric.WithDescription("How long a request took until its answer or its failure."), metric.WithUnit("s"),
 		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30))
-	inFlight, err3 := meter.Int64ObservableGauge("callrelay.upstream.in_flight", metric.WithDescription("Deliveries that are worked on."))
-	unanswered, err4 := meter.Int64ObservableGauge("callrelay.upstream.unanswered",
+	var inFlight, unanswered, breaker, share metric.Int64ObservableGauge
+	inFlight, errs[3] = meter.Int64ObservableGauge("callrelay.upstream.in_flight", metric.WithDescription("Deliveries that are worked on."))
+	unanswered, errs[4] = meter.Int64ObservableGauge("callrelay.upstream.unanswered",
 		metric.WithDescription("Results that state has not answered yet."))
-	breaker, err5 := meter.Int64ObservableGauge("callrelay.upstream.breaker",
+	breaker, errs[5] = meter.Int64ObservableGauge("callrelay.upstream.breaker",
 		metric.WithDescription("Circuit breaker: 0 closed, 1 half open, 2 open."))
-	share, err6 := meter.Int64ObservableGauge("callrelay.upstream.share",
+	share, errs[6] = meter.Int64ObservableGauge("callrelay.upstream.share",
 		metric.WithDescription("Deliveries that may be worked on here, of those that all replicas together may."))
-	if err := errors.Join(errs[0], errs[1], errs[2], err3, err4, err5, err6); err != nil {
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
 	var err error
