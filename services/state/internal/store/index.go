@@ -18,22 +18,26 @@ import (
 // The search index. A term of a call is a member of a sorted set: what it is found by, the minute, the call; sets are
 // searched by their members' order. There is a set for each span of time and each hash of terms, small enough that Redis
 // packs it (up to 128 members; about 30 bytes for each then), and no more spans than spansKept: so a search asks the same
-// number of sets however many calls are stored. A span has few sets for its first calls, many for the rest of a busy one.
+// number of sets however many calls are stored. A span has few sets for its first calls, many for more, and very many for the
+// rest of a busy one (millions of calls).
 //
 // A phone number's digits are data in there, as they are in the journal; other terms are hashed.
 const (
-	spansKept   = 72
-	narrow      = 'n'
-	wide        = 'w'
-	narrowSets  = 256
-	wideSets    = 16384
-	narrowTerms = narrowSets * 100
+	spansKept = 72
+	// setMembers is how many members a set has on average before more sets are used.
+	setMembers = 100
 	// phoneDigits are kept of a number, and minPhoneDigits at least are needed to find it.
 	phoneDigits    = 10
 	minPhoneDigits = 4
 	// perSet bounds what is read of one set.
 	perSet = 1000
 )
+
+// widths are the numbers of sets that a span may have, with their names in keys.
+var widths = []struct {
+	name byte
+	sets int
+}{{'n', 256}, {'w', 16384}, {'x', 262144}}
 
 // Found says what a call can be found by.
 type Found struct {
@@ -76,8 +80,8 @@ func (s *Store) Index(ctx context.Context, found []Found) error {
 		}
 		slot := s.slot(f.AtMS)
 		add := func(prefix string, hash uint64) {
-			key := set{span, s.width(), 0}
-			key.shard = shardOf(key.width, hash)
+			width := s.width()
+			key := set{span, widths[width].name, int(hash % uint64(widths[width].sets))}
 			sets[key] = append(sets[key], redis.Z{Member: prefix + slot + f.Call})
 			s.index.terms++
 		}
@@ -116,18 +120,14 @@ func (s *Store) Index(ctx context.Context, found []Found) error {
 	return err
 }
 
-func (s *Store) width() byte {
-	if s.index.terms < narrowTerms {
-		return narrow
+// width is the one that what this process wrote of the span calls for.
+func (s *Store) width() int {
+	for i := range len(widths) - 1 {
+		if s.index.terms < widths[i].sets*setMembers {
+			return i
+		}
 	}
-	return wide
-}
-
-func shardOf(width byte, hash uint64) int {
-	if width == narrow {
-		return int(hash % narrowSets)
-	}
-	return int(hash % wideSets)
+	return len(widths) - 1
 }
 
 // slot is the minute within the span, the latest first.
@@ -235,9 +235,9 @@ func (s *Store) Find(ctx context.Context, query string, sinceMS int64, limit int
 		var of []hit
 		var prefixes []string
 		for span := from; span > from-group && span >= oldest; span-- {
-			for _, width := range []byte{narrow, wide} {
+			for _, width := range widths {
 				for _, look := range searches {
-					cmds = append(cmds, p.ZRangeByLex(ctx, keyIndex(span, width, shardOf(width, look.hash)),
+					cmds = append(cmds, p.ZRangeByLex(ctx, keyIndex(span, width.name, int(look.hash%uint64(width.sets))),
 						&redis.ZRangeBy{Min: "[" + look.prefix, Max: "(" + look.prefix + "\xff\xff\xff\xff", Count: perSet}))
 					of, prefixes = append(of, hit{span: span}), append(prefixes, look.prefix)
 				}

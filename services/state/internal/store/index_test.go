@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -169,5 +170,35 @@ func TestCallSize(t *testing.T) {
 	t.Logf("%d bytes a call, %d bytes its index", (calls-before)/n, (all-calls)/n)
 	if size := (all - before) / n; size >= 2048 {
 		t.Errorf("a call costs %d bytes", size)
+	}
+}
+
+// What was indexed is found whether its span had few calls then, or many.
+func TestFindInAllWidths(t *testing.T) {
+	was := widths
+	defer func() { widths = was }()
+	widths = slices.Clone(widths)
+	widths[0].sets, widths[1].sets, widths[2].sets = 2, 4, 8
+	s := open(t, redistest.Start(t).URL())
+	const n = 150 // six terms each
+	now := s.Now()
+	for i := range n {
+		if err := s.Index(ctx, []Found{foundOf(i, now)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, width := range widths {
+		keys, err := s.client.Keys(ctx, "cr:i:*:"+string(width.name)+"*").Result()
+		if err != nil || len(keys) != width.sets {
+			t.Errorf("%d sets of %c: %v", len(keys), width.name, err)
+		}
+	}
+	for i := range n {
+		for _, query := range []string{"customer" + strconv.Itoa(i), fmt.Sprintf("090%08d", i)} {
+			page, err := s.Find(ctx, query, 0, 10, "")
+			if want := foundOf(i, 0).Call; err != nil || !slices.Contains(page.Calls, want) {
+				t.Errorf("%s finds %v, %v; want %s", query, page.Calls, err, want)
+			}
+		}
 	}
 }
