@@ -51,11 +51,16 @@ type Found struct {
 
 // index is what this process knows of the sets it writes.
 type index struct {
-	mu      sync.Mutex
-	span    int64
-	terms   int
-	expires map[string]bool // keys of this span that have their time to live
+	mu    sync.Mutex
+	span  int64
+	terms int
+	// By width and set, and of the list: it has its time to live.
+	lives       [][]bool
+	recentLives bool
 }
+
+// forget that keys have their time to live: of some nobody knows.
+func (i *index) forget() { i.lives, i.recentLives = make([][]bool, len(widths)), false }
 
 // spanMS is how much time one span covers: the index is kept for twice the retention, because a call may be open as long as
 // that and is kept as long again.
@@ -68,20 +73,20 @@ func (s *Store) Index(ctx context.Context, found []Found) error {
 	s.index.mu.Lock()
 	defer s.index.mu.Unlock()
 	type set struct {
-		span  int64
-		width byte
-		shard int
+		span         int64
+		width, shard int
 	}
 	sets, recent := map[set][]redis.Z{}, map[int64][]any{}
 	for _, f := range found {
 		span := f.AtMS / s.spanMS()
 		if span != s.index.span {
-			s.index.span, s.index.terms, s.index.expires = span, 0, map[string]bool{}
+			s.index.span, s.index.terms = span, 0
+			s.index.forget()
 		}
 		slot := s.slot(f.AtMS)
 		add := func(prefix string, hash uint64) {
 			width := s.width()
-			key := set{span, widths[width].name, int(hash % uint64(widths[width].sets))}
+			key := set{span, width, int(hash % uint64(widths[width].sets))}
 			sets[key] = append(sets[key], redis.Z{Member: prefix + slot + f.Call})
 			s.index.terms++
 		}
@@ -101,22 +106,30 @@ func (s *Store) Index(ctx context.Context, found []Found) error {
 		}
 	}
 	p := s.client.Pipeline()
-	expire := func(key string, span int64) {
-		if !s.index.expires[key] {
-			p.PExpireAt(ctx, key, time.UnixMilli((span+1)*s.spanMS()+2*s.cfg.Retention.Milliseconds()))
-			s.index.expires[key] = true
+	// lives gives a key its time to live, once in the present span.
+	lives := func(key string, span int64, has *bool) {
+		if span == s.index.span && *has {
+			return
 		}
+		p.PExpireAt(ctx, key, time.UnixMilli((span+1)*s.spanMS()+2*s.cfg.Retention.Milliseconds()))
+		*has = *has || span == s.index.span
 	}
 	for of, members := range sets {
-		key := keyIndex(of.span, of.width, of.shard)
+		key := keyIndex(of.span, widths[of.width].name, of.shard)
 		p.ZAdd(ctx, key, members...)
-		expire(key, of.span)
+		if s.index.lives[of.width] == nil {
+			s.index.lives[of.width] = make([]bool, widths[of.width].sets)
+		}
+		lives(key, of.span, &s.index.lives[of.width][of.shard])
 	}
 	for span, calls := range recent {
 		p.RPush(ctx, keyRecent(span), calls...)
-		expire(keyRecent(span), span)
+		lives(keyRecent(span), span, &s.index.recentLives)
 	}
 	_, err := p.Exec(ctx)
+	if err != nil {
+		s.index.forget()
+	}
 	return err
 }
 

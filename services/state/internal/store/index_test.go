@@ -202,3 +202,33 @@ func TestFindInAllWidths(t *testing.T) {
 		}
 	}
 }
+
+// All of the index ends by itself, also what was written first when Redis did not answer.
+func TestIndexEnds(t *testing.T) {
+	r := redistest.Start(t)
+	s := open(t, r.URL())
+	now := s.Now()
+	for i := range 20 {
+		if i == 10 {
+			r.Kill()
+			if s.Index(ctx, []Found{foundOf(i, now), foundOf(i+1, now)}) == nil {
+				t.Error("written although Redis is gone")
+			}
+			r.Up(t)
+		}
+		batch := []Found{foundOf(i, now)}
+		if i > 15 { // and in the same sets of another span
+			batch = append([]Found{foundOf(i, now-int64(i)*s.spanMS())}, batch...)
+		}
+		redistest.Poll(t, 5*time.Second, "it is indexed", func() bool { return s.Index(ctx, batch) == nil })
+	}
+	keys, err := s.client.Keys(ctx, "cr:i:*").Result()
+	if err != nil || len(keys) < 40 {
+		t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	for _, key := range keys {
+		if ttl := s.client.TTL(ctx, key).Val(); ttl <= 0 || ttl > 3*s.cfg.Retention {
+			t.Errorf("%s lives for %v", key, ttl)
+		}
+	}
+}

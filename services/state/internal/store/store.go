@@ -158,6 +158,9 @@ func (s *Store) Connect(ctx context.Context) error {
 		return &FormatError{Found: m["format"], Partitions: m["partitions"]}
 	}
 	s.remember(known.Val())
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	s.index.forget() // what Redis lost of it is written anew without
 	return nil
 }
 
