@@ -33,7 +33,7 @@ func (c *inProcess) NewStream(ctx context.Context, desc *grpc.StreamDesc, method
 	if err := ctx.Err(); err != nil {
 		return nil, status.FromContextError(err).Err()
 	}
-	s := &handover{ctx: ctx, there: make(chan proto.Message, handedOver), back: make(chan proto.Message, handedOver), done: make(chan struct{})}
+	s := &handover{ctx: ctx, many: desc.ClientStreams, there: make(chan proto.Message, handedOver), back: make(chan proto.Message, handedOver), done: make(chan struct{})}
 	if !c.server.streams.begin(func(base context.Context) {
 		// Of the context, only metadata crosses, as over a network.
 		ctx, cancel := context.WithCancel(base)
@@ -101,6 +101,8 @@ func (s *streams) stop(timeout time.Duration) {
 // handover is the client's side of a stream.
 type handover struct {
 	ctx         context.Context
+	many        bool // messages come from the client, not one
+	closed      sync.Once
 	there, back chan proto.Message
 	done        chan struct{} // closed when the handler has returned
 	err         error         // then: with what
@@ -109,19 +111,23 @@ type handover struct {
 func (s *handover) Context() context.Context     { return s.ctx }
 func (s *handover) Header() (metadata.MD, error) { return nil, nil }
 func (s *handover) Trailer() metadata.MD         { return nil }
-func (s *handover) CloseSend() error             { close(s.there); return nil }
+func (s *handover) CloseSend() error             { s.closed.Do(func() { close(s.there) }); return nil }
 
 func (s *handover) SendMsg(m any) error {
+	over := io.EOF // RecvMsg says why
+	if !s.many {
+		over = nil // whoever sends one message expects to be told by RecvMsg alone
+	}
 	select {
 	case <-s.done:
-		return io.EOF // RecvMsg says why
+		return over
 	default:
 	}
 	select {
 	case s.there <- m.(proto.Message):
 		return nil
 	case <-s.done:
-		return io.EOF
+		return over
 	case <-s.ctx.Done():
 		return status.FromContextError(s.ctx.Err()).Err()
 	}

@@ -129,7 +129,14 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 	}
 	if !s.spool.behind(call) {
 		budget := s.cfg.AckBudget - min(s.cfg.AckBudget/4, 500*time.Millisecond)
+		if s.spool.busy() && s.keepEarly(ctx, r, call, item, budget/2) {
+			return spooled, nil
+		}
+		sent := time.Now()
 		answer, err := s.route(ctx, r, item, budget)
+		if err == nil {
+			s.spool.answered(time.Since(sent), budget)
+		}
 		switch {
 		case err == nil && answer.GetDuplicate():
 			return duplicate, nil
@@ -149,6 +156,13 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 		return unrecorded, err
 	}
 	return spooled, nil
+}
+
+// keepEarly spools a callback that router could take as well, if later: the spool need not be able to.
+func (s *ameyoServer) keepEarly(ctx context.Context, r *request, call string, item *routerv1.RouteItem, budget time.Duration) bool {
+	ctx, cancel := context.WithDeadline(ctx, r.received.Add(budget))
+	defer cancel()
+	return s.spool.keep(ctx, r, call, item, 1) == nil
 }
 
 // keepOver has an event wait in the spool that is beyond its token's share.
@@ -198,7 +212,6 @@ func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.Rout
 	e := errkind.FromProto(answer.GetError())
 	if e == nil || e.Kind != errorsv1.Kind_KIND_UNAVAILABLE {
 		s.spool.committed()
-		s.spool.answered(time.Since(r.received), budget)
 	}
 	if e != nil {
 		return nil, e

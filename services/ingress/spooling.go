@@ -21,8 +21,9 @@ const (
 	// missesInARow is after how many callbacks that waited in vain router or state counts as away: from then on callbacks are
 	// spooled without waiting, and only the spool itself tries, one item at a time, until one is committed.
 	missesInARow = 3
-	// slowFor is how long callbacks are spooled at once after router took its time, see answered.
-	slowFor = 100 * time.Millisecond
+	// lateInARow is after how many late answers router counts as slow, and slowFor for how long then; see answered.
+	lateInARow = 3
+	slowFor    = 100 * time.Millisecond
 	// reconnecting is how long callbacks wait for a broken stream to come back before they are spooled at once.
 	reconnecting = 300 * time.Millisecond
 	// drainAtOnce bounds the spooled items that are with router, each of another call; tryTime bounds one try.
@@ -46,25 +47,38 @@ type spooling struct {
 
 	away   atomic.Bool  // nothing is sent to router but by drain
 	misses atomic.Int32 // in a row
-	slow   atomic.Int64 // until when router counts as slow, in Unix nanoseconds
+	late   atomic.Int32 // in a row
+	slow   atomic.Int64 // until when router counts as slow, in nanoseconds since started
 	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
 	alarm  atomic.Bool  // which was said
 
 	refusedLate atomic.Int64 // callbacks that were refused after they had been acknowledged
 }
 
-// behind says whether a callback of the call has to go to the spool: router is away or has more than it can do, or something
-// of the call is spooled.
-func (s *spooling) behind(call string) bool {
-	return s.away.Load() || time.Now().UnixNano() < s.slow.Load() || s.spool.Holds(call)
+// started is what times are counted from that a jump of the wall clock must not move.
+var started = time.Now()
+
+// behind says whether a callback of the call has to go to the spool: router is away, or something of the call is spooled. It
+// costs two atomic reads while neither is so.
+func (s *spooling) behind(call string) bool { return s.away.Load() || s.spool.Holds(call) }
+
+// busy says whether router has more than it can do, so that a callback had better go to the spool.
+func (s *spooling) busy() bool {
+	until := s.slow.Load()
+	return until != 0 && int64(time.Since(started)) < until
 }
 
-// answered notes how long router took of what a callback may wait. Once it is a quarter, those who come now would wait as long
-// and longer: they are spooled, until router's answers are quick again. So under overload most of the budget is left for the
-// disk, and hardly any callback waits in vain, which would have router and the spool work on it both.
+// answered notes how long router took of what a callback may wait. Once its answers take a quarter, one after the other, those
+// who come now would wait as long and longer: they are spooled, until its answers are quick again. So under overload most of
+// the budget is left for the disk, and hardly any callback waits in vain, which would have router and the spool work on it both.
 func (s *spooling) answered(took, budget time.Duration) {
-	if took > budget/4 {
-		s.slow.Store(time.Now().Add(slowFor).UnixNano())
+	switch {
+	case took <= budget/4:
+		if s.late.Load() != 0 {
+			s.late.Store(0)
+		}
+	case s.late.Add(1) >= lateInARow:
+		s.slow.Store(int64(time.Since(started) + slowFor))
 	}
 }
 
@@ -85,15 +99,21 @@ func (s *spooling) missed() {
 	}
 }
 
-// put spools an item. Its error is UNAVAILABLE: nothing durable can take the callback.
-func (s *spooling) put(ctx context.Context, r *request, call string, item *routerv1.RouteItem, part float64) error {
+// keep spools an item. After an error it may be spooled all the same.
+func (s *spooling) keep(ctx context.Context, r *request, call string, item *routerv1.RouteItem, part float64) error {
 	// A copy: a try that was given up may still be using the item.
 	data, err := proto.Marshal(&routerv1.RouteItem{RequestId: r.id, Traceparent: telemetry.Inject(ctx), Query: r.query, Peer: r.peer,
 		Spooled: true, Share: item.GetShare(), Callback: item.GetCallback()})
 	if err != nil {
 		return errkind.Internal(err)
 	}
-	if err = s.spool.Append(ctx, call, r.received, data, part); err == nil {
+	return s.spool.Append(ctx, call, r.received, data, part)
+}
+
+// put is keep where nothing else can take the callback. Its error is UNAVAILABLE.
+func (s *spooling) put(ctx context.Context, r *request, call string, item *routerv1.RouteItem, part float64) error {
+	err := s.keep(ctx, r, call, item, part)
+	if err == nil {
 		return nil
 	}
 	if part == 1 && !errors.Is(ctx.Err(), context.Canceled) {

@@ -387,56 +387,85 @@ func TestOverload(t *testing.T) {
 	t.Logf("%d acknowledged, %d answered 503; %d committed at once, %d from the spool", len(acked), full.Load(), direct, spooled)
 }
 
-// A router that answers late has more than it can do: who comes next does not wait in its line, but is spooled, until its answers
-// are quick again.
+// A router whose answers are late, one after the other, has more than it can do: who comes next does not wait in its line, but
+// is spooled, until its answers are quick again. Where the spool cannot take it, it waits.
 func TestLateAnswers(t *testing.T) {
-	var late atomic.Bool
 	f := newSwitched()
-	inner, release := f.answer, make(chan struct{})
+	inner, late := f.answer, make(chan struct{})
+	var stuck atomic.Bool
 	f.answer = func(item *routerv1.RouteItem) *routerv1.RouteAnswer {
-		if late.Load() {
-			<-release
+		switch call := item.GetAmeyoCallEnd().GetUniqueId(); {
+		case len(call) == 2:
+			<-late
+		case call == "500" && stuck.Load():
+			return nil
 		}
 		return inner(item)
 	}
-	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "8s"})
+	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "8s", "SPOOL_MAX_ITEMS": "2"})
 	poll(t, 5*time.Second, "there is a stream", s.pipe.Connected)
-	outcome := func(n int) bool {
+	send := func(n int) (id string) {
 		t.Helper()
 		resp, body := do(t, "GET", front.URL+end(n, n), nil)
 		if resp.StatusCode != 200 {
-			t.Fatalf("%d %s", resp.StatusCode, body)
+			t.Errorf("%d %s", resp.StatusCode, body)
 		}
-		id := resp.Header.Get("X-Request-Id")
-		var item *routerv1.RouteItem
-		poll(t, 5*time.Second, "it came to router", func() bool {
-			i := slices.IndexFunc(f.items(), func(item *routerv1.RouteItem) bool { return item.GetRequestId() == id })
-			if i >= 0 {
-				item = f.items()[i]
-			}
-			return i >= 0
-		})
-		return item.GetSpooled()
+		return resp.Header.Get("X-Request-Id")
 	}
-	if outcome(1) {
+	spooled := func(n int) (was bool) {
+		t.Helper()
+		id := send(n)
+		poll(t, 5*time.Second, "it came to router", func() bool {
+			return slices.ContainsFunc(f.items(), func(item *routerv1.RouteItem) bool {
+				was = item.GetSpooled()
+				return item.GetRequestId() == id
+			})
+		})
+		return was
+	}
+	if spooled(100) {
 		t.Error("spooled although router was quick")
 	}
-	late.Store(true)
-	time.AfterFunc(2100*time.Millisecond, func() { late.Store(false); close(release) })
-	if outcome(2) {
-		t.Error("spooled although most of the budget was left")
+	var wg sync.WaitGroup
+	for i := range lateInARow {
+		if s.spool.busy() {
+			t.Error("router counts as slow already")
+		}
+		wg.Go(func() { send(10 + i) })
 	}
+	time.AfterFunc(3*time.Second, func() { close(late) })
+	wg.Wait()
 	if s.spool.slow.Load() == 0 {
-		t.Error("router does not count as slow after an answer that took more than a quarter of the budget")
+		t.Error("router does not count as slow after answers that took more than a quarter of the budget")
 	}
-	s.spool.slow.Store(time.Now().Add(time.Hour).UnixNano()) // this machine may be slow as well
-	if !outcome(3) {
+	s.spool.slow.Store(int64(time.Since(started) + time.Hour)) // this machine may be slow as well
+	if !spooled(200) {
 		t.Error("not spooled although router is slow")
 	}
-	s.spool.slow.Store(time.Now().UnixNano())
 	poll(t, 5*time.Second, "the spool is empty", s.spool.spool.Empty)
-	if outcome(4) {
+	stuck.Store(true)
+	send(500)
+	send(500)
+	if spooled(201) {
+		t.Error("the spool is full, and took it")
+	}
+	if s.spool.alarm.Load() {
+		t.Error("an alarm although router took it")
+	}
+	stuck.Store(false)
+	poll(t, 5*time.Second, "the spool is empty", s.spool.spool.Empty)
+	s.spool.slow.Store(int64(time.Since(started)))
+	if spooled(202) {
 		t.Error("spooled although router is quick again")
+	}
+	// One late answer among others says nothing of router.
+	s.spool.slow.Store(0)
+	for range 2 * lateInARow {
+		s.spool.answered(time.Second, 2*time.Second)
+		s.spool.answered(time.Millisecond, 2*time.Second)
+	}
+	if s.spool.busy() {
+		t.Error("router counts as slow although every second answer is quick")
 	}
 }
 

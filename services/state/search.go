@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
@@ -469,7 +471,7 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 		}
 		if time.Since(told) >= progressEvery {
 			told = time.Now()
-			if failed = send(progress); failed != nil {
+			if failed = send(proto.CloneOf(progress)); failed != nil {
 				return false
 			}
 			progress.Refusals = nil
@@ -485,5 +487,5 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 		return ctx.Err()
 	}
 	progress.Finished = true
-	return send(progress)
+	return send(proto.CloneOf(progress))
 }

@@ -38,7 +38,7 @@ func TestTwoHundredCopiesGiveOneDelivery(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			// Each waits for the commits before it; on a busy machine the last would be spooled, and told so without a word of
 			// the one it repeats.
-			r := startWith(t, []string{"ACK_BUDGET=10s"}, args...)
+			r := startWith(t, []string{"ACK_BUDGET=50s"}, args...)
 			var fresh, repeats atomic.Int32
 			concurrently(200, 200, func(int) {
 				switch a := r.end(connectedEnd(7)...); {
