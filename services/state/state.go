@@ -146,11 +146,11 @@ func (s *Service) connect(ctx context.Context, lost error) error {
 		wait(lost)
 	}
 	for attempt := 0; ; attempt++ {
-		durability, err := s.connectOnce(ctx)
+		durability, err := s.connectOnce(ctx, starting)
 		var format *store.FormatError
 		switch {
 		case err == nil:
-			if starting && len(durability.Unsafe) > 0 && !bool(s.cfg.RedisAllowUnsafe) {
+			if starting && s.unsafe(durability) {
 				err := fmt.Errorf("redis would lose calls: %s (REDIS_ALLOW_UNSAFE=true starts all the same)", strings.Join(durability.Unsafe, "; "))
 				s.setReady(err.Error())
 				return err
@@ -180,11 +180,17 @@ func (s *Service) connect(ctx context.Context, lost error) error {
 	}
 }
 
-func (s *Service) connectOnce(ctx context.Context) (store.Durability, error) {
+func (s *Service) connectOnce(ctx context.Context, starting bool) (store.Durability, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := s.store.Connect(ctx); err != nil {
-		return store.Durability{}, err
+	durability, err := s.store.CheckDurability(ctx)
+	if err != nil || starting && s.unsafe(durability) {
+		return durability, err // from Connect on calls are taken
 	}
-	return s.store.CheckDurability(ctx)
+	return durability, s.store.Connect(ctx)
+}
+
+// unsafe says whether a Redis is refused at the start.
+func (s *Service) unsafe(d store.Durability) bool {
+	return len(d.Unsafe) > 0 && !bool(s.cfg.RedisAllowUnsafe)
 }

@@ -55,6 +55,8 @@ type Dispatcher struct {
 	incarnation string // of Redis, at the last sweep
 	// alone is true while no other state process is alive: then nobody needs to be told.
 	alone atomic.Bool
+	// holdsKnown: before that no delivery is leased by its commit.
+	holdsKnown atomic.Bool
 }
 
 // New returns a dispatcher that works once Run runs.
@@ -77,6 +79,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+	d.holdsKnown.Store(true)
 	d.mu.Lock()
 	d.start = func(l *line) { wg.Go(func() { l.run(ctx) }) }
 	for _, l := range d.lines {
@@ -290,7 +293,7 @@ func leasedWork(item *statev1.CommitItem, j int, token string, now int64) *state
 func (l *line) reserve() *Consumer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.known) > 0 || l.hold.Held() {
+	if len(l.known) > 0 || l.hold.Held() || !l.d.holdsKnown.Load() {
 		return nil
 	}
 	c := l.pick()

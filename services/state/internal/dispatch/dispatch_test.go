@@ -38,6 +38,7 @@ func run(t *testing.T, s *store.Store, leaseTime time.Duration) *Dispatcher {
 	var wg sync.WaitGroup
 	wg.Go(func() { d.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
+	redistest.Poll(t, 5*time.Second, "the holds are known", d.holdsKnown.Load)
 	return d
 }
 
@@ -316,6 +317,24 @@ func TestCommitLeasesAtOnce(t *testing.T) {
 
 // Rule 7: only time in which this process looked counts, on one and the same Redis. Each step says how long ago the sweep
 // before was; a stopped process sees no more than that a long time has passed.
+// Until the holds are known nothing is leased by its commit either.
+func TestCommitBeforeTheHoldsAreKnown(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	if err := s.Hold(ctx, dest, "maintenance", -1, 0); err != nil {
+		t.Fatal(err)
+	}
+	d := New(s, slog.New(slog.DiscardHandler), time.Minute)
+	c := d.Join(dest)
+	c.Grant(1)
+	if _, errs := d.Commit(ctx, []*statev1.CommitItem{{Call: "ameyo/1", InputId: "i", CommitId: "c",
+		Deliveries: []*statev1.Delivery{{Number: 1, Destination: dest, Payload: []byte("p")}}}}); errs[0] != nil {
+		t.Fatal(errs[0])
+	}
+	if work := next(t, c, 0); len(work) != 0 {
+		t.Errorf("leased to %v although it is held", work)
+	}
+}
+
 func TestLeaseTimeCountsWhatWasWatched(t *testing.T) {
 	r := redistest.Start(t)
 	s := open(t, r.URL())

@@ -25,7 +25,7 @@ func newClock() *Clock { return &Clock{start: time.Now(), wall: time.Now} }
 // witness (then the process or the machine was asleep): a failover to a machine with a wrong clock must not make timers come
 // early and windows end early. It returns by how much Redis' clock is off if it was not followed.
 func (c *Clock) set(redisTime time.Time) (off time.Duration) {
-	now, first := c.Now(), c.offset.Load() == 0
+	now, first := c.Now(), !c.known()
 	ahead := redisTime.Sub(time.UnixMilli(now))
 	switch {
 	case first, ahead > 0 && ahead <= trusted, ahead > trusted && redisTime.Sub(c.wall()).Abs() <= trusted:
@@ -35,6 +35,9 @@ func (c *Clock) set(redisTime time.Time) (off time.Duration) {
 	}
 	return 0
 }
+
+// known says whether Redis was asked for its time. Before that Now is not the time.
+func (c *Clock) known() bool { return c.offset.Load() != 0 }
 
 // Now is the time in Unix milliseconds.
 func (c *Clock) Now() int64 {

@@ -52,6 +52,9 @@ type invocation struct {
 	args []any
 }
 
+// errNoTime says that Redis has not been asked for the time yet: what was written now would be dated wrong for ever.
+var errNoTime = errors.New("redis was not connected yet")
+
 // run executes one script for many items as one pipeline. Items fail one by one. A script that Redis does not know
 // (NOSCRIPT, after a restart or failover) is loaded and only those items run again, in their order.
 func (s *Store) run(ctx context.Context, script *redis.Script, calls []invocation) ([]any, []error) {
@@ -59,6 +62,9 @@ func (s *Store) run(ctx context.Context, script *redis.Script, calls []invocatio
 		defer func(began time.Time) { s.cfg.Ran(ctx, name, len(calls), time.Since(began)) }(time.Now())
 	}
 	replies, errs := make([]any, len(calls)), make([]error, len(calls))
+	if !s.clock.known() {
+		return replies, fill(errs, errNoTime)
+	}
 	s.pipeline(ctx, calls, replies, errs, func(p redis.Pipeliner, c invocation) *redis.Cmd {
 		return p.EvalSha(ctx, script.Hash(), c.keys, c.args...)
 	}, func(error) bool { return true })

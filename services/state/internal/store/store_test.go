@@ -358,6 +358,29 @@ func giveback(t *testing.T, s *Store, token string, maybeSent bool) int {
 
 // Rules 7 and 8: a lease that ended without a result makes the delivery uncertain, and the mark travels; a lease that is
 // not the current one any more is left alone.
+// Before Redis was asked for the time nothing is written or answered: it would be dated 1970.
+func TestNothingBeforeTheClock(t *testing.T) {
+	r := redistest.Start(t)
+	s, err := Open(Config{URL: r.URL(), Retention: time.Hour, JournalLimit: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, _, errs := s.Commit(ctx, []*statev1.CommitItem{item("ameyo/1", "i1", "", "c1", 1)}, nil); errs[0] == nil {
+		t.Error("committed")
+	}
+	if _, errs := s.Load(ctx, []string{"ameyo/1"}); errs[0] == nil {
+		t.Error("loaded")
+	}
+	if err := s.Connect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if states, errs := s.Load(ctx, []string{"ameyo/1"}); errs[0] != nil || states[0].GetVersion() != "" {
+		t.Errorf("got %v, %v", states[0], errs[0])
+	}
+	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
+}
+
 // Redis may make a lease between the two looks of its giving back. Then it stays, to be given back by whoever looks again.
 func testGivebackMeetsCommit(t *testing.T, s *Store) {
 	lost := Lost{Ref{dest, "ameyo/77"}, "late"}
