@@ -22,6 +22,7 @@ import (
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/lanes"
 	"callrelay/platform/telemetry"
 	"callrelay/services/ingress/internal/spool"
 )
@@ -37,6 +38,7 @@ type ameyoServer struct {
 	spool   *spooling
 	load    *load
 	refused *refusals
+	lanes   lanes.Lanes
 }
 
 // request is what the edge knows of a callback beside its parameters.
@@ -127,13 +129,19 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 	if event, ok := ctx.Value(eventKey{}).(*pbxEvent); ok && event.over {
 		return s.keepOver(ctx, r, call, item, event)
 	}
-	if !s.spool.behind(call) {
-		budget := s.cfg.AckBudget - min(s.cfg.AckBudget/4, 500*time.Millisecond)
+	budget := s.cfg.AckBudget - min(s.cfg.AckBudget/4, 500*time.Millisecond)
+	// One callback of a call at a time, or a later one could be committed while an earlier one, which waits in vain, is spooled.
+	waiting, giveUp := context.WithDeadline(ctx, r.received.Add(budget))
+	defer giveUp()
+	if leave, err := s.lanes.Enter(waiting, call); err == nil {
+		defer leave()
+	}
+	if waiting.Err() == nil && !s.spool.behind(call) {
 		if s.spool.busy() && s.keepEarly(ctx, r, call, item, budget/2) {
 			return spooled, nil
 		}
 		sent := time.Now()
-		answer, err := s.route(ctx, r, item, budget)
+		answer, err := s.route(waiting, r, item)
 		if err == nil {
 			s.spool.answered(time.Since(sent), budget)
 		}
@@ -196,11 +204,9 @@ func refusalOf(err error) *errkind.Error {
 	return errkind.Internal(err)
 }
 
-// route sends one item and waits for its commit, at most so long after it was received.
-func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem, budget time.Duration) (*routerv1.RouteAnswer, error) {
-	deadline := r.received.Add(budget)
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
+// route sends one item and waits for its commit, until the deadline of ctx.
+func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem) (*routerv1.RouteAnswer, error) {
+	deadline, _ := ctx.Deadline()
 	item.RequestId, item.Query, item.Peer = r.id, r.query, r.peer
 	item.Traceparent = telemetry.Inject(ctx)
 	item.AgeMs = time.Since(r.received).Milliseconds()

@@ -99,7 +99,9 @@ func (f *refusals) keep(r refusedRequest, route bool) {
 	item := &routerv1.RouteItem{Callback: &routerv1.RouteItem_Refused{Refused: r.refused}}
 	err := errors.New("router is away")
 	if route && !f.spool.away.Load() {
-		_, err = f.route(r.ctx, r.request, item, time.Since(r.received)+recordTime)
+		ctx, cancel := context.WithTimeout(r.ctx, recordTime)
+		_, err = f.route(ctx, r.request, item)
+		cancel()
 	}
 	if err != nil {
 		ctx, cancel := context.WithTimeout(r.ctx, recordTime)

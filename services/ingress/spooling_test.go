@@ -469,6 +469,31 @@ func TestLateAnswers(t *testing.T) {
 	}
 }
 
+// A callback that waits in vain and is spooled is not overtaken by a later one of its call that was under way with it.
+func TestNoneOvertakesWhatIsSpooled(t *testing.T) {
+	f := newSwitched()
+	inner := f.answer
+	var held atomic.Bool
+	f.answer = func(item *routerv1.RouteItem) *routerv1.RouteAnswer {
+		if held.Load() && item.GetAmeyoCallEnd().GetCustomerId() == "1" && !item.GetSpooled() {
+			return nil // it is not committed in time
+		}
+		return inner(item)
+	}
+	front, s := serveService(t, &f.fakeRouter, map[string]string{"ACK_BUDGET": "2s"})
+	poll(t, 5*time.Second, "there is a stream", s.pipe.Connected)
+	held.Store(true)
+	var wg sync.WaitGroup
+	wg.Go(func() { do(t, "GET", front.URL+end(7, 1), nil) })
+	poll(t, 5*time.Second, "the first is with router", func() bool { return f.last().GetAmeyoCallEnd().GetCustomerId() == "1" })
+	wg.Go(func() { do(t, "GET", front.URL+end(7, 2), nil) })
+	wg.Wait()
+	poll(t, 10*time.Second, "both are committed", func() bool { return len(f.items()) == 2 && s.spool.spool.Empty() })
+	if got := f.items(); got[0].GetAmeyoCallEnd().GetCustomerId() != "1" {
+		t.Errorf("the later one was committed first: %v", got)
+	}
+}
+
 // running runs a whole service on a port of its own.
 func running(t *testing.T, f *fakeRouter, env map[string]string) (*Service, func() error) {
 	t.Helper()

@@ -20,6 +20,7 @@ import (
 	errorsv1 "callrelay/gen/callrelay/errors/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/lanes"
 	"callrelay/platform/telemetry"
 	"callrelay/services/router/ameyo"
 	"callrelay/services/router/kommo"
@@ -36,7 +37,7 @@ type engine struct {
 	metrics *metrics
 	load    *loadPipe
 	commit  *commitPipe
-	lanes   lanes
+	lanes   lanes.Lanes
 	clock   clock
 	running running
 	pbx     pbxRules
@@ -51,7 +52,7 @@ type engine struct {
 func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
 	m, err := newMetrics(tel.Meter())
 	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
-		lanes: lanes{m: map[string]*lane{}}, decide: ameyo.Decide}, err
+		decide: ameyo.Decide}, err
 }
 
 // input is one thing that happened to a call.
@@ -79,7 +80,7 @@ type input struct {
 func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err error) {
 	e.running.begin()
 	defer e.running.end()
-	leave, err := e.lanes.enter(ctx, in.call)
+	leave, err := e.lanes.Enter(ctx, in.call)
 	if err != nil {
 		return false, errkind.Unavailable(err, "the inputs before this one of its call are not done yet")
 	}

@@ -2,14 +2,12 @@ package router
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -274,42 +272,3 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// One input of a call at a time, in the order in which they came; other calls are not delayed.
-func TestLanes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := &lanes{m: map[string]*lane{}}
-		ctx := context.Background()
-		leave, _ := l.enter(ctx, "a")
-		var order []int
-		for i := range 5 {
-			go func() {
-				leave, err := l.enter(ctx, "a")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				order = append(order, i)
-				leave()
-			}()
-			synctest.Wait()
-		}
-		other, err := l.enter(ctx, "b")
-		if err != nil {
-			t.Fatal(err)
-		}
-		other()
-		short, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if _, err := l.enter(short, "a"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("got %v", err)
-		}
-		leave()
-		synctest.Wait()
-		if fmt.Sprint(order) != "[0 1 2 3 4]" {
-			t.Errorf("order %v", order)
-		}
-		if len(l.m) != 0 {
-			t.Errorf("%d lanes are left", len(l.m))
-		}
-	})
-}
