@@ -201,6 +201,10 @@ func pause(ctx context.Context, attempt int, err error) error {
 	}
 }
 
+// maxDeliveries bounds what one call can grow to. A real one has a dozen; a dialer that sends one id for all its calls would
+// make a record that is too large to be read.
+const maxDeliveries = 1000
+
 // decideOne asks the rules and makes the commit of what they say. A panic of the rules is this input's error, nobody else's.
 func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, effects ameyo.Effects, err error) {
 	defer func() {
@@ -218,6 +222,9 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	}
 	if in.done {
 		return newCommit(in, state.GetVersion(), nowMS), effects, nil
+	}
+	if in.received != nil && len(state.GetDeliveries()) >= maxDeliveries {
+		return nil, effects, errkind.Refused("this call has had %d deliveries: its id seems to be used for more than one call", maxDeliveries)
 	}
 	if in.kommo != nil {
 		item, effects.Duplicate, err = e.decideKommo(in, state, receivedMS, nowMS)

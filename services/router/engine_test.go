@@ -35,10 +35,11 @@ type fakeState struct {
 }
 
 type fakeCall struct {
-	version string
-	record  []byte
-	inputs  map[string]*statev1.Outcome
-	commits []*statev1.CommitItem
+	deliveries int
+	version    string
+	record     []byte
+	inputs     map[string]*statev1.Outcome
+	commits    []*statev1.CommitItem
 }
 
 func (f *fakeState) call(key string) *fakeCall {
@@ -84,7 +85,11 @@ func (f *fakeState) commit(item *statev1.CommitItem) *statev1.CommitAnswer {
 		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_EARLIER, Outcome: earlier}
 	}
 	if c.version != item.GetExpectedVersion() {
-		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_CONFLICT, Current: &statev1.CallState{Version: c.version, Record: c.record}}
+		current := &statev1.CallState{Version: c.version, Record: c.record}
+		for n := range c.deliveries {
+			current.Deliveries = append(current.Deliveries, &statev1.Delivery{Number: uint32(n + 1), State: statev1.DeliveryState_DELIVERY_STATE_DELIVERED})
+		}
+		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_CONFLICT, Current: current}
 	}
 	c.inputs[item.GetInputId()] = item.GetOutcome()
 	c.commits = append(c.commits, proto.CloneOf(item))
@@ -94,7 +99,7 @@ func (f *fakeState) commit(item *statev1.CommitItem) *statev1.CommitAnswer {
 	return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_OK, Outcome: item.GetOutcome()}
 }
 
-// newTestEngine runs an engine against a fake state over a real gRPC connection.
+// newTestEngine runs an engine against a fake state.
 func newTestEngine(t *testing.T) (*engine, *fakeState) {
 	t.Helper()
 	f := &fakeState{calls: map[string]*fakeCall{}}
@@ -120,6 +125,29 @@ func routeItem(request, call, index string) *routerv1.RouteItem {
 
 func (e *engine) send(item *routerv1.RouteItem) *routerv1.RouteAnswer {
 	return (&server{engine: e}).route(context.Background(), item, time.Now())
+}
+
+// A call does not grow without end: what is too much is refused with a reason, and recorded.
+func TestCallWithTooManyDeliveries(t *testing.T) {
+	e, f := newTestEngine(t)
+	e.send(routeItem("r1", "1", "1"))
+	c := f.call("ameyo/1")
+	for i, tt := range []struct {
+		deliveries int
+		kind       errorsv1.Kind
+	}{{maxDeliveries - 1, errorsv1.Kind_KIND_UNSPECIFIED}, {maxDeliveries, errorsv1.Kind_KIND_REFUSED}} {
+		f.mu.Lock()
+		c.deliveries = tt.deliveries
+		f.mu.Unlock()
+		answer := e.send(routeItem(fmt.Sprint("again", i), "1", "1"))
+		if got := answer.GetError().GetKind(); got != tt.kind {
+			t.Errorf("%d deliveries: %v", tt.deliveries, answer)
+		}
+	}
+	journal := &statev1.Journal{}
+	if err := proto.Unmarshal(c.commits[len(c.commits)-1].GetJournal(), journal); err != nil || !strings.Contains(journal.String(), "more than one call") {
+		t.Errorf("recorded %v, %v", journal, err)
+	}
 }
 
 // A panic in decide is the error of its own callback, recorded with its query; the others of the same batch are decided.
@@ -271,4 +299,3 @@ func TestAge(t *testing.T) {
 		t.Errorf("decided with an age of %d ms, want 30000 and a little", got)
 	}
 }
-
