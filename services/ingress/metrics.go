@@ -105,6 +105,11 @@ func (m *metrics) answered(ctx context.Context, source, outcome string, received
 	m.latency.Record(ctx, time.Since(received).Seconds(), of)
 }
 
+// turnedAway counts a callback that was answered 503 at once, because too many are under way. It is not timed: nothing was waited for.
+func (m *metrics) turnedAway(ctx context.Context, source string) {
+	m.answers.Add(ctx, 1, m.answer[[2]string{source, unrecorded}])
+}
+
 // observeSpool registers the gauges of the spool.
 func observeSpool(meter metric.Meter, s *spool.Spool) error {
 	var (
