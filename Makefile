@@ -67,7 +67,7 @@ docs: ## write docs/configuration.md and .env.example from the code
 	go test callrelay/test/reference -update
 
 .PHONY: bench
-bench: install build ## compare with other relays on this machine, about 25 minutes (BENCH=-quick: 3 minutes)
+bench: install build ## compare with other relays on this machine, about 27 minutes (BENCH=-quick: 3 minutes)
 	bin/bench -json bench.json $(BENCH)
 
 .PHONY: tidy

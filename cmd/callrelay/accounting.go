@@ -18,13 +18,14 @@ func newAccounting() *cobra.Command {
 		Short: "Say what became of every request, the difference first",
 		Long: `Say what became of every request, the difference first.
 
-Each request is in exactly one place. Counters are moved with each journal entry, and compared with the journals themselves
-every minute; --check compares now. A difference is exit code 4.`,
+Each request is in exactly one place. Counters are moved with each journal entry, and compared with the journals themselves in
+the background, 1,000 calls a second and then a minute's pause; --check compares now, where there are at most 100,000 calls.
+A difference is exit code 4; the request that stands beside it is an example: callrelay request ID.`,
 		Example: "  callrelay accounting\n  callrelay accounting --since 2026-03-06 --check",
 		Args:    cobra.NoArgs,
 	}
 	since := c.Flags().String("since", "", "requests since: 90m, 24h, a date, or a time (default 24h)")
-	check := c.Flags().Bool("check", false, "read all journals and compare now")
+	check := c.Flags().Bool("check", false, "compare now, where there are at most 100,000 calls")
 	asJSON := jsonFlag(c)
 	return asks(c, time.Minute, func(ctx context.Context, relay operatorClient, _ []string) error {
 		a, err := relay.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Since: *since, Check: *check})

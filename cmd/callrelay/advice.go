@@ -15,9 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 )
 
 // exitAct is the exit code of a diagnosis that needs a person.
@@ -43,15 +41,7 @@ func askRouter(c *cobra.Command, addr string, args []string, run func(ctx contex
 	ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
 	defer cancel()
 	err = run(metadata.NewOutgoingContext(ctx, person(c).Metadata()), operatorv1.NewAdviceServiceClient(grpc.ClientConnInterface(conn)), args)
-	if s, ok := status.FromError(err); err != nil && ok {
-		switch s.Code() {
-		case codes.Unavailable:
-			return fmt.Errorf("router at %s does not answer (is the relay running? --router says where): %s", addr, s.Message())
-		case codes.DeadlineExceeded:
-			return fmt.Errorf("router at %s did not answer within %v", addr, askTimeout)
-		}
-	}
-	return inWords(err, addr)
+	return inWords(err, "router", addr, askTimeout)
 }
 
 func newDiagnose() *cobra.Command {

@@ -31,7 +31,7 @@ func newCards() *cobra.Command {
 		defer conn.Close()
 		stream, err := ingressv1.NewCardServiceClient(conn).WatchCards(c.Context(), &ingressv1.WatchCardsRequest{Integration: *integration, User: *user})
 		if err != nil {
-			return inWords(err, *addr)
+			return inWords(err, "ingress", *addr, 0)
 		}
 		out := c.OutOrStdout()
 		for {
@@ -45,7 +45,7 @@ func newCards() *cobra.Command {
 			case c.Context().Err() != nil:
 				return nil // Ctrl-C is how one ends it
 			case err != nil:
-				return inWords(err, *addr)
+				return inWords(err, "ingress", *addr, 0)
 			case *asJSON:
 				line, err := stableJSON(m, "")
 				if err != nil {

@@ -56,7 +56,7 @@ func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, r
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
 		}
-		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), *addr)
+		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), "state", *addr, limit)
 	}
 	return c
 }
@@ -114,8 +114,9 @@ func alarmLine(ctx context.Context, relay operatorClient, out io.Writer) {
 	fmt.Fprintf(out, "%s\n\n", red(out, "ALARM: "+strings.Join(texts, "; ")))
 }
 
-// inWords makes an error of gRPC one for people.
-func inWords(err error, addr string) error {
+// inWords makes an error of gRPC one for people: of a service, whose name is that of the flag that says its address, and which
+// was given so long (0 = its own time).
+func inWords(err error, service, addr string, limit time.Duration) error {
 	s, ok := status.FromError(err)
 	if err == nil || !ok {
 		return err
@@ -125,11 +126,18 @@ func inWords(err error, addr string) error {
 		return fmt.Errorf("%w: %s", errNotFound, s.Message())
 	case codes.Unavailable:
 		if len(s.Details()) > 0 { // it did answer
-			return fmt.Errorf("state at %s: %s", addr, s.Message())
+			return fmt.Errorf("%s at %s: %s", service, addr, s.Message())
 		}
-		return fmt.Errorf("state at %s does not answer (is the relay running? --state says where): %s", addr, s.Message())
+		return fmt.Errorf("%s at %s does not answer (is the relay running? --%[1]s says where): %s", service, addr, s.Message())
 	case codes.DeadlineExceeded:
-		return fmt.Errorf("state at %s did not answer within %v: Redis may be stuck", addr, askTimeout)
+		late := "in time"
+		if limit > 0 {
+			late = "within " + limit.String()
+		}
+		if service == "state" {
+			late += ": Redis may be stuck"
+		}
+		return fmt.Errorf("%s at %s did not answer %s", service, addr, late)
 	case codes.Canceled:
 		return errors.New("broken off")
 	default:

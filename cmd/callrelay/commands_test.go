@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -182,6 +183,7 @@ func TestExitCodes(t *testing.T) {
 	if err := nobody.Close(); err != nil {
 		t.Fatal(err)
 	}
+	away := nobody.Addr().String() + " does not answer (is the relay running? --state says where)"
 	for _, c := range []struct {
 		args    string
 		want    int
@@ -191,7 +193,13 @@ func TestExitCodes(t *testing.T) {
 		{"call 000193416 --state " + addr, 0, ""},
 		{"call 1 --state " + addr, 3, "there is no call ameyo/1"},
 		{"call x --state " + addr, 1, "neither a call id"},
-		{"call 193416 --state " + nobody.Addr().String(), 1, "is the relay running?"},
+		{"call 193416 --state " + nobody.Addr().String(), 1, "state at " + away},
+		{"integrations accounts --state " + nobody.Addr().String(), 1, "state at " + away},
+		{"diagnose 193416 --router " + nobody.Addr().String(), 1, "router at " + strings.ReplaceAll(away, "--state", "--router")},
+		{"resend ABC --reason x --router " + nobody.Addr().String(), 1, "router at " + strings.ReplaceAll(away, "--state", "--router")},
+		{"explain unique_id=1 --stored --router " + nobody.Addr().String(), 1, "router at " + strings.ReplaceAll(away, "--state", "--router")},
+		{"cards --integration acme --user u1 --ingress " + nobody.Addr().String(), 1, "ingress at " + strings.ReplaceAll(away, "--state", "--ingress")},
+		{"integrations check kommo/9001 --upstream " + nobody.Addr().String(), 1, "upstream at " + strings.ReplaceAll(away, "--state", "--upstream")},
 		{"retry 193416 1 --state " + addr, 1, "its gate was served since"},
 		{"retry 193416 one --state " + addr, 1, "not the number of a delivery"},
 		{"discard 193416 1 --state " + addr, 1, "reason"},
@@ -212,6 +220,56 @@ func TestExitCodes(t *testing.T) {
 		_, err := callrelay(t, strings.Fields(c.args)...)
 		if code(err) != c.want || (c.message != "" && !strings.Contains(err.Error(), c.message)) {
 			t.Errorf("%s: exit %d, %v; want %d, %q", c.args, code(err), err, c.want, c.message)
+		}
+	}
+}
+
+// Each command's group names the flag of the service that it asks, and no other's.
+func TestHelpNamesWhoIsAsked(t *testing.T) {
+	help, err := callrelay(t, "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	title := ""
+	titles := map[string]string{}
+	for line := range strings.Lines(help) {
+		if strings.HasSuffix(line, "):\n") {
+			title = line
+		} else if words := strings.Fields(line); len(words) > 0 {
+			titles[words[0]] = title
+		}
+	}
+	for _, group := range newRoot().Commands() {
+		if group.GroupID != "look" && group.GroupID != "act" {
+			continue
+		}
+		for _, c := range append(group.Commands(), group) {
+			for _, flag := range []string{"router", "ingress", "upstream"} {
+				named := strings.Contains(titles[group.Name()], group.Name()+" --"+flag)
+				if has := c.Flags().Lookup(flag) != nil; has && !named && group.Name() != "explain" { // which needs it only with --stored
+					t.Errorf("%s has --%s, and the help says %q", c.CommandPath(), flag, titles[group.Name()])
+				}
+			}
+			if c.RunE != nil && len(c.Commands()) == 0 && c.Flags().Lookup("state") == nil && !strings.Contains(titles[group.Name()], group.Name()+" ") {
+				t.Errorf("%s does not ask state, and the help says %q", c.CommandPath(), titles[group.Name()])
+			}
+		}
+	}
+}
+
+// Who does not answer in time is named with the time that it had.
+func TestTimeoutInWords(t *testing.T) {
+	err := status.Error(codes.DeadlineExceeded, "context deadline exceeded")
+	for _, c := range []struct {
+		service string
+		limit   time.Duration
+		want    string
+	}{
+		{"state", time.Minute, "state at here:1 did not answer within 1m0s: Redis may be stuck"},
+		{"upstream", 2 * time.Minute, "upstream at here:1 did not answer within 2m0s"},
+	} {
+		if got := inWords(err, c.service, "here:1", c.limit); got.Error() != c.want {
+			t.Errorf("%q, want %q", got, c.want)
 		}
 	}
 }

@@ -19,7 +19,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/status"
 )
 
 // errChecked: a check found something that has to be done.
@@ -160,13 +159,10 @@ func onUpstream(c *cobra.Command, run func(ctx context.Context, conn grpc.Client
 			return err
 		}
 		defer conn.Close()
-		ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute) // a check waits for its places in the limit
+		const limit = 2 * time.Minute // a check waits for its places in the limit
+		ctx, cancel := context.WithTimeout(c.Context(), limit)
 		defer cancel()
-		err = run(ctx, conn, args)
-		if s, ok := status.FromError(err); err != nil && ok {
-			return fmt.Errorf("upstream at %s: %s", *addr, s.Message())
-		}
-		return err
+		return inWords(run(ctx, conn, args), "upstream", *addr, limit)
 	}
 	return c
 }

@@ -28,7 +28,7 @@ func newIntegrationsAccounts() *cobra.Command {
 		defer cancel()
 		list, err := statev1.NewAccountServiceClient(conn).ListAccounts(ctx, &statev1.ListAccountsRequest{Prefix: "kommo/"})
 		if err != nil {
-			return inWords(err, *addr)
+			return inWords(err, "state", *addr, askTimeout)
 		}
 		notices, out := 0, c.OutOrStdout()
 		for _, a := range list.GetAccounts() {

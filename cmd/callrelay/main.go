@@ -48,16 +48,16 @@ func newRoot() *cobra.Command {
   callrelay diagnose 193416   why it stopped, and what to do
   callrelay accounting        what became of every request
 
-Exit codes: 0 done, 1 error, 2 a person has to act (diagnose), 3 no such call or delivery, 4 there is something to look at (an
-accounting difference, an alarm, something refused, rules that differ).`,
+Exit codes: 0 done, 1 error, 2 a person has to act (diagnose), 3 no such call, delivery or account, 4 there is something to
+look at (an accounting difference, an alarm, something refused, rules that differ).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().Bool("phones", false, "show phone numbers in full, not only their last digits")
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run:"},
-		&cobra.Group{ID: "look", Title: "Look (needs the state service, --state):"},
-		&cobra.Group{ID: "act", Title: "Act (needs the state service, --state):"},
+		&cobra.Group{ID: "look", Title: "Look (asks the running relay: --state, diagnose --router, cards --ingress; explain needs none):"},
+		&cobra.Group{ID: "act", Title: "Act (asks the running relay: --state, resend --router, integrations --upstream):"},
 	)
 	add := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {

@@ -92,6 +92,7 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, 
 	r := requestOf(ctx, m)
 	if r.method == methodGRPC { // an HTTP request was counted at the door
 		if !s.load.enter() {
+			s.metrics.turnedAway(ctx, sourceOf(item))
 			return nil, tooMany()
 		}
 		defer s.load.leave()

@@ -32,7 +32,7 @@ type Config struct {
 
 	MaxConnections int           `env:"INGRESS_MAX_CONNECTIONS" envDefault:"4096" desc:"HTTP connections at once; when all are taken, idle ones are closed for new ones."`
 	MaxRequests    int           `env:"INGRESS_MAX_REQUESTS" envDefault:"2048" desc:"Requests under way at once; more are answered 503."`
-	StopDelay      time.Duration `env:"INGRESS_STOP_DELAY" envDefault:"0s" desc:"How long a stopping ingress, not ready any more, goes on taking callbacks: the time that a balancer needs to notice."`
+	StopDelay      time.Duration `env:"INGRESS_STOP_DELAY" envDefault:"0s" desc:"How long a stopping ingress, not ready any more, goes on taking callbacks: the time that a balancer needs to notice. Only for ingress as a process of its own: callrelay up stops within 4 seconds."`
 
 	AllowedNetworks Networks      `env:"AMEYO_ALLOWED_NETWORKS" desc:"Comma-separated networks (10.0.0.0/8) and addresses from which callbacks are taken; empty means all."`
 	TrustedProxies  Networks      `env:"TRUSTED_PROXIES" desc:"Comma-separated networks and addresses of proxies whose X-Forwarded-For is believed."`

@@ -100,6 +100,7 @@ func newHandler(s *Service) (http.Handler, error) {
 		switch {
 		case ours && allowed, event, ofKommo:
 			if !s.load.enter() {
+				s.ameyo.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
 				e := tooMany()
 				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
 				return
@@ -115,6 +116,7 @@ func newHandler(s *Service) (http.Handler, error) {
 			}
 			callbacks.ServeHTTP(w, r)
 		case ours:
+			s.strangers.turnedAway(r.Context(), "address", s.peer(r))
 			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
 		default:
 			mux.ServeHTTP(w, r)
@@ -134,6 +136,9 @@ func (s *Service) door(r *http.Request) (ours, allowed bool) {
 	if secret := s.cfg.PathSecret.Reveal(); secret != "" {
 		first, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 		if subtle.ConstantTimeCompare([]byte(first), []byte(secret)) != 1 {
+			if callbackBehind(r.URL.Path) {
+				s.strangers.turnedAway(r.Context(), "wrong", s.peer(r))
+			}
 			return false, false // callbacks without the secret look like any unknown path
 		}
 		r.URL.Path, r.URL.RawPath = "/"+rest, ""
@@ -147,6 +152,15 @@ func (s *Service) door(r *http.Request) (ours, allowed bool) {
 	}
 	addr, err := netip.ParseAddr(s.peer(r))
 	return true, err == nil && s.cfg.AllowedNetworks.Contains(addr.Unmap())
+}
+
+// callbackBehind says whether a path is that of a callback, or is it behind its first part, where the secret belongs.
+func callbackBehind(path string) bool {
+	if callbackPaths[path] || path == "" {
+		return callbackPaths[path]
+	}
+	i := strings.IndexByte(path[1:], '/')
+	return i >= 0 && callbackPaths[path[1+i:]]
 }
 
 // peer is the address that sent the request: the connection's, or the last one in X-Forwarded-For that is not a trusted

@@ -1,9 +1,12 @@
 package ingress
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -245,7 +248,9 @@ func TestAllowedNetworks(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := &fakeRouter{answer: accept}
-			front := serve(t, f, map[string]string{"AMEYO_ALLOWED_NETWORKS": c.allowed, "TRUSTED_PROXIES": c.proxies})
+			front, s := serveService(t, f, map[string]string{"AMEYO_ALLOWED_NETWORKS": c.allowed, "TRUSTED_PROXIES": c.proxies})
+			var logged bytes.Buffer
+			s.strangers.log = slog.New(slog.NewTextHandler(&logged, nil))
 			header := map[string]string{}
 			if c.forwarded != "" {
 				header["X-Forwarded-For"] = c.forwarded
@@ -257,15 +262,31 @@ func TestAllowedNetworks(t *testing.T) {
 			if resp, _ := do(t, "GET", front.URL+"/healthz", nil); resp.StatusCode != 200 {
 				t.Errorf("healthz: %d", resp.StatusCode)
 			}
+			counted := map[int]int{200: 0, 403: 1}[c.status]
+			if want := fmt.Sprintf(`callrelay_tokens_wrong_total{callrelay_door="ameyo",callrelay_outcome="address",service_name="test"} %d`, counted); !strings.Contains(metricsOf(s), want) {
+				t.Errorf("no %s", want)
+			}
+			if logged := logged.String(); strings.Count(logged, "AMEYO_ALLOWED_NETWORKS") != counted || counted > 0 && !strings.Contains(logged, "door=ameyo from=") {
+				t.Errorf("logged: %s", logged)
+			}
 		})
 	}
 }
 
-// With a secret path, callbacks are taken only there, everything else looks unknown, and the secret reaches nobody.
+func metricsOf(s *Service) string {
+	w := httptest.NewRecorder()
+	s.tel.MetricsHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	return w.Body.String()
+}
+
+// With a secret path, callbacks are taken only there, everything else looks unknown, and the secret reaches nobody. Callbacks
+// without it are counted, and logged without what they came with.
 func TestPathSecret(t *testing.T) {
 	const secret = "s3cret-s3cret-s3cret"
 	f := &fakeRouter{answer: accept}
-	front := serve(t, f, map[string]string{"AMEYO_PATH_SECRET": secret})
+	front, s := serveService(t, f, map[string]string{"AMEYO_PATH_SECRET": secret})
+	var logged bytes.Buffer
+	s.strangers.log = slog.New(slog.NewTextHandler(&logged, nil))
 	for target, status := range map[string]int{
 		"/" + secret + "/index.php?" + good:         200,
 		"/" + secret + "/v1/ameyo/call-end?" + good: 200,
@@ -273,6 +294,11 @@ func TestPathSecret(t *testing.T) {
 		"/wrong/index.php?" + good:                  404,
 		"/" + secret + "x/index.php?" + good:        404,
 		"/" + secret + "/nothing":                   404,
+		"/wrong/v1/ameyo/call-start":                404,
+		"/" + secret + "/wrong/index.php":           404,
+		"/wrong":                                    404,
+		"/wrong/":                                   404,
+		"/favicon.ico":                              404,
 		"/healthz":                                  200,
 	} {
 		if resp, body := do(t, "GET", front.URL+target, nil); resp.StatusCode != status {
@@ -281,6 +307,16 @@ func TestPathSecret(t *testing.T) {
 	}
 	if resp, _ := do(t, "POST", front.URL+"/"+secret+"/index.php", nil); resp.StatusCode != 405 {
 		t.Errorf("POST: %d", resp.StatusCode)
+	}
+	const strangers = 4 // /index.php, /wrong/index.php, /SECRETx/index.php, /wrong/v1/ameyo/call-start
+	if want := fmt.Sprintf(`callrelay_tokens_wrong_total{callrelay_door="ameyo",callrelay_outcome="wrong",service_name="test"} %d`, strangers); !strings.Contains(metricsOf(s), want) {
+		t.Errorf("no %s", want)
+	}
+	if logged := logged.String(); strings.Count(logged, "door=ameyo from=127.0.0.1") != strangers || strings.Contains(logged, secret) || strings.Contains(logged, "/wrong") {
+		t.Errorf("logged:\n%s", logged)
+	}
+	if callbackBehind("") || callbackBehind("*") || callbackBehind("/") || !callbackBehind("//index.php") {
+		t.Error("what is a callback but for its secret")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

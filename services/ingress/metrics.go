@@ -105,6 +105,11 @@ func (m *metrics) answered(ctx context.Context, source, outcome string, received
 	m.latency.Record(ctx, time.Since(received).Seconds(), of)
 }
 
+// turnedAway counts a callback that was answered 503 at once, because too many are under way. It is not timed: nothing was waited for.
+func (m *metrics) turnedAway(ctx context.Context, source string) {
+	m.answers.Add(ctx, 1, m.answer[[2]string{source, unrecorded}])
+}
+
 // observeSpool registers the gauges of the spool.
 func observeSpool(meter metric.Meter, s *spool.Spool) error {
 	var (
@@ -115,7 +120,7 @@ func observeSpool(meter metric.Meter, s *spool.Spool) error {
 		{"callrelay.spool.items", "{callback}", "Callbacks that were acknowledged from the spool and wait to be decided."},
 		{"callrelay.spool.size", "By", "Bytes of the spooled callbacks."},
 		{"callrelay.spool.oldest", "ms", "Age of the oldest spooled callback."},
-		{"callrelay.spool.damaged", "{thing}", "Damaged spool files that are kept, and items that could not be read since the start."},
+		{"callrelay.spool.damaged", "{thing}", "Damaged spool files that are kept in SPOOL_DIR until somebody moves them away, and items of the one in use that could not be read."},
 	} {
 		if gauges[i], err = meter.Int64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.what)); err != nil {
 			return err
@@ -123,7 +128,7 @@ func observeSpool(meter metric.Meter, s *spool.Spool) error {
 	}
 	_, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		st := s.Stats()
-		for i, value := range []int64{int64(st.Items), st.Bytes, st.Oldest.Milliseconds(), int64(st.Damaged)} {
+		for i, value := range []int64{int64(st.Items), st.Bytes, st.Oldest.Milliseconds(), int64(s.Damaged())} {
 			o.ObserveInt64(gauges[i], value)
 		}
 		return nil

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	callbackv1 "callrelay/gen/callrelay/callback/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	"callrelay/platform/errkind"
 	"callrelay/platform/telemetry"
@@ -312,6 +313,14 @@ func TestTooManyRequests(t *testing.T) {
 	}
 	if resp, _ := do(t, "GET", front.URL+"/readyz", nil); resp.StatusCode != 200 {
 		t.Errorf("readyz: %d", resp.StatusCode)
+	}
+	if _, err := s.ameyo.CallStart(t.Context(), &callbackv1.AmeyoCallStart{}); err == nil {
+		t.Error("one over gRPC was taken")
+	}
+	for _, source := range []string{"ameyo.call_end", "ameyo.call_start"} {
+		if want := `callrelay_callbacks_total{callrelay_outcome="unavailable",callrelay_source="` + source + `",service_name="test"} 1`; !strings.Contains(metricsOf(s), want) {
+			t.Errorf("no %s", want)
+		}
 	}
 	close(release)
 	wg.Wait()

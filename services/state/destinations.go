@@ -93,7 +93,7 @@ const longWait = time.Second
 // health says why nothing leaves, the strongest reason first, or that something does.
 func health(d *operatorv1.Destination, nowMS int64) string {
 	var breaker *statev1.Standing // an open or half-open one
-	broken, busy, failure := 0, 0, ""
+	broken, busy, workers, failure := 0, 0, int32(0), ""
 	for _, c := range d.GetConsumers() {
 		if c.GetBreaker() != "closed" {
 			broken++
@@ -101,6 +101,7 @@ func health(d *operatorv1.Destination, nowMS int64) string {
 				breaker = c
 			}
 		}
+		workers += c.GetWorkers()
 		if c.GetRunning() >= c.GetWorkers() {
 			busy++
 		}
@@ -133,6 +134,8 @@ func health(d *operatorv1.Destination, nowMS int64) string {
 		return because(fmt.Sprintf("it had too many requests and asked to be left alone for another %s", seconds(d.GetLimitWaitMs())))
 	case broken > 0:
 		return because(fmt.Sprintf("the circuit breakers of %d of %d processes are not closed", broken, all))
+	case d.GetWaiting() > 0 && all > 0 && workers == 0:
+		return "no process has a share of what may be sent at once yet: that of one that is gone comes back after LEASE_TIME"
 	case d.GetWaiting() > 0 && all > 0 && busy == all:
 		return because("all workers are busy")
 	case failure != "" && d.GetWaiting()+d.GetSending() > 0:

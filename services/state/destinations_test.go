@@ -19,6 +19,7 @@ import (
 func TestHealth(t *testing.T) {
 	closed := &statev1.Standing{Breaker: "closed", Workers: 4}
 	busy := &statev1.Standing{Breaker: "closed", Workers: 4, Running: 4}
+	without := &statev1.Standing{Breaker: "closed"}
 	failing := &statev1.Standing{Breaker: "closed", Workers: 4, Failure: "HTTP 502"}
 	open := &statev1.Standing{Breaker: "open", BreakerMs: 9_600, Workers: 4, Failure: "connection refused"}
 	half := &statev1.Standing{Breaker: "half-open", Workers: 4}
@@ -43,6 +44,9 @@ func TestHealth(t *testing.T) {
 		{&operatorv1.Destination{Consumers: by(closed), LimitWaitMs: 140}, "ok"},
 		{&operatorv1.Destination{Consumers: by(busy), Waiting: 5}, "all workers are busy"},
 		{&operatorv1.Destination{Consumers: by(busy, closed), Waiting: 5}, "ok"},
+		{&operatorv1.Destination{Consumers: by(busy, without), Waiting: 5}, "all workers are busy"},
+		{&operatorv1.Destination{Consumers: by(without), Waiting: 5}, "no process has a share"},
+		{&operatorv1.Destination{Consumers: by(without)}, "ok"},
 		{&operatorv1.Destination{Consumers: by(failing), Waiting: 5}, "the last attempt failed: HTTP 502"},
 		{&operatorv1.Destination{Consumers: by(failing)}, "ok"},
 	} {

@@ -2,6 +2,8 @@ package state
 
 import (
 	"context"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -37,12 +39,13 @@ func timed(meter metric.Meter) (func(ctx context.Context, script string, items i
 
 // observe registers the gauges of the queues: what waits, what is with consumers, what a person has to look at, how long
 // the oldest has waited, and whether it is held, by destination; and those of the accounting. They are read from Redis when
-// somebody scrapes.
+// somebody scrapes. What could not be read is not served, and that is served, so that alerts do not end with what they watch.
 func (s *Service) observe() error {
 	var (
 		meter  = s.tel.Meter()
-		gauges [7]metric.Int64ObservableGauge
+		gauges [8]metric.Int64ObservableGauge
 		err    error
+		tell   = outage{log: s.tel.Log()}
 	)
 	for i, g := range [...]struct{ name, unit, what string }{
 		{"callrelay.queue.waiting", "{call}", "Calls whose next delivery, or timer, waits."},
@@ -51,6 +54,7 @@ func (s *Service) observe() error {
 		{"callrelay.queue.oldest", "ms", "How long the oldest has been due."},
 		{"callrelay.destination.held", "{hold}", "1 while nothing is sent to the destination: a person or its own fault holds it; 2 while that is a maintenance with an end."},
 		{"callrelay.accounting.requests", "{request}", "Where the requests of the last 24 hours are: each in one bucket, a sum over buckets is what was received without what is spooled."},
+		{"callrelay.store.up", "{store}", "1 while Redis answers and takes writes; 0 while it does not, or not what the gauges of queues, holds and accounting ask it."},
 		{"callrelay.accounting.difference", "{request}", "By how much counters and journals differed at the last comparison; anything but 0 is an alarm."},
 	} {
 		if gauges[i], err = meter.Int64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.what)); err != nil {
@@ -60,37 +64,67 @@ func (s *Service) observe() error {
 	_, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		holds, err := s.store.Holds(ctx)
-		if err != nil {
-			return err
+		err := s.observeQueues(ctx, o, gauges[:5])
+		if err == nil {
+			err = s.observeAccounting(ctx, o, gauges[5], gauges[7])
 		}
-		planned, err := s.store.Maintenances(ctx)
-		if err != nil {
-			return err
+		var up int64
+		if err == nil && s.Ready() == nil {
+			up = 1
 		}
-		for _, name := range s.store.Destinations() {
-			waiting, leased, dead, oldest, err := s.store.Backlog(ctx, name)
-			if err != nil {
-				return err
-			}
-			if oldest != 0 {
-				oldest = max(0, s.store.Now()-oldest)
-			}
-			var held int64
-			switch h := holds[name]; {
-			case maintained(h, planned[name]):
-				held = 2
-			case h.Held():
-				held = 1
-			}
-			at := metric.WithAttributes(telemetry.Destination.String(name))
-			for i, value := range []int64{waiting, leased, dead, oldest, held} {
-				o.ObserveInt64(gauges[i], value, at)
-			}
-		}
-		return s.observeAccounting(ctx, o, gauges[5], gauges[6])
-	}, gauges[0], gauges[1], gauges[2], gauges[3], gauges[4], gauges[5], gauges[6])
+		o.ObserveInt64(gauges[6], up)
+		tell.change(err, s.Ready() == nil)
+		return nil // an error would be logged at each scrape
+	}, gauges[0], gauges[1], gauges[2], gauges[3], gauges[4], gauges[5], gauges[6], gauges[7])
 	return err
+}
+
+// outage says once that metrics cannot be read, and once that they can again.
+type outage struct {
+	log  *slog.Logger
+	said atomic.Bool
+}
+
+// change is told of each scrape. That Redis is gone the service says itself: then it is not ready.
+func (g *outage) change(err error, ready bool) {
+	switch {
+	case err != nil && ready && g.said.CompareAndSwap(false, true):
+		g.log.Warn("Redis does not answer in time what the metrics ask: some are not served", "error", err)
+	case err == nil && g.said.CompareAndSwap(true, false):
+		g.log.Info("all metrics are served again")
+	}
+}
+
+func (s *Service) observeQueues(ctx context.Context, o metric.Observer, gauges []metric.Int64ObservableGauge) error {
+	holds, err := s.store.Holds(ctx)
+	if err != nil {
+		return err
+	}
+	planned, err := s.store.Maintenances(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range s.store.Destinations() {
+		waiting, leased, dead, oldest, err := s.store.Backlog(ctx, name)
+		if err != nil {
+			return err
+		}
+		if oldest != 0 {
+			oldest = max(0, s.store.Now()-oldest)
+		}
+		var held int64
+		switch h := holds[name]; {
+		case maintained(h, planned[name]):
+			held = 2
+		case h.Held():
+			held = 1
+		}
+		at := metric.WithAttributes(telemetry.Destination.String(name))
+		for i, value := range []int64{waiting, leased, dead, oldest, held} {
+			o.ObserveInt64(gauges[i], value, at)
+		}
+	}
+	return nil
 }
 
 func (s *Service) observeAccounting(ctx context.Context, o metric.Observer, requests, difference metric.Int64Observable) error {

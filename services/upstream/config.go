@@ -43,7 +43,7 @@ type Config struct {
 	BreakerOpen         time.Duration `env:"BREAKER_OPEN" envDefault:"10s" desc:"How long nothing is sent after BREAKER_FAILURES."`
 	BreakerProbes       int           `env:"BREAKER_PROBES" envDefault:"1" desc:"Requests let through after BREAKER_OPEN; all must succeed for normal sending."`
 	LeaseTime           time.Duration `env:"LEASE_TIME" envDefault:"45s" desc:"The lease time of state; must be the same there."`
-	StopTimeout         time.Duration `env:"UPSTREAM_STOP_TIMEOUT" envDefault:"3s" desc:"How long stopping may take; a request that is still running after three quarters of it is cut."`
+	StopTimeout         time.Duration `env:"UPSTREAM_STOP_TIMEOUT" envDefault:"3s" desc:"How long stopping may take; a request that is still running after three quarters of it is cut. In callrelay up at most 400ms."`
 
 	Kommo KommoConfig
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -136,6 +137,51 @@ func TestPublishedOnlyOnLoopback(t *testing.T) {
 			if port.HostIP != "127.0.0.1" {
 				t.Errorf("%s publishes port %s on every address", name, port.Published)
 			}
+		}
+	}
+}
+
+// What the operator's callrelay asks, and /readyz of each service, can be reached from this machine, where the commands look
+// for it: at the port that the service has by itself.
+func TestOperatorReachesEveryService(t *testing.T) {
+	project := load(t)
+	for name, s := range services {
+		service := project.Services[name]
+		env := environment(service)
+		for _, variable := range s.serves {
+			_, port, err := net.SplitHostPort(env[variable])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(service.Ports, func(p types.ServicePortConfig) bool {
+				return p.HostIP == "127.0.0.1" && p.Published == port && strconv.Itoa(int(p.Target)) == port
+			}) {
+				t.Errorf("%s: %s=%q is not published on 127.0.0.1:%s", name, variable, env[variable], port)
+			}
+			i := slices.IndexFunc(s.fields, func(f config.Field) bool { return f.Name == variable })
+			if _, usual, err := net.SplitHostPort(s.fields[i].Default); err != nil || usual != port {
+				t.Errorf("%s: %s is at port %s, and %s by itself (%v)", name, variable, port, usual, err)
+			}
+		}
+	}
+}
+
+// What .env says of alarms, keys and tokens reaches who reads it.
+func TestSecretsArePassedOn(t *testing.T) {
+	given := map[string]string{"ALARM_WEBHOOK_URL": "https://alarms.example", "ALARM_WEBHOOK_SECRET": "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3",
+		"SECRETS_KEY": "k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=", "OPERATOR_TOKENS": "ann:operator:0123456789abcdef01234567"}
+	var variables []string
+	for name, value := range given {
+		variables = append(variables, name+"="+value)
+	}
+	project := load(t, variables...)
+	for variable, reader := range map[string]string{"ALARM_WEBHOOK_URL": "state", "ALARM_WEBHOOK_SECRET": "state", "SECRETS_KEY": "upstream", "OPERATOR_TOKENS": "ingress"} {
+		env := environment(project.Services[reader])
+		if env[variable] != given[variable] {
+			t.Errorf("%s has %s=%q", reader, variable, env[variable])
+		}
+		if err := services[reader].load(env); err != nil {
+			t.Errorf("%s would not start: %v", reader, err)
 		}
 	}
 }

@@ -41,9 +41,11 @@ var services = []section{
 
 // up is what `callrelay up` reads beside the settings of the services that it starts.
 var up = section{"callrelay up", "Beside these, which cannot be given as `NAME_FILE`, it reads the variables of all four services. `METRICS_ADDR` is then one address for all; with `--split` it is that of " +
-	"ingress, and router, state and upstream have the next three ports. `--sim` sets `INDEX_ENV`, `TEST_BASE_URL`, `TEST_API_KEY` and " +
-	"`ENABLE_REAL_SEND` where the environment does not, so that deliveries go to the simulator. " +
-	"`callrelay send` takes `INGRESS_HTTP_ADDR` as the address to send to, the other commands take `STATE_GRPC_ADDR` as the one to ask.",
+	"ingress, and router, state and upstream have the next three ports.\n\n" +
+	"`--sim` sets where the environment does not: `INDEX_ENV`, `TEST_BASE_URL`, `TEST_API_KEY` and `ENABLE_REAL_SEND`, so that deliveries go to the " +
+	"simulator; `CARDS_SECRET`; without `SECRETS_KEY` also `KOMMO_BASE_URL` and `KOMMO_CALLS_SECRETS`; with the private Redis also `PBX_INTEGRATIONS`.\n\n" +
+	"The commands ask at `STATE_GRPC_ADDR`, but `diagnose`, `resend` and `explain --stored` at `ROUTER_GRPC_ADDR`, `integrations` (except `accounts`) at " +
+	"`UPSTREAM_GRPC_ADDR`, `cards` at `INGRESS_GRPC_ADDR`; `send` sends to `INGRESS_HTTP_ADDR`.",
 	[]config.Field{
 		{Name: "DATA_DIR", Default: "data", Desc: "Where the private Redis and the spool keep their data; --data-dir wins."},
 		{Name: "REDIS_APPENDFSYNC", Default: "always", Desc: "When the private Redis syncs to disk: always, before it answers; everysec, faster, " +
@@ -122,8 +124,9 @@ func envExample() string {
 	var b strings.Builder
 	b.WriteString(`# Every setting with its default; see docs/configuration.md. Written by ` + "`make docs`" + `.
 #
-# Copy it to .env and take the # from what you change. docker compose reads .env by itself (for the variables that its
-# file names); for everything else:  set -a; . ./.env; set +a; make run
+# Copy it to .env, chmod 600 .env, and take the # from what you change. docker compose reads .env by itself (for the
+# variables that its file names); for everything else:  set -a; . ./.env; set +a; make run
+# A value with blanks, ; & # $ or quotes belongs between single quotes:  ROUTES='ameyo=kommo/9001;pbx/acme=kommo/9001'
 `)
 	shared := section{title: "several services"}
 	groups := []section{up}

@@ -75,6 +75,7 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 	}
 
 	tel = group.Service("callrelay-ingress")
+	c.ingress.StopDelay = min(c.ingress.StopDelay, 300*time.Millisecond) // the rest of its time is for the requests under way
 	if t.ingress, err = ingress.New(c.ingress, tel, routerHost.Conn(), stateHost.Conn()); err != nil {
 		return t, err
 	}

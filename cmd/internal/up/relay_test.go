@@ -133,6 +133,50 @@ func TestOneProcess(t *testing.T) {
 	deliver(t, o, 4712)
 }
 
+// A stop is as long as it may be, whatever the services would take by themselves, and what was acknowledged meanwhile is there
+// after the next start.
+func TestStopLosesNothing(t *testing.T) {
+	o := options(t)
+	o.Environment["INGRESS_STOP_DELAY"], o.Environment["UPSTREAM_STOP_TIMEOUT"] = "1m", "1m"
+	logged := &output{}
+	o.Log = slog.New(slog.NewTextHandler(logged, nil))
+	stop := start(t, o)
+	deliver(t, o, 1)
+	sending := make(chan []int, 1)
+	go func() {
+		var acknowledged []int
+		for call := 1000; ; call++ {
+			status, _ := send(o, call)
+			switch status {
+			case 0:
+				sending <- acknowledged
+				return
+			case http.StatusOK:
+				acknowledged = append(acknowledged, call)
+			}
+		}
+	}()
+	if took := stop(); took > 5*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+	acknowledged := <-sending
+	if len(acknowledged) == 0 {
+		t.Error("nothing was taken meanwhile")
+	}
+	if strings.Contains(logged.String(), "did not end") {
+		t.Errorf("a service was left behind:\n%s", logged)
+	}
+	stop = start(t, o)
+	defer stop()
+	for _, call := range acknowledged {
+		redistest.Poll(t, 10*time.Second, fmt.Sprintf("call %d is there", call), func() bool {
+			status, _ := get(fmt.Sprintf("http://%s/v1/calls/ameyo/%d", o.Environment["INGRESS_HTTP_ADDR"], call))
+			return status == http.StatusOK
+		})
+	}
+	t.Logf("%d were acknowledged while it stopped", len(acknowledged))
+}
+
 func TestSplitNeedsThePrograms(t *testing.T) {
 	o := options(t)
 	o.Split, o.BinDir = true, t.TempDir()

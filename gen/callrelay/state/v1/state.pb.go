@@ -1248,7 +1248,7 @@ type Standing struct {
 	Breaker string `protobuf:"bytes,1,opt,name=breaker,proto3" json:"breaker,omitempty"`
 	// When an open breaker lets a probe through, from now.
 	BreakerMs int64 `protobuf:"varint,2,opt,name=breaker_ms,json=breakerMs,proto3" json:"breaker_ms,omitempty"`
-	// Requests that run now, and how many may at once.
+	// Requests that run now, and how many may at once: this process' share.
 	Running int32 `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
 	Workers int32 `protobuf:"varint,4,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Why the last attempt failed, in words; empty = it succeeded, or there was none.

@@ -155,11 +155,6 @@ func safely(f func() error) (err error) {
 
 // load indexes what an earlier process left.
 func (s *Spool) load() error {
-	aside, err := filepath.Glob(filepath.Join(s.dir, "damaged-*.db"))
-	if err != nil {
-		return err
-	}
-	s.damaged = len(aside)
 	memory, unmap, err := mapFile(s.path())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -180,7 +175,6 @@ func (s *Spool) load() error {
 		// knows their request ids. The file is begun anew whenever it is empty, so none is older than this spooling.
 		numbers = slices.Sorted(maps.Keys(found))
 		s.log.Error("the spool is damaged; what is readable is kept", "error", problem, "kept", len(numbers), "dir", s.dir)
-		s.damaged++
 		if err := s.setAside(); err != nil {
 			return err
 		}
@@ -233,10 +227,13 @@ func (s *Spool) index(kept []frame) {
 	}
 }
 
+// asideNames are those of the files that setAside keeps.
+const asideNames = "damaged-*.db"
+
 // setAside gives the file a further name, under which it is kept for people.
 func (s *Spool) setAside() error {
 	name := filepath.Join(s.dir, "damaged-"+time.Now().UTC().Format("20060102T150405.000000")+".db")
-	s.log.Error("a damaged spool file is kept; remove it when it is not needed any more", "file", name)
+	s.log.Error("a damaged spool file is kept; move it away when it was looked at (callrelay_spool_damaged counts it until then)", "file", name)
 	return os.Link(s.path(), name)
 }
 

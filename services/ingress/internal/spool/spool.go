@@ -58,8 +58,6 @@ type Stats struct {
 	Items  int
 	Bytes  int64
 	Oldest time.Duration // age of the oldest item; 0 without items
-	// Damaged counts what could not be read and was set aside: files in the directory, and items since the start.
-	Damaged int
 }
 
 // Spool is an open spool. Its methods may be called concurrently.
@@ -86,8 +84,8 @@ type Spool struct {
 	last    uint64     // number of the newest item
 	waiting []*pending // to be written
 	gone    []uint64   // to be removed
-	damaged int
-	keep    bool // the file has an unreadable item: it is not removed when it becomes empty
+	damaged int        // items of the file that could not be read
+	keep    bool       // the file has an unreadable item: it is not removed when it becomes empty
 
 	db atomic.Pointer[bolt.DB] // nil while there is no file; changed by the writer alone
 }
@@ -341,11 +339,20 @@ func (s *Spool) Again() {
 func (s *Spool) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Stats{Items: int(s.count.Load()), Bytes: s.bytes, Damaged: s.damaged}
+	st := Stats{Items: int(s.count.Load()), Bytes: s.bytes}
 	if len(s.order) > 0 {
 		st.Oldest = s.now().since(s.order[0].at)
 	}
 	return st
+}
+
+// Damaged counts what is kept for people because it could not be read: files beside the one in use, until somebody moves them
+// away, and items of the one in use. It looks into the directory.
+func (s *Spool) Damaged() int {
+	aside, _ := filepath.Glob(filepath.Join(s.dir, asideNames)) // the pattern is a good one
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(aside) + s.damaged
 }
 
 // Close writes what waits, closes the file and unlocks the directory. What is spooled stays.
@@ -476,9 +483,13 @@ func (s *Spool) reset(keep bool) {
 	db := s.db.Swap(nil)
 	err := db.Close()
 	if keep {
-		err = errors.Join(err, s.setAside())
+		aside := s.setAside()
+		err = errors.Join(err, aside)
 		s.mu.Lock()
 		s.keep = false
+		if aside == nil {
+			s.damaged = 0 // the file counts from now on
+		}
 		s.mu.Unlock()
 	}
 	if err = errors.Join(err, os.Remove(s.path()), syncDir(s.dir)); err != nil {

@@ -72,7 +72,7 @@ func TestRestart(t *testing.T) {
 	}
 
 	s = opened(t, dir, wide)
-	if st := s.Stats(); st.Items != 10 || st.Damaged != 0 {
+	if st := s.Stats(); st.Items != 10 || s.Damaged() != 0 {
 		t.Errorf("%+v", st)
 	}
 	if !s.Holds("a") || s.Holds("x") {
@@ -269,7 +269,7 @@ func TestDamage(t *testing.T) {
 			s = opened(t, dir, wide)
 			got := drained(s)
 			check(t, got, n, damage.lost)
-			if aside, _ := filepath.Glob(filepath.Join(dir, "damaged-*.db")); len(got) < n && (len(aside) == 0 || s.Stats().Damaged == 0) {
+			if aside, _ := filepath.Glob(filepath.Join(dir, "damaged-*.db")); len(got) < n && (len(aside) == 0 || s.Damaged() == 0) {
 				t.Errorf("%d of %d came out, and nothing says so: %v %+v", len(got), n, aside, s.Stats())
 			}
 			put(t, s, "new", "item new")
@@ -303,7 +303,7 @@ func TestAnyByte(t *testing.T) {
 		}
 		s := opened(t, dir, wide)
 		got := drained(s)
-		if check(t, got, n, 1); len(got) < n && s.Stats().Damaged == 0 {
+		if check(t, got, n, 1); len(got) < n && s.Damaged() == 0 {
 			t.Errorf("byte %d: lost without a word", at)
 		}
 		closed(t, s)
@@ -334,12 +334,22 @@ func TestRotWhileRunning(t *testing.T) {
 	if got := drained(s); len(got) != 19 {
 		t.Errorf("%d came out", len(got))
 	}
-	if s.Stats().Damaged != 1 {
-		t.Errorf("%+v", s.Stats())
+	if n := s.Damaged(); n != 1 {
+		t.Errorf("%d are damaged", n)
 	}
-	closed(t, s)
-	if aside, _ := filepath.Glob(filepath.Join(dir, "damaged-*.db")); len(aside) != 1 {
-		t.Error("the file was not kept")
+	closed(t, s) // the empty file was ended
+	aside, _ := filepath.Glob(filepath.Join(dir, "damaged-*.db"))
+	if len(aside) != 1 {
+		t.Fatal("the file was not kept")
+	}
+	if n := s.Damaged(); n != 1 {
+		t.Errorf("%d are damaged, the item and its file", n)
+	}
+	if err := os.Remove(aside[0]); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Damaged(); n != 0 {
+		t.Errorf("%d are damaged after the file was taken away", n)
 	}
 }
 

@@ -7,18 +7,19 @@ import (
 	"callrelay/platform/telemetry"
 )
 
-// tellEvery is how often state is told how a consumer is, beside each change of its breaker. State believes it for three times as
-// long.
+// tellEvery is how often state is told how a consumer is, beside each change of its breaker and of its share. State believes it for
+// three times as long.
 const tellEvery = 5 * time.Second
 
 // standing is how this consumer is, when that is to be told now; again: look again after this long. The caller holds mu.
 func (c *Consumer) standing(now time.Time, again time.Duration) (*statev1.Standing, time.Duration) {
 	breaker := c.breaker.circuit.State().String()
-	if due := c.told.Add(tellEvery).Sub(now); due > 0 && breaker == c.stood {
+	workers := min(c.cfg.Workers, c.share.current(now)) // what the others have is not ours to use
+	if due := c.told.Add(tellEvery).Sub(now); due > 0 && breaker == c.stood && workers == c.may {
 		return nil, min(again, due)
 	}
-	c.told, c.stood = now, breaker
-	st := &statev1.Standing{Breaker: breaker, Running: int32(c.running), Workers: int32(c.cfg.Workers), Process: c.cfg.Name,
+	c.told, c.stood, c.may = now, breaker, workers
+	st := &statev1.Standing{Breaker: breaker, Running: int32(c.running), Workers: int32(workers), Process: c.cfg.Name,
 		Failure: telemetry.MaskDigits(c.failure)}
 	if breaker == "open" {
 		st.BreakerMs = c.breaker.remaining().Milliseconds()

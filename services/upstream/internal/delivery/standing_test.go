@@ -6,6 +6,20 @@ import (
 	"time"
 )
 
+// What may run here is this process' share of what may run at once, and is told at once when it changes.
+func TestStandingTellsTheShare(t *testing.T) {
+	run(t, testConfig(), func(r *rig) {
+		r.after(time.Second)
+		for share, want := range map[int]int32{3: 3, 9: 4, -1: 0} {
+			r.state.share = share
+			r.after(1200 * time.Millisecond)
+			if st := r.state.standing; st.GetWorkers() != want {
+				t.Errorf("with a share of %d of 4: %v", share, st)
+			}
+		}
+	})
+}
+
 // State is told at once when the breaker changes, and every few seconds how things are.
 func TestStanding(t *testing.T) {
 	run(t, testConfig(), func(r *rig) {
