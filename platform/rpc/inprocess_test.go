@@ -22,7 +22,7 @@ type key struct{}
 
 // A stream within the process ends, breaks and keeps order as one over a network does.
 func TestStreams(t *testing.T) {
-	text := func(s grpc.Stream) (string, error) {
+	text := func(s interface{ RecvMsg(any) error }) (string, error) {
 		m := new(wrapperspb.StringValue)
 		err := s.RecvMsg(m)
 		return m.GetValue(), err
