@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"callrelay/callback"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
@@ -188,6 +190,28 @@ func fact(f any) *statev1.JournalEntry {
 }
 
 var waits = &statev1.Decided{Rule: "4", Flow: "wait for phone 2"}
+
+// Whatever key a call can have, it can be looked at, and its deliveries decided.
+func TestLongestKey(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), nil)
+	id := strings.Repeat("ж", 64)
+	for _, key := range []string{callback.PbxCallKey(strings.Repeat("i", 32), id), "kommo/9223372036854775807/missed:" + url.QueryEscape(id)} {
+		b.arrive(key, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+		b.attempt(key, "dead")
+		if c, err := b.relay.GetCall(t.Context(), &operatorv1.GetCallRequest{Call: key}); err != nil || len(c.GetDeliveries()) != 1 {
+			t.Errorf("%d bytes: %v %v", len(key), c, err)
+		}
+		if _, err := b.relay.RetryDelivery(t.Context(), &operatorv1.RetryDeliveryRequest{Delivery: key + "/1"}); err != nil {
+			t.Errorf("retry: %v", err)
+		}
+		if d, err := b.relay.DiscardDelivery(t.Context(), &operatorv1.DiscardDeliveryRequest{Delivery: key + "/1", Reason: "test"}); err != nil || d.GetState() != "discarded" {
+			t.Errorf("discard: %v %v", d, err)
+		}
+	}
+	if _, err := b.relay.GetCall(t.Context(), &operatorv1.GetCallRequest{Call: strings.Repeat("x", callback.MaxCallKey+1)}); errkind.HTTPStatus(errkind.From(err).Kind) != 400 {
+		t.Errorf("what is no key: %v", err)
+	}
+}
 
 // Each request is in one bucket, and both ways of counting say the same.
 func TestAccountingOfEachKind(t *testing.T) {
