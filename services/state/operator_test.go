@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -256,6 +257,45 @@ func TestAccountingOfEachKind(t *testing.T) {
 	}
 	if a := b.accounting(); len(a.GetDifferences()) > 0 || a.GetDelivered() != 2 || a.GetReceived() != 13 {
 		t.Errorf("got %v", a)
+	}
+}
+
+// A call of which something cannot be read keeps no other from being compared or listed, and is told: once in the log, and as an
+// alarm as long as it is there.
+func TestUnreadableCall(t *testing.T) {
+	for field, calls := range map[string]string{"1": "ameyo/1", "j1": "ameyo/2", "r": "ameyo/3"} {
+		var logged strings.Builder
+		b := startHere(t, redistest.Start(t).URL(), nil)
+		b.ledger.log = slog.New(slog.NewTextHandler(&logged, nil))
+		for i := range 5 {
+			call := fmt.Sprintf("ameyo/%d", i)
+			b.arrive(call, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+			b.attempt(call, "dead")
+		}
+		raw := redisClient(t, b.cfg.RedisURL.Reveal())
+		raw.HSet(t.Context(), fmt.Sprintf("cr:{%d}:c:%s", store.Partition(calls), calls), field, "\xff")
+		raw.HIncrBy(t.Context(), fmt.Sprintf("cr:{%d}:n", store.Partition("ameyo/0")), fmt.Sprintf("%dd", store.HourOf(b.store.Now())), 1)
+		b.accounting()
+		a := b.accounting()
+		if !slices.Equal(a.GetUnreadable(), []string{calls}) || a.GetCheckedRequests() != 4 || a.GetNotCompared() != 1 {
+			t.Errorf("field %s: %v", field, a)
+		}
+		if store.Partition("ameyo/0") != store.Partition(calls) && len(a.GetDifferences()) == 0 {
+			t.Errorf("field %s: a difference elsewhere is not seen: %v", field, a)
+		}
+		if n := strings.Count(logged.String(), calls); n == 0 || strings.Count(logged.String(), "\n") != 1 {
+			t.Errorf("field %s: logged\n%s", field, &logged)
+		}
+		list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
+		if err != nil || !slices.ContainsFunc(list.GetAlarms(), func(a *operatorv1.Alarm) bool {
+			return a.GetName() == "calls_unreadable" && strings.Contains(a.GetText(), calls)
+		}) {
+			t.Errorf("field %s: no alarm: %v %v", field, list, err)
+		}
+		dead, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{State: []string{"dead"}})
+		if err != nil || len(dead.GetDeliveries()) != 4 {
+			t.Errorf("field %s: the dead ones: %v %v", field, dead, err)
+		}
 	}
 }
 
