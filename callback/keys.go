@@ -5,6 +5,10 @@ import "strings"
 // Ameyo is the source of calls that the Ameyo dialer reports.
 const Ameyo = "ameyo"
 
+// MaxCallKey bounds what can be the key of a call, in bytes: 128 of an id become up to 384 where they are escaped, and there is
+// what stands before it.
+const MaxCallKey = 512
+
 // CallKey returns the canonical key of a call, e.g. "ameyo/193416". The id must be normalised (NormalCallID). No other
 // place makes such a key.
 func CallKey(source, id string) string { return source + "/" + id }

@@ -55,7 +55,7 @@ func DecodeKommoCall(body []byte) (KommoCall, error) {
 		return c, &FieldError{wrong.Field, fmt.Sprintf("%s must be %s, not a JSON %s", wrong.Field, kommoTypes[wrong.Type.String()], wrong.Value)}
 	case err != nil && strings.Contains(err.Error(), "unknown field"):
 		name := strings.Trim(strings.TrimPrefix(err.Error(), "json: unknown field "), `"`)
-		return c, &FieldError{name[:min(len(name), 64)], "there is no such field"}
+		return c, &FieldError{strings.ToValidUTF8(name[:min(len(name), 64)], ""), "there is no such field"}
 	case err != nil:
 		return c, &FieldError{"", "the body must be one JSON object"}
 	}

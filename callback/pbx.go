@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Pbx is the source of calls that a cloud PBX reports.
@@ -36,9 +37,9 @@ type PbxEvent struct {
 	Kind string
 	// AtUS is EventTime in microseconds since 1970; 0 when it was not given or cannot be read.
 	AtUS int64
-	// CallID is opaque, at most 128 bytes; not empty but for agents.
+	// CallID is opaque, at most 128 bytes without control characters; not empty but for agents.
 	CallID string
-	// SubCallID is opaque, at most 128 bytes; not empty but for agents.
+	// SubCallID is the same of a leg.
 	SubCallID string
 	// Flow is PbxIn, PbxOut or empty.
 	Flow string
@@ -159,6 +160,10 @@ func (d *decoder) pbxID(name string) string {
 	value := d.params.Get(name)
 	if len(value) > maxPbxID {
 		d.refuse(name, fmt.Sprintf("is longer than %d bytes", maxPbxID))
+		return ""
+	}
+	if strings.ContainsFunc(value, unicode.IsControl) {
+		d.refuse(name, "must not have control characters")
 		return ""
 	}
 	return value

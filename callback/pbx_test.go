@@ -91,6 +91,9 @@ func TestPbxEventRefused(t *testing.T) {
 		"EventType=message-in&CallID=c": "EventType",
 		"CallID=c&SubCallID=s":          "EventType",
 		"EventType=hangup&SubCallID=s&CallID=" + strings.Repeat("x", 129): "CallID",
+		"EventType=hangup&SubCallID=s&CallID=a%09b":                       "CallID",
+		"EventType=hangup&CallID=c&SubCallID=a%09b":                       "SubCallID",
+		"EventType=hangup&CallID=c&SubCallID=a%7Fb":                       "SubCallID",
 	} {
 		e, err := DecodePbxEvent(ParseQuery(query))
 		var refusal *FieldError

@@ -41,6 +41,9 @@ A difference is exit code 4; the request that stands beside it is an example: ca
 		if n := len(a.GetDifferences()); n > 0 && err == nil {
 			return fmt.Errorf("%w: counters and journals differ", errAlarm)
 		}
+		if len(a.GetUnreadable()) > 0 && err == nil {
+			return fmt.Errorf("%w: there are calls that cannot be read", errAlarm)
+		}
 		return err
 	})
 }
@@ -62,7 +65,10 @@ func renderAccounting(out io.Writer, a *operatorv1.Accounting, zone *time.Locati
 		fmt.Fprintf(out, "difference: none in %d requests, compared %s\n", a.GetCheckedRequests(), moment(a.GetCheckedMs(), zone))
 	}
 	if n := a.GetNotCompared(); n > 0 {
-		fmt.Fprintf(out, "not compared: %d requests of calls whose journal is full\n", n)
+		fmt.Fprintf(out, "not compared: %d requests of calls whose journal is full or cannot be read\n", n)
+	}
+	for _, call := range a.GetUnreadable() {
+		fmt.Fprintf(out, "UNREADABLE: %s\n", call)
 	}
 	fmt.Fprintf(out, "\nsince %s\n", moment(a.GetSinceMs(), zone))
 	w := table(out, "received", a.GetReceived())

@@ -143,6 +143,7 @@ func TestTokens(t *testing.T) {
 		{"a body without end", ask{method: "POST", path: act, body: `{"reason":"` + strings.Repeat("x", maxBody) + `"}`, header: bearer(actToken)}, 413, ""},
 		{"a key of three parts", ask{method: "GET", path: "/v1/calls/kommo/9001/x:diagnose", header: bearer(viewToken)}, 200, `"call":"kommo/9001/x"`},
 		{"an escaped key", ask{method: "GET", path: "/v1/calls/pbx%2Facme%2Fx:diagnose", header: bearer(viewToken)}, 200, `"call":"pbx/acme/x"`},
+		{"a key with an escaped id", ask{method: "GET", path: "/v1/calls/pbx/acme/" + strings.Repeat("%25D0%25B6", 64) + ":diagnose", header: bearer(viewToken)}, 200, `"call":"pbx/acme/` + strings.Repeat("%D0%B6", 64) + `"`},
 		{"no key", ask{method: "GET", path: "/v1/calls/:diagnose", header: bearer(viewToken)}, 404, ""},
 		{"an unknown parameter", ask{method: "GET", path: "/v1/deliveries?stat=dead", header: bearer(viewToken)}, 400, `there is no parameter \"stat\" here; there are: state, destination, page_size, page_token","field":"stat"`},
 		{"a known one before it", ask{method: "GET", path: "/v1/accounting?check=true&Since=1h", header: bearer(viewToken)}, 400, "since, check"},

@@ -199,7 +199,7 @@ func (s *Service) traced(next http.Handler) http.Handler {
 // identified gives a callback its request id, and answers for its panics.
 func (s *Service) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: s.peer(r), method: r.Method, path: r.URL.Path}
+		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: valid(s.peer(r)), method: r.Method, path: r.URL.Path}
 		header := w.Header()
 		header.Set("X-Request-Id", req.id)
 		if traceparent := telemetry.Inject(r.Context()); traceparent != "" {

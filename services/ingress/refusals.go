@@ -3,6 +3,7 @@ package ingress
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -82,7 +83,8 @@ func (f *refusals) stop() {
 // record counts a refused request and has it recorded, without waiting. The refusal stands whether or not that succeeds.
 func (f *refusals) record(ctx context.Context, r *request, source string, status int, field, message string) {
 	f.metrics.answered(ctx, source, refused, r.received)
-	one := refusedRequest{context.WithoutCancel(ctx), r, &routerv1.Refused{Method: r.method, Path: r.path, Status: int32(status), Field: field, Message: message}}
+	one := refusedRequest{context.WithoutCancel(ctx), r, &routerv1.Refused{Method: valid(r.method), Path: valid(r.path),
+		Status: int32(status), Field: valid(field), Message: valid(message)}}
 	if !f.budget.AllowN(time.Now(), recordSize+len(r.query)) {
 		f.lost(ctx, "more of them in an hour than REFUSED_BYTES_PER_HOUR")
 		return
@@ -93,6 +95,9 @@ func (f *refusals) record(ctx context.Context, r *request, source string, status
 		f.lost(ctx, "more of them at once than can be recorded")
 	}
 }
+
+// valid makes text of what anybody may have sent: with anything else in it, its whole message could not be sent to router.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // keep has one recorded: by router, or later out of the spool.
 func (f *refusals) keep(r refusedRequest, route bool) {

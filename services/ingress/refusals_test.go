@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	routerv1 "callrelay/gen/callrelay/router/v1"
 )
 
 // The answer to a malformed callback never waits for its record, whatever happens to that.
@@ -22,6 +24,32 @@ func TestRefusalDoesNotWait(t *testing.T) {
 	poll(t, 5*time.Second, "all are in the spool", func() bool { return s.spool.spool.Stats().Items == 4 })
 	f.gone.Store(false)
 	poll(t, 20*time.Second, "all are recorded", func() bool { return len(f.items()) == 4 })
+}
+
+// What is not text breaks neither a record nor the stream to router, on which everybody's callbacks are.
+func TestRefusalOfWhatIsNotText(t *testing.T) {
+	f := &fakeRouter{answer: accept}
+	front, s := serveService(t, f, map[string]string{"TRUSTED_PROXIES": "127.0.0.0/8,::1/128"})
+	s.refused.record(t.Context(), &request{id: "r1", received: time.Now(), method: "G\xff", path: "/\xff"}, fromKommo, 400, "field\xff", "message\xff")
+	recorded := func(id string) (item *routerv1.RouteItem) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, one := range f.items {
+			if one.GetRequestId() == id {
+				item = one
+			}
+		}
+		return item
+	}
+	poll(t, 5*time.Second, "it is recorded", func() bool { return recorded("r1") != nil })
+	if r := recorded("r1").GetRefused(); r.GetField() != "field\uFFFD" || r.GetMessage() != "message\uFFFD" || r.GetPath() != "/\uFFFD" || r.GetMethod() != "G\uFFFD" {
+		t.Errorf("%v", r)
+	}
+	// The zone of an address is whatever its sender wrote.
+	resp, body := do(t, "GET", front.URL+"/index.php?"+good, map[string]string{"X-Forwarded-For": "fe80::1%\xff"})
+	if item := recorded(resp.Header.Get("X-Request-Id")); resp.StatusCode != 200 || item.GetPeer() != "fe80::1%\uFFFD" {
+		t.Errorf("%d %s, recorded as from %q", resp.StatusCode, body, item.GetPeer())
+	}
 }
 
 // A flood of malformed callbacks is answered, counted and told, but not stored; a moment later there is room for some again.

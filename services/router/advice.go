@@ -61,7 +61,7 @@ func callKey(text string) (string, error) {
 		}
 		id = normal
 	}
-	if id == "" || len(text) > 256 {
+	if id == "" || len(text) > callback.MaxCallKey {
 		return "", errkind.Invalid("call", "call is required, e.g. ameyo/193416")
 	}
 	return source + "/" + id, nil

@@ -44,6 +44,8 @@ type engine struct {
 	kommo   kommoRules
 	// entryMaxAge is how long an entry that cannot be processed is tried again.
 	entryMaxAge time.Duration
+	// timersStop is the constant, but for tests.
+	timersStop time.Duration
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -52,7 +54,7 @@ type engine struct {
 func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
 	m, err := newMetrics(tel.Meter())
 	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
-		decide: ameyo.Decide}, err
+		decide: ameyo.Decide, timersStop: timersStop}, err
 }
 
 // input is one thing that happened to a call.
@@ -370,30 +372,72 @@ func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) 
 // timersAtOnce is how many timers this process works on at the same time.
 const timersAtOnce = 64
 
+// timersStop is how long those under way may take to finish when the process stops: well within the time that it has for that.
+const timersStop = 5 * time.Second
+
+// timerStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
+// have until timersStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
 func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceClient) error {
-	ctx, cancel := context.WithCancel(ctx)
-	stream, err := client.Lease(ctx)
-	if err != nil {
-		cancel()
+	streaming, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	opening := context.AfterFunc(ctx, cut)
+	stream, err := client.Lease(streaming)
+	if !opening() || err != nil {
 		return err
 	}
-	var send sync.Mutex
+	working, halt := context.WithCancel(streaming)
+	defer halt()
+	var (
+		send     sync.Mutex
+		ended    bool // nothing is sent any more
+		underWay running
+		entries  sync.WaitGroup
+		over     = make(chan struct{})
+		stopped  sync.WaitGroup
+	)
 	reply := func(req *statev1.LeaseRequest) {
+		if ctx.Err() != nil {
+			req.Credit = 0
+		}
 		send.Lock()
 		defer send.Unlock()
-		_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the timer back
+		if !ended {
+			_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the timer back
+		}
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
+	stopped.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-over:
+			return
+		}
+		defer time.AfterFunc(e.timersStop, halt).Stop()
+		defer time.AfterFunc(e.timersStop+time.Second, cut).Stop() // state does not read, or does not end the stream
+		underWay.wait()
+		send.Lock()
+		ended = true
+		_ = stream.CloseSend()
+		send.Unlock()
+		<-over
+	})
+	defer stopped.Wait()
+	defer close(over)
+	defer entries.Wait()
 	reply(&statev1.LeaseRequest{Destination: "rules", Credit: timersAtOnce})
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
+			if ctx.Err() == nil {
+				halt()
+			}
 			return err
 		}
 		for _, w := range resp.GetWork() {
-			wg.Go(func() { reply(e.timer(ctx, w)) })
+			underWay.begin()
+			entries.Go(func() {
+				defer underWay.end()
+				reply(e.timer(working, w))
+			})
 		}
 	}
 }

@@ -32,6 +32,10 @@ type fakeState struct {
 	calls map[string]*fakeCall
 	// before is called with each item before it is committed; true = the answer is lost.
 	before func(*statev1.CommitItem) (lost bool)
+	client statev1.StateServiceClient
+	// work is what the first lease gets; leases are what is sent on its stream.
+	work   []*statev1.LeaseWork
+	leases chan *statev1.LeaseRequest
 }
 
 type fakeCall struct {
@@ -79,6 +83,20 @@ func (f *fakeState) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest
 	})
 }
 
+func (f *fakeState) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseResponse]) error {
+	defer close(f.leases)
+	if err := stream.Send(&statev1.LeaseResponse{Work: f.work}); err != nil {
+		return err
+	}
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		f.leases <- req
+	}
+}
+
 func (f *fakeState) commit(item *statev1.CommitItem) *statev1.CommitAnswer {
 	c := f.call(item.GetCall())
 	if earlier, ok := c.inputs[item.GetInputId()]; ok {
@@ -105,7 +123,8 @@ func newTestEngine(t *testing.T) (*engine, *fakeState) {
 	f := &fakeState{calls: map[string]*fakeCall{}}
 	server := rpc.NewServer(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	statev1.RegisterStateServiceServer(server.Registrar(), f)
-	e, err := newEngine(ameyo.DefaultConfig(), callback.Options{}, telemetry.NewGroup(nil).Service("test"), statev1.NewStateServiceClient(server.InProcess()))
+	f.client = statev1.NewStateServiceClient(server.InProcess())
+	e, err := newEngine(ameyo.DefaultConfig(), callback.Options{}, telemetry.NewGroup(nil).Service("test"), f.client)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +134,43 @@ func newTestEngine(t *testing.T) (*engine, *fakeState) {
 	wg.Go(func() { e.commit.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait(); server.Stop(time.Second) })
 	return e, f
+}
+
+// A stop lets entries under way finish, asks for no more, and tells state of those that could not: none waits for LEASE_TIME.
+func TestStopEndsEntries(t *testing.T) {
+	e, f := newTestEngine(t)
+	e.timersStop = 100 * time.Millisecond
+	began, release := make(chan struct{}), make(chan struct{})
+	f.before = func(item *statev1.CommitItem) (lost bool) {
+		if item.GetCall() == "ameyo/1" {
+			close(began)
+			<-release
+		}
+		return item.GetCall() == "ameyo/2"
+	}
+	f.leases = make(chan *statev1.LeaseRequest, 16)
+	for _, call := range []string{"ameyo/1", "ameyo/2"} {
+		f.work = append(f.work, &statev1.LeaseWork{Call: call, Token: call, Entry: &statev1.Entry{Timer: "t", TimerId: "c1"}})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { e.timers(ctx, f.client); close(ended) }()
+	<-began
+	stop()
+	close(release)
+	<-ended
+	var told []string
+	for req := range f.leases {
+		if told = append(told, fmt.Sprint(req.GetCredit())); len(req.GetResults()) > 0 {
+			told = append(told, req.GetResults()[0].GetToken())
+		}
+	}
+	if got := strings.Join(told, " "); got != "64 0 0 ameyo/2" {
+		t.Errorf("told state %s", got)
+	}
+	if n := len(f.calls["ameyo/1"].commits); n != 1 {
+		t.Errorf("what was under way has %d commits", n)
+	}
 }
 
 func routeItem(request, call, index string) *routerv1.RouteItem {

@@ -73,8 +73,11 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() {
 		s.engine.pbx.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.pbx.take(list, s.tel.Log().Error) })
 	})
-	s.engine.timers(ctx, s.state)
+	var timers sync.WaitGroup
+	timers.Go(func() { s.engine.timers(ctx, s.state) })
+	<-ctx.Done()
 	close(s.stopping)
+	timers.Wait()
 	s.engine.idle()
 	stop()
 	wg.Wait()

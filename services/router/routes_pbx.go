@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"callrelay/callback"
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -75,10 +78,18 @@ func pbxReport(r *pbxRegistration) (id string, v *kommo.Voip) {
 		v.Status = kommo.StatusNoAnswer
 	}
 	if d.Missed { // nobody spoke
-		return "missed:" + d.CallID, v
+		return "missed:" + kommoID(d.CallID), v
 	}
 	if v.User, _ = strconv.ParseInt(d.User, 10, 64); v.User <= 0 {
 		v.User, v.UserName = 0, cmp.Or(d.User, d.Extension)
 	}
-	return d.SubCallID, v
+	return kommoID(d.SubCallID), v
+}
+
+// kommoID is an id as it can be part of a key. Escaped is only what must be: by the others Kommo knows calls already.
+func kommoID(id string) string {
+	if strings.ContainsFunc(id, func(r rune) bool { return r == '%' || unicode.IsControl(r) }) {
+		return url.QueryEscape(id)
+	}
+	return id
 }

@@ -99,6 +99,30 @@ func TestPbxMessages(t *testing.T) {
 	}
 }
 
+// TestPbxReportID: no control character gets into a key, where a tab ends the call. All other ids stay as they are, and different
+// ones stay different.
+func TestPbxReportID(t *testing.T) {
+	for id, want := range map[string]string{
+		"33301-a1":       "33301-a1",
+		"a.b_c~d":        "a.b_c~d",
+		"1a2b@10.0.0.1":  "1a2b@10.0.0.1",
+		"sip:a b/c+d{e}": "sip:a b/c+d{e}",
+		"a\tb":           "a%09b",
+		"a%09b":          "a%2509b",
+		"a@\x00":         "a%40%00",
+	} {
+		var r pbxRegistration
+		r.Data.CallID, r.Data.SubCallID = id, id
+		if got, _ := pbxReport(&r); got != want {
+			t.Errorf("%q is %q, want %q", id, got, want)
+		}
+		r.Data.Missed = true
+		if got, _ := pbxReport(&r); got != "missed:"+want {
+			t.Errorf("%q, missed, is %q", id, got)
+		}
+	}
+}
+
 func texts(messages []*statev1.Message) (out []string) {
 	for _, m := range messages {
 		text, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m)

@@ -20,6 +20,7 @@ import (
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 )
 
@@ -168,6 +169,10 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 		d := last.GetDifferences()[0]
 		alarms = append(alarms, &operatorv1.Alarm{Name: "accounting_difference", SinceMs: last.GetCheckedMs(), Text: fmt.Sprintf(
 			"counters and journals differ, first in %s: %d counted, %d journaled", d.GetBucket(), d.GetCounted(), d.GetJournaled())})
+	}
+	if list := last.GetUnreadable(); len(list) > 0 {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "calls_unreadable", SinceMs: last.GetCheckedMs(), Text: fmt.Sprintf(
+			"what is stored of %d calls cannot be read, first %s", len(list), telemetry.MaskCall(list[0]))})
 	}
 	holds, err := w.store.Holds(ctx)
 	if err != nil {

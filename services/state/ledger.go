@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 )
 
@@ -40,7 +42,10 @@ type ledger struct {
 	store     *store.Store
 	retention time.Duration
 
+	log *slog.Logger
+
 	running sync.Mutex // one comparison at a time
+	told    []string   // the unreadable calls of the last one
 }
 
 // latest is the last comparison by any state process.
@@ -109,8 +114,13 @@ func (l *ledger) compare(ctx context.Context, pause func(read int) error) error 
 	var suspects []suspect
 	err = l.store.Scan(ctx, pause, func(c *store.Call) {
 		p := store.Partition(c.Key)
-		if c.JournalDropped > 0 {
-			// What its journal does not have any more cannot be compared.
+		if c.Unreadable != nil && len(next.Unreadable) < mostDifferences {
+			if next.Unreadable = append(next.Unreadable, c.Key); !slices.Contains(l.told, c.Key) {
+				l.log.Error("A CALL CANNOT BE READ", "call", telemetry.MaskCall(c.Key), "error", telemetry.MaskDigits(c.Unreadable.Error()))
+			}
+		}
+		if c.JournalDropped > 0 || c.Unreadable != nil {
+			// What its journal does not have, any more or readable, cannot be compared.
 			for _, counted := range c.Counted {
 				journaled[p][counted]++
 				if !counted.Unrequested {
@@ -138,6 +148,8 @@ func (l *ledger) compare(ctx context.Context, pause func(read int) error) error 
 	if err != nil {
 		return err
 	}
+	slices.Sort(next.Unreadable)
+	l.told = next.GetUnreadable()
 	after, err := l.store.Counters(ctx)
 	if err != nil {
 		return err

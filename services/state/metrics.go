@@ -150,7 +150,7 @@ func (s *Service) observeAccounting(ctx context.Context, o metric.Observer, requ
 	if err != nil || last.GetCheckedMs() == 0 {
 		return err // not compared yet: no value is not zero
 	}
-	var off int64
+	off := int64(len(last.GetUnreadable())) // of which nobody can say more
 	for _, d := range last.GetDifferences() {
 		off += max(d.GetCounted()-d.GetJournaled(), d.GetJournaled()-d.GetCounted())
 	}

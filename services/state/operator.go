@@ -74,7 +74,7 @@ func callKey(call string) string {
 }
 
 func (s *Service) call(ctx context.Context, key string) (*store.Call, error) {
-	if key == "" || len(key) > 200 {
+	if key == "" || len(key) > callback.MaxCallKey {
 		return nil, errkind.Invalid("call", "call is required, e.g. ameyo/193416")
 	}
 	c, err := s.store.Call(ctx, key)

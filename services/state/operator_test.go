@@ -8,9 +8,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"callrelay/callback"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
@@ -189,6 +192,28 @@ func fact(f any) *statev1.JournalEntry {
 
 var waits = &statev1.Decided{Rule: "4", Flow: "wait for phone 2"}
 
+// Whatever key a call can have, it can be looked at, and its deliveries decided.
+func TestLongestKey(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), nil)
+	id := strings.Repeat("ж", 64)
+	for _, key := range []string{callback.PbxCallKey(strings.Repeat("i", 32), id), "kommo/9223372036854775807/missed:" + url.QueryEscape(id)} {
+		b.arrive(key, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+		b.attempt(key, "dead")
+		if c, err := b.relay.GetCall(t.Context(), &operatorv1.GetCallRequest{Call: key}); err != nil || len(c.GetDeliveries()) != 1 {
+			t.Errorf("%d bytes: %v %v", len(key), c, err)
+		}
+		if _, err := b.relay.RetryDelivery(t.Context(), &operatorv1.RetryDeliveryRequest{Delivery: key + "/1"}); err != nil {
+			t.Errorf("retry: %v", err)
+		}
+		if d, err := b.relay.DiscardDelivery(t.Context(), &operatorv1.DiscardDeliveryRequest{Delivery: key + "/1", Reason: "test"}); err != nil || d.GetState() != "discarded" {
+			t.Errorf("discard: %v %v", d, err)
+		}
+	}
+	if _, err := b.relay.GetCall(t.Context(), &operatorv1.GetCallRequest{Call: strings.Repeat("x", callback.MaxCallKey+1)}); errkind.HTTPStatus(errkind.From(err).Kind) != 400 {
+		t.Errorf("what is no key: %v", err)
+	}
+}
+
 // Each request is in one bucket, and both ways of counting say the same.
 func TestAccountingOfEachKind(t *testing.T) {
 	b := startHere(t, redistest.Start(t).URL(), nil)
@@ -232,6 +257,45 @@ func TestAccountingOfEachKind(t *testing.T) {
 	}
 	if a := b.accounting(); len(a.GetDifferences()) > 0 || a.GetDelivered() != 2 || a.GetReceived() != 13 {
 		t.Errorf("got %v", a)
+	}
+}
+
+// A call of which something cannot be read keeps no other from being compared or listed, and is told: once in the log, and as an
+// alarm as long as it is there.
+func TestUnreadableCall(t *testing.T) {
+	for field, calls := range map[string]string{"1": "ameyo/1", "j1": "ameyo/2", "r": "ameyo/3"} {
+		var logged strings.Builder
+		b := startHere(t, redistest.Start(t).URL(), nil)
+		b.ledger.log = slog.New(slog.NewTextHandler(&logged, nil))
+		for i := range 5 {
+			call := fmt.Sprintf("ameyo/%d", i)
+			b.arrive(call, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+			b.attempt(call, "dead")
+		}
+		raw := redisClient(t, b.cfg.RedisURL.Reveal())
+		raw.HSet(t.Context(), fmt.Sprintf("cr:{%d}:c:%s", store.Partition(calls), calls), field, "\xff")
+		raw.HIncrBy(t.Context(), fmt.Sprintf("cr:{%d}:n", store.Partition("ameyo/0")), fmt.Sprintf("%dd", store.HourOf(b.store.Now())), 1)
+		b.accounting()
+		a := b.accounting()
+		if !slices.Equal(a.GetUnreadable(), []string{calls}) || a.GetCheckedRequests() != 4 || a.GetNotCompared() != 1 {
+			t.Errorf("field %s: %v", field, a)
+		}
+		if store.Partition("ameyo/0") != store.Partition(calls) && len(a.GetDifferences()) == 0 {
+			t.Errorf("field %s: a difference elsewhere is not seen: %v", field, a)
+		}
+		if n := strings.Count(logged.String(), calls); n == 0 || strings.Count(logged.String(), "\n") != 1 {
+			t.Errorf("field %s: logged\n%s", field, &logged)
+		}
+		list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
+		if err != nil || !slices.ContainsFunc(list.GetAlarms(), func(a *operatorv1.Alarm) bool {
+			return a.GetName() == "calls_unreadable" && strings.Contains(a.GetText(), calls)
+		}) {
+			t.Errorf("field %s: no alarm: %v %v", field, list, err)
+		}
+		dead, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{State: []string{"dead"}})
+		if err != nil || len(dead.GetDeliveries()) != 4 {
+			t.Errorf("field %s: the dead ones: %v %v", field, dead, err)
+		}
 	}
 }
 

@@ -116,7 +116,7 @@ func (o *operator) summaries(ctx context.Context, resp *operatorv1.SearchCallsRe
 	}
 	from := len(resp.GetCalls())
 	for _, c := range calls {
-		if c == nil || len(c.Journal) == 0 || c.Journal[len(c.Journal)-1].GetAtMs() < sinceMS {
+		if c == nil || c.Unreadable != nil || len(c.Journal) == 0 || c.Journal[len(c.Journal)-1].GetAtMs() < sinceMS {
 			continue
 		}
 		sum := &operatorv1.CallSummary{Call: c.Key, FirstMs: c.Journal[0].GetAtMs(), LastMs: c.Journal[len(c.Journal)-1].GetAtMs(),
@@ -230,7 +230,7 @@ func (o *operator) ListDeliveries(ctx context.Context, req *operatorv1.ListDeliv
 		}
 		before, enough := len(resp.GetDeliveries()), 0
 		for i, c := range calls {
-			if c == nil {
+			if c == nil || c.Unreadable != nil {
 				continue
 			}
 			for _, d := range c.Deliveries {
@@ -317,6 +317,9 @@ func (s *Service) walk(ctx context.Context, from place, destination string, kind
 								_ = s.store.Vacate(ctx, q, seat) // else by whoever looks next
 							}
 							continue
+						}
+						if calls[i].Unreadable != nil {
+							continue // an alarm names it
 						}
 						if !each(place{name, p, string(kind), seat.Score, seat.Member, ""}, q, seat, calls[i]) {
 							return false, nil

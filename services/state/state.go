@@ -55,7 +55,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	}
 	svc.store, svc.dispatch = s, dispatch.New(s, tel.Log(), cfg.LeaseTime)
 	svc.feed = newFeed(s, svc.cards, svc.dispatch.Alone, tel.Log())
-	svc.ledger = &ledger{store: s, retention: cfg.CallRetention}
+	svc.ledger = &ledger{store: s, retention: cfg.CallRetention, log: tel.Log()}
 	svc.watch = newWatchman(svc)
 	svc.setReady("waiting for Redis")
 	return svc, svc.observe()

@@ -1779,8 +1779,10 @@ type Accounting struct {
 	Discarded int64 `protobuf:"varint,20,opt,name=discarded,proto3" json:"discarded,omitempty"`
 	// Deliveries that no request caused.
 	Unrequested *Unrequested `protobuf:"bytes,21,opt,name=unrequested,proto3" json:"unrequested,omitempty"`
-	// Requests whose call's journal is full: counted, but not compared.
-	NotCompared   int64 `protobuf:"varint,22,opt,name=not_compared,json=notCompared,proto3" json:"not_compared,omitempty"`
+	// Requests whose call's journal is full, or whose call cannot be read: counted, but not compared.
+	NotCompared int64 `protobuf:"varint,22,opt,name=not_compared,json=notCompared,proto3" json:"not_compared,omitempty"`
+	// Calls of which something that is stored cannot be read, the first hundred. Anything here is an alarm.
+	Unreadable    []string `protobuf:"bytes,23,rep,name=unreadable,proto3" json:"unreadable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1967,6 +1969,13 @@ func (x *Accounting) GetNotCompared() int64 {
 		return x.NotCompared
 	}
 	return 0
+}
+
+func (x *Accounting) GetUnreadable() []string {
+	if x != nil {
+		return x.Unreadable
+	}
+	return nil
 }
 
 type Unrequested struct {
@@ -2214,7 +2223,7 @@ func (x *ListAlarmsResponse) GetAlarms() []*Alarm {
 
 type Alarm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// accounting_difference, destination_held, oldest_waiting, spool_in_use, refused_after_ack, refused_unrecorded.
+	// accounting_difference, calls_unreadable, destination_held, oldest_waiting, spool_in_use, refused_after_ack, refused_unrecorded.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What it is about, e.g. the destination.
 	Subject       string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
@@ -2417,7 +2426,7 @@ const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\x06missed\x18\x02 \x01(\bR\x06missed\"B\n" +
 	"\x14GetAccountingRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\tR\x05since\x12\x14\n" +
-	"\x05check\x18\x02 \x01(\bR\x05check\"\x82\x06\n" +
+	"\x05check\x18\x02 \x01(\bR\x05check\"\xa2\x06\n" +
 	"\n" +
 	"Accounting\x12\x19\n" +
 	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12C\n" +
@@ -2443,7 +2452,10 @@ const file_callrelay_operator_v1_operator_proto_rawDesc = "" +
 	"\aexpired\x18\x13 \x01(\x03R\aexpired\x12\x1c\n" +
 	"\tdiscarded\x18\x14 \x01(\x03R\tdiscarded\x12D\n" +
 	"\vunrequested\x18\x15 \x01(\v2\".callrelay.operator.v1.UnrequestedR\vunrequested\x12!\n" +
-	"\fnot_compared\x18\x16 \x01(\x03R\vnotCompared\"\xb6\x01\n" +
+	"\fnot_compared\x18\x16 \x01(\x03R\vnotCompared\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x17 \x03(\tR\n" +
+	"unreadable\"\xb6\x01\n" +
 	"\vUnrequested\x12\x18\n" +
 	"\awaiting\x18\x01 \x01(\x03R\awaiting\x12\x1c\n" +
 	"\tdelivered\x18\x02 \x01(\x03R\tdelivered\x12\x12\n" +

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"hash/fnv"
 	"maps"
 	"os"
 	"path/filepath"
@@ -122,8 +123,10 @@ func (s *Spool) create() (db *bolt.DB, err error) {
 			return b.Put(total, key(0))
 		})
 	})
-	if err != nil && db != nil {
-		_ = db.Close()
+	if err != nil {
+		if db != nil {
+			_ = db.Close()
+		}
 		_ = os.Remove(path)
 	}
 	return db, err
@@ -165,51 +168,102 @@ func (s *Spool) load() error {
 	defer unmap()
 	found := scan(memory)
 	numbers, last, problem := readTree(s.path())
+	usable, all, newest := problem == nil, numbers, last
 	for number := range found {
-		if problem == nil && number > last {
-			problem = errors.New("the last transaction is missing")
-		}
+		newest = max(newest, number)
+	}
+	if problem == nil && newest > last {
+		problem = errors.New("the last transaction is missing")
+		usable = metasIntact(memory) // then it failed, and nobody was told of it: so it is after the disk was full
 	}
 	if problem != nil {
 		// Every frame that is intact, wherever it lies. Among them can be items that were removed already: who gets them again
 		// knows their request ids. The file is begun anew whenever it is empty, so none is older than this spooling.
-		numbers = slices.Sorted(maps.Keys(found))
-		s.log.Error("the spool is damaged; what is readable is kept", "error", problem, "kept", len(numbers), "dir", s.dir)
-		if err := s.setAside(); err != nil {
-			return err
-		}
+		all = slices.Sorted(maps.Keys(found))
 	}
-	return s.rewrite(memory, found, numbers)
-}
-
-// rewrite begins a new file with the items of the one before, so that bbolt never writes to pages that it has not made itself:
-// on damaged ones it can crash.
-func (s *Spool) rewrite(memory []byte, found map[uint64]int, numbers []uint64) error {
-	db, err := s.create()
+	kept, err := parseFrames(memory, found, all)
 	if err != nil {
 		return err
 	}
-	var kept []frame
-	for batch := range slices.Chunk(numbers, maxBatch) {
-		var adds []*pending
-		for _, number := range batch {
-			f, err := parseFrame(memory[found[number]:], number)
-			if err != nil {
-				return errors.Join(err, db.Close())
-			}
-			kept = append(kept, f)
-			adds = append(adds, &pending{entry: &entry{number: number}, frame: newFrame(number, f.at, f.call, f.data)})
-		}
-		if err := update(db, adds, nil); err != nil {
-			return errors.Join(err, db.Close())
-		}
+	db, err := s.rewrite(kept, problem)
+	if err == nil {
+		s.db.Store(db)
+		s.index(kept)
+		return nil
 	}
-	if err := s.begin(); err != nil {
-		return errors.Join(err, db.Close())
+	if !usable {
+		return err
+	}
+	// The disk may have no room for both. All of the tree has just been read without a sign of damage, so its file is used on.
+	s.log.Error("the spool file cannot be written anew and is used as it is", "error", err, "kept", len(numbers), "dir", s.dir)
+	if kept, err = parseFrames(memory, found, numbers); err != nil {
+		return err
+	}
+	if err := safely(func() error { db, err = bolt.Open(s.path(), 0o600, &options); return err }); err != nil {
+		return err
 	}
 	s.db.Store(db)
 	s.index(kept)
+	s.last = newest // what was removed can still lie in the file: its numbers are not given again
 	return nil
+}
+
+func parseFrames(memory []byte, found map[uint64]int, numbers []uint64) ([]frame, error) {
+	var out []frame
+	for _, number := range numbers {
+		f, err := parseFrame(memory[found[number]:], number)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// metasIntact says whether both meta pages are as they were written: then the newer one is of the last transaction.
+func metasIntact(memory []byte) bool {
+	const begin, sum, end = 16, 72, 80 // of bbolt's meta in its page
+	for _, page := range []int{0, os.Getpagesize()} {
+		if len(memory) < page+end {
+			return false
+		}
+		h := fnv.New64a()
+		_, _ = h.Write(memory[page+begin : page+sum])
+		if h.Sum64() != binary.NativeEndian.Uint64(memory[page+sum:]) {
+			return false
+		}
+	}
+	return true
+}
+
+// rewrite begins a new file with the items of the one before, so that bbolt never writes to pages that it has not made itself:
+// on damaged ones it can crash. A file with a problem is set aside. After an error the old file is in its place.
+func (s *Spool) rewrite(kept []frame, problem error) (*bolt.DB, error) {
+	db, err := s.create()
+	if err != nil {
+		return nil, err
+	}
+	for batch := range slices.Chunk(kept, maxBatch) {
+		var adds []*pending
+		for _, f := range batch {
+			adds = append(adds, &pending{entry: &entry{number: f.number}, frame: newFrame(f.number, f.at, f.call, f.data)})
+		}
+		if err = update(db, adds, nil); err != nil {
+			break
+		}
+	}
+	if err == nil && problem != nil {
+		s.log.Error("the spool is damaged; what is readable is kept", "error", problem, "kept", len(kept), "dir", s.dir)
+		err = s.setAside()
+	}
+	if err == nil {
+		err = s.begin()
+	}
+	if err != nil {
+		// Its space is needed.
+		return nil, errors.Join(err, db.Close(), os.Remove(filepath.Join(s.dir, "new.db")))
+	}
+	return db, nil
 }
 
 // index makes the queues of what is in the file.

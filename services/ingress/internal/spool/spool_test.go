@@ -9,8 +9,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -350,6 +352,76 @@ func TestRotWhileRunning(t *testing.T) {
 	}
 	if n := s.Damaged(); n != 0 {
 		t.Errorf("%d are damaged after the file was taken away", n)
+	}
+}
+
+// A disk without room for a second file does not keep the first one from being drained, and used.
+func TestNoRoomToBeginAnew(t *testing.T) {
+	dir := t.TempDir()
+	s := opened(t, dir, wide)
+	fill(t, s, 200)
+	for range 50 {
+		put(t, s, "last", strings.Repeat("x", 1000))
+	}
+	for { // they are done, but lie in the file
+		item, ok := s.Next()
+		if !ok {
+			break
+		}
+		if item.Call == "last" {
+			s.Done(item)
+		} else {
+			s.Back(item)
+		}
+	}
+	closed(t, s)
+	// What a transaction leaves that failed because the disk was full.
+	path := filepath.Join(dir, "spool.db")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole = append(whole, newFrame(300, stamp{}, "failed", []byte("item that was refused"))...)
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	options.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		if filepath.Base(name) == "new.db" {
+			return nil, syscall.ENOSPC
+		}
+		return os.OpenFile(name, flag, mode)
+	}
+	t.Cleanup(func() { options.OpenFile = nil })
+	s = opened(t, dir, wide)
+	if st := s.Stats(); st.Items != 200 || s.Damaged() != 0 {
+		t.Errorf("%+v", st)
+	}
+	put(t, s, "new", "item new")
+	closed(t, s)
+
+	s = opened(t, dir, wide)
+	if st := s.Stats(); st.Items != 201 || s.Damaged() != 0 {
+		t.Errorf("%+v", st)
+	}
+	got := drained(s)
+	if i := slices.Index(got, "item new"); i >= 0 {
+		got = slices.Delete(got, i, i+1)
+	} else {
+		t.Error("what was appended did not come out")
+	}
+	check(t, got, 200, 0)
+	closed(t, s)
+	if left, _ := filepath.Glob(filepath.Join(dir, "*.db")); len(left) != 0 {
+		t.Errorf("an empty spool leaves %v", left)
+	}
+
+	// A damaged meta page can hide a transaction that was acknowledged.
+	whole[20] ^= 0x55
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, wide, slog.New(slog.DiscardHandler)); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a damaged file that cannot be written anew: %v", err)
 	}
 }
 

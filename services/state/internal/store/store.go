@@ -768,6 +768,8 @@ type Call struct {
 	JournalDropped int64
 	// Counted says where accounting counts each request, by request id.
 	Counted map[string]Counted
+	// Unreadable is set by Calls and Scan, and then not all of the above.
+	Unreadable error
 }
 
 // Call reads one call; nil when there is nothing.
@@ -776,10 +778,14 @@ func (s *Store) Call(ctx context.Context, call string) (*Call, error) {
 	if err != nil || len(fields) == 0 {
 		return nil, err
 	}
-	return readCall(call, fields)
+	c, err := readCall(call, fields)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
-// Calls reads several calls at once; nil for what there is nothing of.
+// Calls reads several calls at once; nil for what there is nothing of. One that cannot be read does not keep the others back.
 func (s *Store) Calls(ctx context.Context, calls []string) ([]*Call, error) {
 	p := s.client.Pipeline()
 	cmds := make([]*redis.MapStringStringCmd, len(calls))
@@ -796,21 +802,22 @@ func (s *Store) Calls(ctx context.Context, calls []string) ([]*Call, error) {
 		}
 		var err error
 		if out[i], err = readCall(calls[i], cmd.Val()); err != nil {
-			return nil, err
+			out[i].Unreadable = err
 		}
 	}
 	return out, nil
 }
 
+// readCall returns what can be read of a call also with an error.
 func readCall(call string, fields map[string]string) (out *Call, err error) {
 	out = &Call{Key: call, Version: fields["v"], JournalDropped: atoi(fields["jx"]), Record: &statev1.Record{}, Counted: readCounted(fields)}
 	if err := proto.Unmarshal([]byte(fields["r"]), out.Record); err != nil {
-		return nil, fmt.Errorf("record of %s is unreadable: %w", call, err)
+		return out, fmt.Errorf("record of %s is unreadable: %w", call, err)
 	}
 	for n := int64(1); n <= atoi(fields["jn"]); n++ {
 		piece := &statev1.Journal{}
 		if err := proto.Unmarshal([]byte(fields["j"+strconv.FormatInt(n, 10)]), piece); err != nil {
-			return nil, fmt.Errorf("journal of %s is unreadable: %w", call, err)
+			return out, fmt.Errorf("journal of %s is unreadable: %w", call, err)
 		}
 		out.Journal = append(out.Journal, piece.GetEntries()...)
 	}
