@@ -141,7 +141,7 @@ func (s *Store) Connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
-	s.clockOff.Store(int64(s.clock.set(now)))
+	read := time.Now()
 	partitions := strconv.Itoa(Partitions)
 	p := s.client.Pipeline()
 	p.HSetNX(ctx, keyMeta, "format", format)
@@ -158,6 +158,7 @@ func (s *Store) Connect(ctx context.Context) error {
 		return &FormatError{Found: m["format"], Partitions: m["partitions"]}
 	}
 	s.remember(known.Val())
+	s.clockOff.Store(int64(s.clock.set(now.Add(time.Since(read))))) // from now on calls are taken, see Clock.known
 	s.index.mu.Lock()
 	defer s.index.mu.Unlock()
 	s.index.forget() // what Redis lost of it is written anew without

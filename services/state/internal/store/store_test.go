@@ -707,6 +707,13 @@ func testFormat(t *testing.T, s *Store) {
 	if err := s.Connect(ctx); err == nil || !strings.Contains(err.Error(), "16 partitions") {
 		t.Errorf("got %v", err)
 	}
+	fresh := &Store{client: s.client, cfg: s.cfg, clock: newClock(), destinations: map[string]bool{}}
+	if err := fresh.Connect(ctx); err == nil {
+		t.Error("connected")
+	}
+	if _, _, errs := fresh.Commit(ctx, []*statev1.CommitItem{item("ameyo/1", "i1", "", "c1")}, nil); errs[0] == nil {
+		t.Error("it writes into what has another format")
+	}
 }
 
 // Rule 19: ids, versions and payloads are opaque, whatever bytes they hold.
