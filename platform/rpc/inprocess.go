@@ -18,7 +18,7 @@ import (
 // would write each into bytes and read it again, twice per hop, which was a sixth of the time of a callback. Calls of one
 // message are few and go through gRPC.
 //
-// What is sent belongs to the receiver: neither the message nor what it holds may be changed afterwards.
+// What is sent is shared from then on: neither side changes the message or what it holds. Whoever has to, changes a clone.
 type inProcess struct {
 	*grpc.ClientConn
 	server *Server

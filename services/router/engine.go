@@ -391,7 +391,6 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 		send     sync.Mutex
 		ended    bool // nothing is sent any more
 		underWay running
-		entries  sync.WaitGroup
 		over     = make(chan struct{})
 		stopped  sync.WaitGroup
 	)
@@ -422,7 +421,7 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 	})
 	defer stopped.Wait()
 	defer close(over)
-	defer entries.Wait()
+	defer underWay.wait()
 	reply(&statev1.LeaseRequest{Destination: "rules", Credit: timersAtOnce})
 	for {
 		resp, err := stream.Recv()
@@ -434,10 +433,10 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 		}
 		for _, w := range resp.GetWork() {
 			underWay.begin()
-			entries.Go(func() {
+			go func() {
 				defer underWay.end()
 				reply(e.timer(working, w))
-			})
+			}()
 		}
 	}
 }
