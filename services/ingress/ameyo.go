@@ -137,6 +137,9 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 	if leave, err := s.lanes.Enter(waiting, call); err == nil {
 		defer leave()
 	}
+	if err := ctx.Err(); err != nil { // nobody waits any more
+		return unrecorded, unavailable(err)
+	}
 	if waiting.Err() == nil && !s.spool.behind(call) {
 		if s.spool.busy() && s.keepEarly(ctx, r, call, item, budget/2) {
 			return spooled, nil
