@@ -46,7 +46,7 @@ func TestRedisFails(t *testing.T) {
 		{name: "killed and loading", lasts: time.Second, writes: true,
 			harm: func(t *testing.T, r *redistest.Server, _ *redis.Client) {
 				r.Kill()
-				r.Launch(t, "--key-load-delay", "1000")
+				r.Launch(t, "--key-load-delay", "5000") // us a key: of a few hundred it lasts longer than the look
 			},
 			mend: func(t *testing.T, _ *redistest.Server, c *redis.Client) {
 				redistest.Poll(t, 20*time.Second, "the data is loaded", func() bool { return c.Ping(ctx).Err() == nil })
