@@ -23,8 +23,8 @@ var accountLua string
 var acquireLua string
 
 var (
-	accountScript = redis.NewScript(accountLua)
-	acquireScript = redis.NewScript(acquireLua)
+	accountScript = newScript("", accountLua)
+	acquireScript = newScript("", acquireLua)
 )
 
 // Account reads one account; nil = there is none.
@@ -167,19 +167,19 @@ func (s *Store) DeleteAccount(ctx context.Context, id, expected string) (deleted
 }
 
 func (s *Store) writeAccount(ctx context.Context, id, expected, version string, body []byte, ends string) (bool, error) {
-	replies, errs := s.run(ctx, accountScript, []invocation{{[]string{keyAccount(id), keyAccounts}, []any{id, expected, version, body, ends}}})
+	replies, errs := s.run(ctx, []invocation{invoke(accountScript, []string{keyAccount(id), keyAccounts}, id, expected, version, body, ends)})
 	return replies[0] == int64(1), errs[0]
 }
 
 // Acquire makes token the only holder of an account's lease for d, or says when the present holder's time ends.
 func (s *Store) Acquire(ctx context.Context, id, token string, d time.Duration) (wait time.Duration, err error) {
-	replies, errs := s.run(ctx, acquireScript, []invocation{{[]string{keyAccountLease(id)}, []any{"acquire", token, d.Milliseconds()}}})
+	replies, errs := s.run(ctx, []invocation{invoke(acquireScript, []string{keyAccountLease(id)}, "acquire", token, d.Milliseconds())})
 	ms, _ := replies[0].(int64)
 	return time.Duration(ms) * time.Millisecond, errs[0]
 }
 
 // ReleaseLease lets an account's lease go, if it is the token's.
 func (s *Store) ReleaseLease(ctx context.Context, id, token string) error {
-	_, errs := s.run(ctx, acquireScript, []invocation{{[]string{keyAccountLease(id)}, []any{"release", token, 0}}})
+	_, errs := s.run(ctx, []invocation{invoke(acquireScript, []string{keyAccountLease(id)}, "release", token, 0)})
 	return errs[0]
 }

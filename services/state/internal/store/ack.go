@@ -26,14 +26,13 @@ func (e *ReplicasError) Error() string {
 // counted is what this very master sent to its replicas. Before WAIT comes a write of our own: WAIT counts from the last
 // write of its connection, and an answer that wrote nothing (an earlier outcome, a superseded result) stands on a write of
 // another connection, which may be on no replica yet.
-func (s *Store) acked(ctx context.Context, calls []invocation, replies []any, errs []error,
-	queue func(redis.Pipeliner, invocation) *redis.Cmd, again func(error) bool) {
+func (s *Store) acked(ctx context.Context, calls []invocation, replies []any, errs []error, again func(error) bool) {
 	nodes := map[*redis.Client][]int{}
 	for i, c := range calls {
 		if !again(errs[i]) {
 			continue
 		}
-		node, err := s.node(ctx, c.keys[0])
+		node, err := s.node(ctx, c.key())
 		if replies[i], errs[i] = nil, err; err == nil {
 			nodes[node] = append(nodes[node], i)
 		}
@@ -44,9 +43,9 @@ func (s *Store) acked(ctx context.Context, calls []invocation, replies []any, er
 			p := node.Pipeline()
 			cmds := make([]*redis.Cmd, len(part))
 			for at, i := range part {
-				cmds[at] = queue(p, calls[i])
+				cmds[at] = p.Do(ctx, calls[i].args...)
 			}
-			written := p.Set(ctx, keyWritten(calls[part[0]].keys[0]), "", 0)
+			written := p.Set(ctx, keyWritten(calls[part[0]].key()), "", 0)
 			waited := p.Do(ctx, "WAIT", s.cfg.ReplicasAck, ackTimeout.Milliseconds())
 			_, failed := p.Exec(ctx)
 			have, reached := waited.Int()

@@ -14,7 +14,7 @@ import (
 //go:embed lua/cards.lua
 var cardsLua string
 
-var cardsScript = redis.NewScript(cardsLua)
+var cardsScript = newScript("", cardsLua)
 
 // CallCards are the cards that a commit changes, as watchers see them.
 func CallCards(item *statev1.CommitItem, nowMS int64) []*statev1.CallCard {
@@ -46,14 +46,14 @@ func (s *Store) Cards(ctx context.Context) ([]*statev1.CallCard, error) {
 		for field, body := range cmd.Val() {
 			c := &statev1.CallCard{}
 			if err := proto.Unmarshal([]byte(body), c); err != nil || c.GetUntilMs() <= now {
-				over = append(over, invocation{[]string{keyCards(i)}, []any{field, body}})
+				over = append(over, invoke(cardsScript, []string{keyCards(i)}, field, body))
 				continue
 			}
 			out = append(out, c)
 		}
 	}
 	for batch := range slices.Chunk(over, forgotten) {
-		if _, errs := s.run(ctx, cardsScript, batch); errs[0] != nil {
+		if _, errs := s.run(ctx, batch); errs[0] != nil {
 			break // the next time
 		}
 	}

@@ -10,7 +10,7 @@ import (
 //go:embed lua/hold.lua
 var holdLua string
 
-var holdScript = redis.NewScript(holdLua)
+var holdScript = newScript("", holdLua)
 
 // Hold is what is known of a destination's hold.
 type Hold struct {
@@ -63,12 +63,12 @@ func (s *Store) Hold(ctx context.Context, destination, reason string, epoch, pro
 	if err := s.Know(ctx, destination); err != nil {
 		return err
 	}
-	_, errs := s.run(ctx, holdScript, []invocation{{[]string{keyHold(destination)}, []any{"hold", s.clock.Now(), epoch, reason, probeMS}}})
+	_, errs := s.run(ctx, []invocation{invoke(holdScript, []string{keyHold(destination)}, "hold", s.clock.Now(), epoch, reason, probeMS)})
 	return errs[0]
 }
 
 // Release ends a hold; of an epoch (a probe's success) or in any case (-1). Releasing what is not held does nothing.
 func (s *Store) Release(ctx context.Context, destination string, epoch int64) error {
-	_, errs := s.run(ctx, holdScript, []invocation{{[]string{keyHold(destination)}, []any{"release", s.clock.Now(), epoch, "", 0}}})
+	_, errs := s.run(ctx, []invocation{invoke(holdScript, []string{keyHold(destination)}, "release", s.clock.Now(), epoch, "", 0)})
 	return errs[0]
 }

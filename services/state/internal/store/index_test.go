@@ -85,50 +85,6 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
-// The price of accounting in the scripts: the same commits and completions, of a request that is counted and of one that is not
-// known (its completion finds no field to move).
-func BenchmarkAccounting(b *testing.B) {
-	s, err := Open(Config{URL: redistest.Start(b).URL(), Retention: time.Hour, JournalLimit: 4096})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer s.Close()
-	if err := s.Connect(ctx); err != nil {
-		b.Fatal(err)
-	}
-	call := 0
-	for _, counted := range []bool{false, true, false, true} {
-		b.Run(fmt.Sprintf("counted=%v", counted), func(b *testing.B) {
-			for b.Loop() {
-				calls, results := make([]invocation, 256), make([]*statev1.LeaseResult, 256)
-				for i := range calls {
-					call++
-					id := strconv.Itoa(call)
-					it := item("ameyo/"+id, "R"+id, "", "c", 1)
-					it.Moves = []*statev1.Move{{RequestId: "R" + id, To: statev1.Bucket_BUCKET_NOTHING_TO_SEND}}
-					c, err := s.commitCall(ctx, it, []string{"t"}, s.Now())
-					if err != nil {
-						b.Fatal(err)
-					}
-					if !counted {
-						c.args = c.args[:len(c.args)-3]
-					}
-					calls[i] = c
-					results[i] = &statev1.LeaseResult{Call: "ameyo/" + id, Token: "t", Delivery: 1, Destination: dest, RequestId: "R" + id,
-						Attempt: &statev1.Attempt{Delivery: 1}, Result: &statev1.LeaseResult_Done{Done: &statev1.Done{}}}
-				}
-				if _, errs := s.run(ctx, commitScript, calls); errs[0] != nil {
-					b.Fatal(errs[0])
-				}
-				if _, errs := s.Complete(ctx, results); errs[0] != nil {
-					b.Fatal(errs[0])
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/256/1000, "us/call")
-		})
-	}
-}
-
 // TestCallSize holds what one call costs in Redis, with its journal and everything by which it is found: less than 2 KB.
 func TestCallSize(t *testing.T) {
 	s := open(t, redistest.Start(t).URL())

@@ -4,8 +4,6 @@ import (
 	"context"
 	_ "embed"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 //go:embed lua/limit.lua
@@ -13,7 +11,7 @@ var limitLua string
 
 // A script of our own instead of redis_rate: that one counts what leaves, and nobody knows when it arrives. It runs through
 // run, which mends a lost script cache without a second way.
-var limitScript = redis.NewScript(limitLua)
+var limitScript = newScript("", limitLua)
 
 // aSecond is how long nobody else gets a place after it was given back: the outside system's second, and what its clock and
 // Redis' may disagree about within one.
@@ -43,8 +41,8 @@ func (s *Store) Pause(ctx context.Context, name string, d time.Duration) error {
 
 // limit runs the script. now is for tests; empty = Redis' clock.
 func (s *Store) limit(ctx context.Context, name, verb, token string, ends time.Duration, places int, now string) (time.Duration, error) {
-	replies, errs := s.run(ctx, limitScript, []invocation{{[]string{keyLimit(name)},
-		[]any{verb, token, ends.Microseconds(), places, aSecond.Microseconds(), now}}})
+	replies, errs := s.run(ctx, []invocation{invoke(limitScript, []string{keyLimit(name)},
+		verb, token, ends.Microseconds(), places, aSecond.Microseconds(), now)})
 	wait, _ := replies[0].(int64)
 	return time.Duration(wait) * time.Microsecond, errs[0]
 }

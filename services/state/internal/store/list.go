@@ -89,9 +89,8 @@ func (s *Store) Vacate(ctx context.Context, q Queue, seat Seat) error {
 // Note appends to the journal of something that is no call, e.g. "destination/topsii".
 func (s *Store) Note(ctx context.Context, key, id string, journal []byte) error {
 	now := s.clock.Now()
-	_, errs := s.run(ctx, commitScript, []invocation{{
+	_, errs := s.run(ctx, []invocation{invoke(commitScript,
 		[]string{keyCall(key), keyDue(Partition(key), Rules), keyLeases(Partition(key), Rules), keyCounters(Partition(key))},
-		[]any{id, "", "", "", journal, "-", now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, key, "", "", 0, 0, 0, 0, "", now / hourMS},
-	}})
+		id, "", "", "", journal, "-", now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, key, "", "", 0, 0, 0, 0, "", now/hourMS)})
 	return errs[0]
 }

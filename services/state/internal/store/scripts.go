@@ -5,8 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,48 +29,109 @@ var givebackLua string
 //go:embed lua/settle.lua
 var settleLua string
 
+//go:embed lua/first.lua
+var firstLua string
+
+//go:embed lua/done.lua
+var doneLua string
+
 var (
-	commitScript   = redis.NewScript(lib + commitLua)
-	leaseScript    = redis.NewScript(lib + leaseLua)
-	completeScript = redis.NewScript(lib + completeLua)
-	givebackScript = redis.NewScript(lib + givebackLua)
-	settleScript   = redis.NewScript(lib + settleLua)
+	commitScript   = newScript("commit", lib+commitLua)
+	leaseScript    = newScript("lease", lib+leaseLua)
+	completeScript = newScript("complete", lib+completeLua)
+	givebackScript = newScript("giveback", lib+givebackLua)
+	settleScript   = newScript("settle", lib+settleLua)
+	// The short ways of commit and complete.
+	firstScript = newScript("commit", firstLua)
+	doneScript  = newScript("complete", doneLua)
 )
 
-// scriptNames are the scripts on the path of callbacks and deliveries, as Config.Ran names them.
-var scriptNames = map[*redis.Script]string{commitScript: "commit", leaseScript: "lease", completeScript: "complete",
-	givebackScript: "giveback", settleScript: "settle"}
+// script is what Redis is asked to run. Those on the path of callbacks and deliveries have a name for Config.Ran.
+type script struct {
+	name, source string
+	hash         any // a string, as a part of many invocations
+}
+
+func newScript(name, source string) *script {
+	return &script{name, source, redis.NewScript(source).Hash()}
+}
 
 // Scripts are the names that Config.Ran is told.
-func Scripts() []string { return slices.Collect(maps.Values(scriptNames)) }
+func Scripts() []string { return []string{"commit", "lease", "complete", "giveback", "settle"} }
 
 // invocation is one script call of a pipeline.
 type invocation struct {
-	keys []string
-	args []any
+	script *script
+	args   []any // what is sent: EVALSHA, hash, number of keys, keys, arguments
 }
+
+// invoke makes an invocation. Those of every callback are put together by hand: it costs them a third.
+func invoke(script *script, keys []string, of ...any) invocation {
+	args := append(make([]any, 0, 3+len(keys)+len(of)), evalsha, script.hash, len(keys))
+	for _, key := range keys {
+		args = append(args, key)
+	}
+	return invocation{script, append(args, of...)}
+}
+
+const evalsha = "evalsha"
+
+// key is the first of its keys; all of them are in one slot.
+func (c invocation) key() string { return c.args[3].(string) }
 
 // errNoTime says that Redis has not been asked for the time yet: what was written now would be dated wrong for ever.
 var errNoTime = errors.New("redis was not connected yet")
 
-// run executes one script for many items as one pipeline. Items fail one by one. A script that Redis does not know
-// (NOSCRIPT, after a restart or failover) is loaded and only those items run again, in their order.
-func (s *Store) run(ctx context.Context, script *redis.Script, calls []invocation) ([]any, []error) {
-	if name := scriptNames[script]; s.cfg.Ran != nil && name != "" {
-		defer func(began time.Time) { s.cfg.Ran(ctx, name, len(calls), time.Since(began)) }(time.Now())
+// run executes scripts for many items as one pipeline, in their order. Items fail one by one. A script that Redis does not
+// know (NOSCRIPT, after a restart or failover) is loaded and only those items run again, in their order.
+func (s *Store) run(ctx context.Context, calls []invocation) ([]any, []error) {
+	if s.cfg.Ran != nil && len(calls) > 0 && calls[0].script.name != "" {
+		defer func(began time.Time) { s.cfg.Ran(ctx, calls[0].script.name, len(calls), time.Since(began)) }(time.Now())
 	}
 	replies, errs := make([]any, len(calls)), make([]error, len(calls))
 	if !s.clock.known() {
 		return replies, fill(errs, errNoTime)
 	}
-	s.pipeline(ctx, calls, replies, errs, func(p redis.Pipeliner, c invocation) *redis.Cmd {
-		return p.EvalSha(ctx, script.Hash(), c.keys, c.args...)
-	}, func(error) bool { return true })
+	s.pipeline(ctx, calls, replies, errs, func(error) bool { return true })
 	if unknown(errs) {
 		// EVAL loads the script on the node that needs it, which SCRIPT LOAD on a cluster does not.
-		s.pipeline(ctx, calls, replies, errs, func(p redis.Pipeliner, c invocation) *redis.Cmd {
-			return script.Eval(ctx, p, c.keys, c.args...)
-		}, isNoScript)
+		for _, c := range calls {
+			c.args[0], c.args[1] = "eval", c.script.source
+		}
+		s.pipeline(ctx, calls, replies, errs, isNoScript)
+	}
+	return replies, errs
+}
+
+// What a short way answers: it was taken, or it will not do.
+var yes, no any = int64(1), int64(0)
+
+// runEach runs what `of` makes of each of n items, by the short way where it will do.
+func (s *Store) runEach(ctx context.Context, n int, of func(i int, short bool) (invocation, error)) ([]any, []error) {
+	calls := make([]invocation, n)
+	for i := range calls {
+		var err error
+		if calls[i], err = of(i, true); err != nil {
+			return make([]any, n), fill(make([]error, n), err) // nothing was written
+		}
+	}
+	replies, errs := s.run(ctx, calls)
+	var again []invocation
+	var at []int
+	for i, c := range calls {
+		if errs[i] != nil || replies[i] != no || c.script != firstScript && c.script != doneScript {
+			continue
+		}
+		long, err := of(i, false)
+		if errs[i] = err; err == nil {
+			again, at = append(again, long), append(at, i)
+		}
+	}
+	if len(again) > 0 {
+		late, failed := s.run(ctx, again)
+		for j, i := range at {
+			replies[i], errs[i] = late[j], failed[j]
+		}
 	}
 	return replies, errs
 }
@@ -91,17 +150,16 @@ func isNoScript(err error) bool {
 }
 
 // pipeline runs those calls whose previous error `again` accepts.
-func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any, errs []error,
-	queue func(redis.Pipeliner, invocation) *redis.Cmd, again func(error) bool) {
+func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any, errs []error, again func(error) bool) {
 	if s.cfg.ReplicasAck > 0 {
-		s.acked(ctx, calls, replies, errs, queue, again)
+		s.acked(ctx, calls, replies, errs, again)
 		return
 	}
 	p := s.client.Pipeline()
 	cmds := make([]*redis.Cmd, len(calls))
 	for i, c := range calls {
 		if again(errs[i]) {
-			cmds[i] = queue(p, c)
+			cmds[i] = p.Do(ctx, c.args...)
 		}
 	}
 	_, failed := p.Exec(ctx)

@@ -5,20 +5,18 @@ import (
 	_ "embed"
 	"fmt"
 
-	"github.com/redis/go-redis/v9"
-
 	statev1 "callrelay/gen/callrelay/state/v1"
 )
 
 //go:embed lua/share.lua
 var shareLua string
 
-var shareScript = redis.NewScript(shareLua)
+var shareScript = newScript("", shareLua)
 
 // Share gives a sending process its share of a destination. taken: another process goes by its name.
 func (s *Store) Share(ctx context.Context, r *statev1.ShareRequest) (share int32, taken bool, err error) {
-	replies, errs := s.run(ctx, shareScript, []invocation{{[]string{keyShares(r.GetDestination())},
-		[]any{r.GetName(), r.GetInstance(), flag(r.GetKnown()), s.clock.Now(), r.GetForMs(), r.GetLimit(), r.GetHeld(), flag(r.GetWanted())}}})
+	replies, errs := s.run(ctx, []invocation{invoke(shareScript, []string{keyShares(r.GetDestination())},
+		r.GetName(), r.GetInstance(), flag(r.GetKnown()), s.clock.Now(), r.GetForMs(), r.GetLimit(), r.GetHeld(), flag(r.GetWanted()))})
 	if errs[0] != nil {
 		return 0, false, errs[0]
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -285,20 +286,21 @@ const (
 // each item, and the places of its deliveries. An error means that the outcome is unknown: the same item may be sent again.
 func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem, tokens [][]string) ([]*statev1.CommitAnswer, [][]Place, []error) {
 	now := s.clock.Now()
-	calls := make([]invocation, len(items))
-	answers, places, errs := make([]*statev1.CommitAnswer, len(items)), make([][]Place, len(items)), make([]error, len(items))
-	for i, item := range items {
+	answers, places := make([]*statev1.CommitAnswer, len(items)), make([][]Place, len(items))
+	replies, errs := s.runEach(ctx, len(items), func(i int, short bool) (invocation, error) {
 		var of []string
 		if tokens != nil {
 			of = tokens[i]
 		}
-		if calls[i], errs[i] = s.commitCall(ctx, item, of, now); errs[i] != nil {
-			return answers, places, fill(errs, errs[i]) // Redis does not answer; nothing was written
-		}
-	}
-	replies, errs := s.run(ctx, commitScript, calls)
+		return s.commitCall(ctx, items[i], of, now, short)
+	})
 	for i, item := range items {
 		if errs[i] != nil {
+			continue
+		}
+		if replies[i] == yes { // of first.lua
+			answers[i] = &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_OK, Outcome: item.GetOutcome()}
+			places[i] = []Place{Leased}
 			continue
 		}
 		reply, err := strs(replies[i])
@@ -339,33 +341,42 @@ func fill(errs []error, err error) []error {
 	return errs
 }
 
-func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens []string, now int64) (invocation, error) {
+// commitCall is what commit.lua is told of an item, or, where short is asked for and will do, first.lua.
+func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens []string, now int64, short bool) (invocation, error) {
 	call, p := item.GetCall(), Partition(item.GetCall())
-	keys := make([]string, 3, 5+2*len(item.GetDeliveries()))
-	keys[0], keys[1], keys[2] = keyCall(call), keyDue(p, Rules), keyLeases(p, Rules)
+	bodies := make([][]byte, len(item.GetDeliveries()))
+	for i, d := range item.GetDeliveries() {
+		err := s.Know(ctx, d.GetDestination())
+		if err != nil {
+			return invocation{}, err
+		}
+		if bodies[i], err = proto.Marshal(&statev1.Delivery{
+			Destination: d.GetDestination(), Endpoint: d.GetEndpoint(), Payload: d.GetPayload(), RequestId: d.GetRequestId(),
+			Traceparent: d.GetTraceparent(), Link: d.GetLink(), Gate: d.GetGate(), MaxAgeMs: d.GetMaxAgeMs(),
+			CreatedMs: now, PausedMs: d.GetPausedMs(),
+		}); err != nil {
+			return invocation{}, err
+		}
+	}
+	if short && s.isFirst(item, tokens) {
+		to := item.GetDeliveries()[0].GetDestination()
+		return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), keyLeases(p, to), keyCounters(p),
+			call, item.GetCommitId(), item.GetRecord(), item.GetJournal(), item.GetInputId(), outcomeText(item.GetOutcome()), now / hourMS,
+			to, bodies[0], tokens[0]}}, nil
+	}
+	keys := append(make([]string, 0, 5+2*len(item.GetDeliveries())), keyCall(call), keyDue(p, Rules), keyLeases(p, Rules))
 	args := make([]any, 0, 24+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
 	args = append(args, item.GetInputId(), item.GetExpectedVersion(), item.GetCommitId(), item.GetRecord(),
 		item.GetJournal(), outcomeText(item.GetOutcome()), now, s.cfg.Retention.Milliseconds(), s.cfg.JournalLimit, call,
 		item.GetEntry().GetTimer(), item.GetEntry().GetTimerId(),
 		len(item.GetDeliveries()), len(item.GetSetTimers())+len(item.GetMessages()), len(item.GetCancelTimers()), len(item.GetCards()), retention(item))
 	for i, d := range item.GetDeliveries() {
-		if err := s.Know(ctx, d.GetDestination()); err != nil {
-			return invocation{}, err
-		}
-		body, err := proto.Marshal(&statev1.Delivery{
-			Destination: d.GetDestination(), Endpoint: d.GetEndpoint(), Payload: d.GetPayload(), RequestId: d.GetRequestId(),
-			Traceparent: d.GetTraceparent(), Link: d.GetLink(), Gate: d.GetGate(), MaxAgeMs: d.GetMaxAgeMs(),
-			CreatedMs: now, PausedMs: d.GetPausedMs(),
-		})
-		if err != nil {
-			return invocation{}, err
-		}
 		token := ""
 		if i < len(tokens) {
 			token = tokens[i]
 		}
 		keys = append(keys, keyDue(p, d.GetDestination()), keyLeases(p, d.GetDestination()))
-		args = append(args, d.GetNumber(), d.GetDestination(), body, token, flag(d.GetResultWanted()))
+		args = append(args, d.GetNumber(), d.GetDestination(), bodies[i], token, flag(d.GetResultWanted()))
 	}
 	for _, t := range item.GetSetTimers() {
 		args = append(args, t.GetName(), now+t.GetInMs(), "")
@@ -393,7 +404,19 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		}
 		args = append(args, call+"\t"+c.GetCard().GetId(), body)
 	}
-	return invocation{append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)}, nil
+	return invoke(commitScript, append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)...), nil
+}
+
+// isFirst says whether first.lua will do for an item if nothing is stored of its call.
+func (s *Store) isFirst(item *statev1.CommitItem, tokens []string) bool {
+	if len(item.GetDeliveries()) != 1 || len(tokens) != 1 || tokens[0] == "" || item.GetExpectedVersion() != "" || item.GetCommitId() == "" ||
+		len(item.GetSetTimers())+len(item.GetMessages())+len(item.GetCancelTimers())+len(item.GetCards()) > 0 ||
+		item.GetEntry() != nil || item.GetRetentionMs() > 0 || len(item.GetJournal()) == 0 || len(item.GetJournal()) > s.cfg.JournalLimit {
+		return false
+	}
+	d := item.GetDeliveries()[0]
+	return d.GetNumber() == 1 && !d.GetResultWanted() && d.GetRequestId() == item.GetInputId() &&
+		!slices.ContainsFunc(item.GetMoves(), func(m *statev1.Move) bool { return m.GetRequestId() != item.GetInputId() })
 }
 
 // retention is what a commit asks for, or nothing.
@@ -478,12 +501,10 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		if timer != "" {
 			work[i].Entry = &statev1.Entry{Timer: timer, Token: work[i].Token}
 		}
-		calls[i] = invocation{
-			[]string{keyCall(call), keyDue(p, destination), keyLeases(p, destination)},
-			[]any{m, destination, work[i].Token, now, timer},
-		}
+		calls[i] = invoke(leaseScript, []string{keyCall(call), keyDue(p, destination), keyLeases(p, destination)},
+			m, destination, work[i].Token, now, timer)
 	}
-	replies, errs := s.run(ctx, leaseScript, calls)
+	replies, errs := s.run(ctx, calls)
 	out := work[:0]
 	var unsent []Lost
 	var failed error
@@ -544,40 +565,15 @@ type Verdict struct {
 // Complete takes results of deliveries (not of timers) and returns a verdict or an error for each.
 func (s *Store) Complete(ctx context.Context, results []*statev1.LeaseResult) ([]Verdict, []error) {
 	now := s.clock.Now()
-	calls := make([]invocation, len(results))
 	verdicts := make([]Verdict, len(results))
 	for i, r := range results {
-		verb, final, due, counts, paused, reason := "again", "", now, "1", int64(0), r.GetAttempt().GetError()
-		switch v := r.GetResult().(type) {
-		case *statev1.LeaseResult_Done:
-			verb, final = "done", "d"
-		case *statev1.LeaseResult_Retry:
-			due, paused = now+v.Retry.GetInMs(), v.Retry.GetPausedMs()
-			if v.Retry.GetUncounted() {
-				counts = ""
-			}
-		case *statev1.LeaseResult_End:
-			verb, final = "end", letter(v.End.GetState())
-			reason = v.End.GetReason()
-			if r.GetAttempt() == nil {
-				counts = ""
-			}
-		case *statev1.LeaseResult_Hold:
-			counts, reason = "", v.Hold.GetReason()
-		}
-		verdicts[i].DueMS, verdicts[i].Journal = due, resultJournal(r, now)
-		p := Partition(r.GetCall())
-		calls[i] = invocation{
-			[]string{keyCall(r.GetCall()), keyDue(p, r.GetDestination()), keyLeases(p, r.GetDestination()), keyLetters(p, r.GetDestination()),
-				keyDue(p, Rules), keyLeases(p, Rules), keyCounters(p)},
-			[]any{r.GetCall(), r.GetDestination(), r.GetDelivery(), r.GetToken(), verb, final, due, now,
-				s.cfg.Retention.Milliseconds(), counts, flag(r.GetAttempt().GetUncertain()), paused, reason,
-				verdicts[i].Journal, s.cfg.JournalLimit, r.GetDone().GetReply(), rand.Text(), r.GetRequestId()},
-		}
+		verdicts[i].DueMS, verdicts[i].Journal = now+r.GetRetry().GetInMs(), resultJournal(r, now)
 	}
-	replies, errs := s.run(ctx, completeScript, calls)
+	replies, errs := s.runEach(ctx, len(results), func(i int, short bool) (invocation, error) {
+		return s.resultCall(results[i], verdicts[i].Journal, now, short), nil
+	})
 	for i := range results {
-		if errs[i] != nil {
+		if errs[i] != nil || replies[i] == yes { // of done.lua
 			continue
 		}
 		r, err := strs(replies[i])
@@ -593,6 +589,40 @@ func (s *Store) Complete(ctx context.Context, results []*statev1.LeaseResult) ([
 		}
 	}
 	return verdicts, errs
+}
+
+// resultCall is what complete.lua is told of a result, or, where short is asked for and may do, done.lua.
+func (s *Store) resultCall(r *statev1.LeaseResult, journal []byte, now int64, short bool) invocation {
+	p, a := Partition(r.GetCall()), r.GetAttempt()
+	if short && r.GetDone() != nil && len(r.GetDone().GetReply()) == 0 && a != nil && !a.GetUncertain() && a.GetError() == "" {
+		return invocation{doneScript, []any{evalsha, doneScript.hash, 3,
+			keyCall(r.GetCall()), keyLeases(p, r.GetDestination()), keyCounters(p),
+			r.GetCall(), r.GetDestination(), r.GetDelivery(), r.GetRequestId(), now, journal,
+			s.cfg.JournalLimit, s.cfg.Retention.Milliseconds()}}
+	}
+	verb, final, counts, reason := "again", "", "1", a.GetError()
+	switch v := r.GetResult().(type) {
+	case *statev1.LeaseResult_Done:
+		verb, final = "done", "d"
+	case *statev1.LeaseResult_Retry:
+		if v.Retry.GetUncounted() {
+			counts = ""
+		}
+	case *statev1.LeaseResult_End:
+		verb, final = "end", letter(v.End.GetState())
+		reason = v.End.GetReason()
+		if a == nil {
+			counts = ""
+		}
+	case *statev1.LeaseResult_Hold:
+		counts, reason = "", v.Hold.GetReason()
+	}
+	return invoke(completeScript,
+		[]string{keyCall(r.GetCall()), keyDue(p, r.GetDestination()), keyLeases(p, r.GetDestination()), keyLetters(p, r.GetDestination()),
+			keyDue(p, Rules), keyLeases(p, Rules), keyCounters(p)},
+		r.GetCall(), r.GetDestination(), r.GetDelivery(), r.GetToken(), verb, final, now+r.GetRetry().GetInMs(), now,
+		s.cfg.Retention.Milliseconds(), counts, flag(a.GetUncertain()), r.GetRetry().GetPausedMs(), reason,
+		journal, s.cfg.JournalLimit, r.GetDone().GetReply(), rand.Text(), r.GetRequestId())
 }
 
 func flag(b bool) string {
@@ -678,12 +708,10 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 		}
 		p := Partition(call)
 		at = append(at, i)
-		calls = append(calls, invocation{
-			[]string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
-			[]any{l.Member, l.Token, number, now, entries[i], s.cfg.JournalLimit, timer, flag(maybeSent), ""},
-		})
+		calls = append(calls, invoke(givebackScript, []string{keyCall(call), keyDue(p, l.Destination), keyLeases(p, l.Destination)},
+			l.Member, l.Token, number, now, entries[i], s.cfg.JournalLimit, timer, flag(maybeSent), ""))
 	}
-	replies, failed := s.run(ctx, givebackScript, calls)
+	replies, failed := s.run(ctx, calls)
 	var back []Ref
 	for c, i := range at {
 		if errs[i] = failed[c]; errs[i] != nil || replies[c] != int64(1) {
@@ -752,10 +780,8 @@ func (s *Store) ReturnTimer(ctx context.Context, r *statev1.LeaseResult, againIn
 	p := Partition(r.GetCall())
 	m := Member(r.GetCall(), r.GetTimer())
 	now := s.clock.Now()
-	_, errs := s.run(ctx, givebackScript, []invocation{{
-		[]string{keyCall(r.GetCall()), keyDue(p, Rules), keyLeases(p, Rules)},
-		[]any{m, r.GetToken(), "", now + againInMS, "", s.cfg.JournalLimit, r.GetTimer(), "", now},
-	}})
+	_, errs := s.run(ctx, []invocation{invoke(givebackScript, []string{keyCall(r.GetCall()), keyDue(p, Rules), keyLeases(p, Rules)},
+		m, r.GetToken(), "", now+againInMS, "", s.cfg.JournalLimit, r.GetTimer(), "", now)})
 	return errs[0]
 }
 
@@ -837,12 +863,11 @@ var ErrConflict = errors.New("the call changed meanwhile")
 func (s *Store) Settle(ctx context.Context, c *Call, d *statev1.Delivery, a *statev1.Action, pausedMS int64) (bool, error) {
 	now, p := s.clock.Now(), Partition(c.Key)
 	entry := MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Action{Action: a}})
-	replies, errs := s.run(ctx, settleScript, []invocation{{
+	replies, errs := s.run(ctx, []invocation{invoke(settleScript,
 		[]string{keyCall(c.Key), keyDue(p, d.GetDestination()), keyLetters(p, d.GetDestination()), keyDue(p, Rules), keyLeases(p, Rules), keyCounters(p)},
-		[]any{c.Key, d.GetDestination(), d.GetNumber(), c.Version, rand.Text(), letter(d.GetState()), a.GetWhat(), now,
-			s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason(),
-			now - d.GetCreatedMs() + d.GetPausedMs() - pausedMS, rand.Text(), d.GetRequestId()},
-	}})
+		c.Key, d.GetDestination(), d.GetNumber(), c.Version, rand.Text(), letter(d.GetState()), a.GetWhat(), now,
+		s.cfg.Retention.Milliseconds(), entry, s.cfg.JournalLimit, a.GetReason(),
+		now-d.GetCreatedMs()+d.GetPausedMs()-pausedMS, rand.Text(), d.GetRequestId())})
 	if errs[0] != nil {
 		return false, errs[0]
 	}

@@ -388,8 +388,8 @@ func testGivebackMeetsCommit(t *testing.T, s *Store) {
 	if _, _, errs := s.Commit(ctx, []*statev1.CommitItem{item("ameyo/77", "R77", "", "c", 1)}, [][]string{{lost.Token}}); errs[0] != nil {
 		t.Fatal(errs[0])
 	}
-	replies, errs := s.run(ctx, givebackScript, []invocation{{[]string{keyCall("ameyo/77"), keyDue(p, dest), keyLeases(p, dest)},
-		[]any{lost.Member, lost.Token, "", s.Now(), "", 4096, "", "", ""}}}) // it was looked for before the commit
+	replies, errs := s.run(ctx, []invocation{invoke(givebackScript, []string{keyCall("ameyo/77"), keyDue(p, dest), keyLeases(p, dest)},
+		lost.Member, lost.Token, "", s.Now(), "", 4096, "", "", "")}) // it was looked for before the commit
 	if errs[0] != nil || replies[0] != int64(0) {
 		t.Errorf("got %v, %v", replies[0], errs[0])
 	}
