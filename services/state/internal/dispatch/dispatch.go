@@ -288,12 +288,16 @@ func leasedWork(item *statev1.CommitItem, j int, token string, now int64) *state
 	return w
 }
 
-// reserve takes one credit for a delivery that is about to be committed, if nothing older waits here and the destination is
-// not held.
+// reserve takes one credit for a delivery that is about to be committed, if there is more of it than what is older takes and
+// the destination is not held.
 func (l *line) reserve() *Consumer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.known) > 0 || l.hold.Held() || !l.d.holdsKnown.Load() {
+	credit := 0
+	for _, c := range l.consumers {
+		credit += c.credit
+	}
+	if credit <= len(l.known) || l.hold.Held() || !l.d.holdsKnown.Load() {
 		return nil
 	}
 	c := l.pick()
