@@ -89,7 +89,10 @@ func TestShortWays(t *testing.T) {
 				}
 				if replies[0] == yes && st.item != nil {
 					taken[firstScript]++
-					replies[0] = []any{"ok", "leased"}
+					replies[0] = []any{"ok", "due"}
+					if st.tokens[0] != "" {
+						replies[0] = []any{"ok", "leased"}
+					}
 				} else if replies[0] == yes {
 					taken[doneScript]++
 					replies[0] = []any{"ok", "", ""}

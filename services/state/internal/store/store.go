@@ -300,7 +300,9 @@ func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem, tokens 
 		}
 		if replies[i] == yes { // of first.lua
 			answers[i] = &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_OK, Outcome: item.GetOutcome()}
-			places[i] = []Place{Leased}
+			if places[i] = []Place{Due}; tokens != nil && len(tokens[i]) > 0 && tokens[i][0] != "" {
+				places[i][0] = Leased
+			}
 			continue
 		}
 		reply, err := strs(replies[i])
@@ -358,11 +360,15 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 			return invocation{}, err
 		}
 	}
-	if short && s.isFirst(item, tokens) {
+	if short && s.isFirst(item) {
 		to := item.GetDeliveries()[0].GetDestination()
-		return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), keyLeases(p, to), keyCounters(p),
+		token, where := "", keyDue(p, to)
+		if len(tokens) > 0 && tokens[0] != "" {
+			token, where = tokens[0], keyLeases(p, to)
+		}
+		return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), where, keyCounters(p),
 			call, item.GetCommitId(), item.GetRecord(), item.GetJournal(), item.GetInputId(), outcomeText(item.GetOutcome()), now / hourMS,
-			to, bodies[0], tokens[0]}}, nil
+			to, bodies[0], token, now}}, nil
 	}
 	keys := append(make([]string, 0, 5+2*len(item.GetDeliveries())), keyCall(call), keyDue(p, Rules), keyLeases(p, Rules))
 	args := make([]any, 0, 24+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
@@ -408,8 +414,8 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 }
 
 // isFirst says whether first.lua will do for an item if nothing is stored of its call.
-func (s *Store) isFirst(item *statev1.CommitItem, tokens []string) bool {
-	if len(item.GetDeliveries()) != 1 || len(tokens) != 1 || tokens[0] == "" || item.GetExpectedVersion() != "" || item.GetCommitId() == "" ||
+func (s *Store) isFirst(item *statev1.CommitItem) bool {
+	if len(item.GetDeliveries()) != 1 || item.GetExpectedVersion() != "" || item.GetCommitId() == "" ||
 		len(item.GetSetTimers())+len(item.GetMessages())+len(item.GetCancelTimers())+len(item.GetCards()) > 0 ||
 		item.GetEntry() != nil || item.GetRetentionMs() > 0 || len(item.GetJournal()) == 0 || len(item.GetJournal()) > s.cfg.JournalLimit {
 		return false
