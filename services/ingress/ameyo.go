@@ -45,7 +45,8 @@ type ameyoServer struct {
 type request struct {
 	id       string
 	received time.Time
-	query    []byte // as received
+	query    []byte          // as received
+	params   callback.Params // what it says, as PHP read it
 	peer     string
 	method   string
 	path     string
@@ -56,12 +57,15 @@ type requestKey struct{}
 // methodGRPC stands for the HTTP method of a request that came over gRPC.
 const methodGRPC = "gRPC"
 
-// requestOf finds what the HTTP side put into the context, or makes it for a gRPC client.
+// requestOf finds what the HTTP side put into the context and fills the message from its query, or makes it of a gRPC client's
+// message.
 func requestOf(ctx context.Context, m proto.Message) *request {
 	if r, ok := ctx.Value(requestKey{}).(*request); ok {
+		wire.Fill(m, r.params)
 		return r
 	}
-	r := &request{id: newRequestID(), received: time.Now(), query: []byte(wire.Params(m).Encode()), method: methodGRPC,
+	params := wire.Params(m)
+	r := &request{id: newRequestID(), received: time.Now(), query: []byte(params.Encode()), params: params, method: methodGRPC,
 		path: string(m.ProtoReflect().Descriptor().Name())}
 	_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", r.id)) // also of a refusal
 	if p, ok := peer.FromContext(ctx); ok {
@@ -77,19 +81,20 @@ func newRequestID() string { return rand.Text() }
 
 // CallStart takes a call-start callback.
 func (s *ameyoServer) CallStart(ctx context.Context, m *callbackv1.AmeyoCallStart) (*ingressv1.Ack, error) {
-	c, err := callback.DecodeCallStart(wire.Params(m), s.options)
-	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
+	r := requestOf(ctx, m)
+	c, err := callback.DecodeCallStart(r.params, s.options)
+	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
 }
 
 // CallEnd takes a call-end or not-answered callback.
 func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (*ingressv1.Ack, error) {
-	c, err := callback.DecodeCallEnd(wire.Params(m), s.options)
-	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
+	r := requestOf(ctx, m)
+	c, err := callback.DecodeCallEnd(r.params, s.options)
+	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
 }
 
 // accept has one callback committed or spooled and acknowledges it; a malformed one is recorded and refused.
-func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
-	r := requestOf(ctx, m)
+func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
 	if r.method == methodGRPC { // an HTTP request was counted at the door
 		if !s.load.enter() {
 			s.metrics.turnedAway(ctx, sourceOf(item))

@@ -231,6 +231,16 @@ func TestQueryAsPHPReadIt(t *testing.T) {
 	}
 }
 
+// No header of a request changes what becomes of its callback: gRPC's, which the gateway would obey, neither.
+func TestHeadersMeanNothing(t *testing.T) {
+	front := serve(t, &fakeRouter{answer: accept}, map[string]string{})
+	for name, value := range map[string]string{"Grpc-Timeout": "1n", "grpc-timeout": "soon", "Grpc-Metadata-X-Bin": "%", "Accept": "text/html", "X-HTTP-Method-Override": "POST"} {
+		if resp, body := do(t, "GET", front.URL+"/index.php?"+good, map[string]string{name: value}); resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %d %s", name, resp.StatusCode, body)
+		}
+	}
+}
+
 // Only the listed networks may send, behind trusted proxies by X-Forwarded-For.
 func TestAllowedNetworks(t *testing.T) {
 	for _, c := range []struct {
