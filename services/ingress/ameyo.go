@@ -50,6 +50,8 @@ type request struct {
 	peer     string
 	method   string
 	path     string
+	// traceparent is that of the span which serves it, for those behind; empty when not traced.
+	traceparent string
 }
 
 type requestKey struct{}
@@ -110,6 +112,7 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malfo
 	if s.tel.Tracing() {
 		ctx, span = s.tel.Tracer().Start(ctx, "ingress.accept", trace.WithAttributes(telemetry.RequestID.String(r.id)))
 		defer span.End()
+		r.traceparent = telemetry.Inject(ctx)
 	}
 	if malformed != nil {
 		refusal := refusalOf(malformed)
@@ -123,9 +126,11 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malfo
 		span.SetStatus(codes.Error, "not committed")
 		return nil, err
 	}
-	span.SetAttributes(telemetry.Duplicate.Bool(outcome == duplicate))
-	if outcome == spooled {
-		span.SetAttributes(telemetry.Spooled.Bool(true))
+	if span.IsRecording() {
+		span.SetAttributes(telemetry.Duplicate.Bool(outcome == duplicate))
+		if outcome == spooled {
+			span.SetAttributes(telemetry.Spooled.Bool(true))
+		}
 	}
 	return &ingressv1.Ack{Success: true, Message: "Data Received", Duplicate: outcome == duplicate, RequestId: r.id}, nil
 }
@@ -216,8 +221,7 @@ func refusalOf(err error) *errkind.Error {
 // route sends one item and waits for its commit, until the deadline of ctx.
 func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem) (*routerv1.RouteAnswer, error) {
 	deadline, _ := ctx.Deadline()
-	item.RequestId, item.Query, item.Peer = r.id, r.query, r.peer
-	item.Traceparent = telemetry.Inject(ctx)
+	item.RequestId, item.Query, item.Peer, item.Traceparent = r.id, r.query, r.peer, r.traceparent
 	item.AgeMs = time.Since(r.received).Milliseconds()
 	item.BudgetMs = max(1, time.Until(deadline).Milliseconds())
 	answer, err := s.pipe.Do(ctx, item)

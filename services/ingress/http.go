@@ -202,8 +202,10 @@ func (s *Service) identified(next func(ctx context.Context, w http.ResponseWrite
 		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: valid(s.peer(r)), method: r.Method, path: r.URL.Path}
 		header := w.Header()
 		header.Set("X-Request-Id", req.id)
-		if traceparent := telemetry.Inject(r.Context()); traceparent != "" {
-			header.Set("Traceparent", traceparent)
+		if s.tel.Tracing() {
+			if req.traceparent = telemetry.Inject(r.Context()); req.traceparent != "" {
+				header.Set("Traceparent", req.traceparent)
+			}
 		}
 		ctx := context.WithValue(r.Context(), requestKey{}, req)
 		defer func() {
