@@ -43,6 +43,7 @@ type ameyoServer struct {
 
 // request is what the edge knows of a callback beside its parameters.
 type request struct {
+	ctx      context.Context // ends when the sender leaves; unset of a gRPC client's
 	id       string
 	received time.Time
 	query    []byte          // as received
@@ -60,11 +61,11 @@ type requestKey struct{}
 const methodGRPC = "gRPC"
 
 // requestOf finds what the HTTP side put into the context and fills the message from its query, or makes it of a gRPC client's
-// message.
-func requestOf(ctx context.Context, m proto.Message) *request {
+// message. The context is the one to go on with.
+func requestOf(ctx context.Context, m proto.Message) (context.Context, *request) {
 	if r, ok := ctx.Value(requestKey{}).(*request); ok {
 		wire.Fill(m, r.params)
-		return r
+		return r.ctx, r
 	}
 	params := wire.Params(m)
 	r := &request{id: newRequestID(), received: time.Now(), query: []byte(params.Encode()), params: params, method: methodGRPC,
@@ -75,7 +76,7 @@ func requestOf(ctx context.Context, m proto.Message) *request {
 			r.peer = host
 		}
 	}
-	return r
+	return ctx, r
 }
 
 // newRequestID is ours, never taken from outside: it is the input id of the commit.
@@ -83,14 +84,14 @@ func newRequestID() string { return rand.Text() }
 
 // CallStart takes a call-start callback.
 func (s *ameyoServer) CallStart(ctx context.Context, m *callbackv1.AmeyoCallStart) (*ingressv1.Ack, error) {
-	r := requestOf(ctx, m)
+	ctx, r := requestOf(ctx, m)
 	c, err := callback.DecodeCallStart(r.params, s.options)
 	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
 }
 
 // CallEnd takes a call-end or not-answered callback.
 func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (*ingressv1.Ack, error) {
-	r := requestOf(ctx, m)
+	ctx, r := requestOf(ctx, m)
 	c, err := callback.DecodeCallEnd(r.params, s.options)
 	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
 }

@@ -208,6 +208,7 @@ func (s *Service) identified(next func(ctx context.Context, w http.ResponseWrite
 			}
 		}
 		ctx := context.WithValue(r.Context(), requestKey{}, req)
+		req.ctx = ctx
 		defer func() {
 			if p := recover(); p != nil {
 				s.tel.Log().ErrorContext(ctx, "panic while serving a callback", "request_id", req.id, "panic", p, "stack", string(debug.Stack()))
@@ -240,10 +241,11 @@ func (s *Service) checked(gateway http.Handler) http.Handler {
 var noForm = url.Values{}
 
 // serveGateway has the gateway call what serves the path, and write its answer. All else of the request is in the context: the
-// gateway does not parse the query, and makes no metadata of headers and addresses, which nobody would read.
+// gateway does not parse the query, and makes no metadata of headers and addresses, which nobody would read. Nor does it tell
+// anybody that the sender left: of a context that can end it would make one that registers with it.
 func serveGateway(ctx context.Context, gateway http.Handler, w http.ResponseWriter, u *url.URL) {
 	r := http.Request{Method: http.MethodGet, URL: u, Form: noForm, PostForm: noForm, Body: http.NoBody}
-	gateway.ServeHTTP(w, r.WithContext(ctx))
+	gateway.ServeHTTP(w, r.WithContext(context.WithoutCancel(ctx)))
 }
 
 // refusal is an answer that acknowledges nothing.

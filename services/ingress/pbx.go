@@ -61,7 +61,7 @@ func (s *pbxServer) Event(ctx context.Context, m *callbackv1.PbxEvent) (*ingress
 	}
 	m.Token = ""
 	row := event.row
-	r := requestOf(ctx, m)
+	ctx, r := requestOf(ctx, m)
 	call := callback.PbxCallKey(row.Integration, m.GetCallId())
 	if m.GetCallId() == "" { // it waits for nothing, and nothing behind it
 		call = callback.RequestKey(r.id)
