@@ -74,6 +74,14 @@ func oneCallback(tb testing.TB) func() {
 	}
 }
 
+// What one callback allocates on its way through ingress; the pipe and the rest of what oneCallback names are in it.
+func TestAllocations(t *testing.T) {
+	if got := testing.AllocsPerRun(200, oneCallback(t)); got > 87 { // of them one is the race detector's
+		t.Errorf("%v allocations to take a callback to router and back, at most 87 wanted", got)
+	}
+}
+
+// go test -run xxx -bench Callback -benchmem callrelay/services/ingress
 func BenchmarkCallback(b *testing.B) {
 	one := oneCallback(b)
 	b.ReportAllocs()

@@ -41,7 +41,7 @@ type ameyoServer struct {
 	lanes   lanes.Lanes
 }
 
-// request is what the edge knows of a callback beside its parameters.
+// request is what the edge knows of a callback.
 type request struct {
 	ctx      context.Context // ends when the sender leaves; unset of a gRPC client's
 	id       string
