@@ -156,7 +156,7 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 			return spooled, nil
 		}
 		sent := time.Now()
-		answer, err := s.route(waiting, r, item)
+		answer, err := s.route(waiting, r, item, sent)
 		if err == nil {
 			s.spool.answered(time.Since(sent), budget)
 		}
@@ -220,11 +220,11 @@ func refusalOf(err error) *errkind.Error {
 }
 
 // route sends one item and waits for its commit, until the deadline of ctx.
-func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem) (*routerv1.RouteAnswer, error) {
+func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem, now time.Time) (*routerv1.RouteAnswer, error) {
 	deadline, _ := ctx.Deadline()
 	item.RequestId, item.Query, item.Peer, item.Traceparent = r.id, r.query, r.peer, r.traceparent
-	item.AgeMs = time.Since(r.received).Milliseconds()
-	item.BudgetMs = max(1, time.Until(deadline).Milliseconds())
+	item.AgeMs = now.Sub(r.received).Milliseconds()
+	item.BudgetMs = max(1, deadline.Sub(now).Milliseconds())
 	answer, err := s.pipe.Do(ctx, item)
 	if err != nil {
 		return nil, unavailable(err)
