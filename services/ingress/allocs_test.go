@@ -49,8 +49,8 @@ func (s *sink) Write(b []byte) (int, error) {
 }
 
 // oneCallback returns a function that takes one call end from net/http's handler to router and back. What net/http itself does
-// for a request is not in it, but for the request's context and a copy of the request (4 allocations); of the pipe, the handing
-// over and the fake router it is about 13.
+// for a request is not in it, but for the request's context and a copy of the request (3 allocations); of the pipe, the handing
+// over and the fake router it is about 16.
 func oneCallback(tb testing.TB) func() {
 	_, s := serveService(tb, quickRouter{}, map[string]string{})
 	poll(tb, 5*time.Second, "there is a stream", s.pipe.Connected)
