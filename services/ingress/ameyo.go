@@ -41,14 +41,18 @@ type ameyoServer struct {
 	lanes   lanes.Lanes
 }
 
-// request is what the edge knows of a callback beside its parameters.
+// request is what the edge knows of a callback.
 type request struct {
+	ctx      context.Context // ends when the sender leaves; unset of a gRPC client's
 	id       string
 	received time.Time
-	query    []byte // as received
+	query    []byte          // as received
+	params   callback.Params // what it says, as PHP read it
 	peer     string
 	method   string
 	path     string
+	// traceparent is that of the span which serves it, for those behind; empty when not traced.
+	traceparent string
 }
 
 type requestKey struct{}
@@ -56,12 +60,15 @@ type requestKey struct{}
 // methodGRPC stands for the HTTP method of a request that came over gRPC.
 const methodGRPC = "gRPC"
 
-// requestOf finds what the HTTP side put into the context, or makes it for a gRPC client.
-func requestOf(ctx context.Context, m proto.Message) *request {
+// requestOf finds what the HTTP side put into the context and fills the message from its query, or makes it of a gRPC client's
+// message. The context is the one to go on with.
+func requestOf(ctx context.Context, m proto.Message) (context.Context, *request) {
 	if r, ok := ctx.Value(requestKey{}).(*request); ok {
-		return r
+		wire.Fill(m, r.params)
+		return r.ctx, r
 	}
-	r := &request{id: newRequestID(), received: time.Now(), query: []byte(wire.Params(m).Encode()), method: methodGRPC,
+	params := wire.Params(m)
+	r := &request{id: newRequestID(), received: time.Now(), query: []byte(params.Encode()), params: params, method: methodGRPC,
 		path: string(m.ProtoReflect().Descriptor().Name())}
 	_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", r.id)) // also of a refusal
 	if p, ok := peer.FromContext(ctx); ok {
@@ -69,7 +76,7 @@ func requestOf(ctx context.Context, m proto.Message) *request {
 			r.peer = host
 		}
 	}
-	return r
+	return ctx, r
 }
 
 // newRequestID is ours, never taken from outside: it is the input id of the commit.
@@ -77,19 +84,20 @@ func newRequestID() string { return rand.Text() }
 
 // CallStart takes a call-start callback.
 func (s *ameyoServer) CallStart(ctx context.Context, m *callbackv1.AmeyoCallStart) (*ingressv1.Ack, error) {
-	c, err := callback.DecodeCallStart(wire.Params(m), s.options)
-	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
+	ctx, r := requestOf(ctx, m)
+	c, err := callback.DecodeCallStart(r.params, s.options)
+	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}})
 }
 
 // CallEnd takes a call-end or not-answered callback.
 func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (*ingressv1.Ack, error) {
-	c, err := callback.DecodeCallEnd(wire.Params(m), s.options)
-	return s.accept(ctx, m, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
+	ctx, r := requestOf(ctx, m)
+	c, err := callback.DecodeCallEnd(r.params, s.options)
+	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
 }
 
 // accept has one callback committed or spooled and acknowledges it; a malformed one is recorded and refused.
-func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
-	r := requestOf(ctx, m)
+func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malformed error, item *routerv1.RouteItem) (*ingressv1.Ack, error) {
 	if r.method == methodGRPC { // an HTTP request was counted at the door
 		if !s.load.enter() {
 			s.metrics.turnedAway(ctx, sourceOf(item))
@@ -105,6 +113,7 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, 
 	if s.tel.Tracing() {
 		ctx, span = s.tel.Tracer().Start(ctx, "ingress.accept", trace.WithAttributes(telemetry.RequestID.String(r.id)))
 		defer span.End()
+		r.traceparent = telemetry.Inject(ctx)
 	}
 	if malformed != nil {
 		refusal := refusalOf(malformed)
@@ -118,9 +127,11 @@ func (s *ameyoServer) accept(ctx context.Context, m proto.Message, call string, 
 		span.SetStatus(codes.Error, "not committed")
 		return nil, err
 	}
-	span.SetAttributes(telemetry.Duplicate.Bool(outcome == duplicate))
-	if outcome == spooled {
-		span.SetAttributes(telemetry.Spooled.Bool(true))
+	if span.IsRecording() {
+		span.SetAttributes(telemetry.Duplicate.Bool(outcome == duplicate))
+		if outcome == spooled {
+			span.SetAttributes(telemetry.Spooled.Bool(true))
+		}
 	}
 	return &ingressv1.Ack{Success: true, Message: "Data Received", Duplicate: outcome == duplicate, RequestId: r.id}, nil
 }
@@ -145,7 +156,7 @@ func (s *ameyoServer) keep(ctx context.Context, r *request, call string, item *r
 			return spooled, nil
 		}
 		sent := time.Now()
-		answer, err := s.route(waiting, r, item)
+		answer, err := s.route(waiting, r, item, sent)
 		if err == nil {
 			s.spool.answered(time.Since(sent), budget)
 		}
@@ -209,12 +220,11 @@ func refusalOf(err error) *errkind.Error {
 }
 
 // route sends one item and waits for its commit, until the deadline of ctx.
-func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem) (*routerv1.RouteAnswer, error) {
+func (s *ameyoServer) route(ctx context.Context, r *request, item *routerv1.RouteItem, now time.Time) (*routerv1.RouteAnswer, error) {
 	deadline, _ := ctx.Deadline()
-	item.RequestId, item.Query, item.Peer = r.id, r.query, r.peer
-	item.Traceparent = telemetry.Inject(ctx)
-	item.AgeMs = time.Since(r.received).Milliseconds()
-	item.BudgetMs = max(1, time.Until(deadline).Milliseconds())
+	item.RequestId, item.Query, item.Peer, item.Traceparent = r.id, r.query, r.peer, r.traceparent
+	item.AgeMs = now.Sub(r.received).Milliseconds()
+	item.BudgetMs = max(1, deadline.Sub(now).Milliseconds())
 	answer, err := s.pipe.Do(ctx, item)
 	if err != nil {
 		return nil, unavailable(err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -39,10 +40,9 @@ func newHandler(s *Service) (http.Handler, error) {
 	newGateway := func() *runtime.ServeMux {
 		return runtime.NewServeMux(
 			runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
-			runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }), // what counts is in the request's context
 			runtime.WithErrorHandler(s.gatewayError),
-			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
-				s.refuse(ctx, w, r, &refusal{status: code, message: http.StatusText(code)})
+			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
+				s.refuse(ctx, w, &refusal{status: code, message: http.StatusText(code)})
 			}),
 			runtime.WithDisablePathLengthFallback(),
 		)
@@ -197,47 +197,55 @@ func (s *Service) traced(next http.Handler) http.Handler {
 }
 
 // identified gives a callback its request id, and answers for its panics.
-func (s *Service) identified(next http.Handler) http.Handler {
+func (s *Service) identified(next func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := &request{id: newRequestID(), received: time.Now(), query: []byte(r.URL.RawQuery), peer: valid(s.peer(r)), method: r.Method, path: r.URL.Path}
 		header := w.Header()
 		header.Set("X-Request-Id", req.id)
-		if traceparent := telemetry.Inject(r.Context()); traceparent != "" {
-			header.Set("Traceparent", traceparent)
+		if s.tel.Tracing() {
+			if req.traceparent = telemetry.Inject(r.Context()); req.traceparent != "" {
+				header.Set("Traceparent", req.traceparent)
+			}
 		}
 		ctx := context.WithValue(r.Context(), requestKey{}, req)
+		req.ctx = ctx
 		defer func() {
 			if p := recover(); p != nil {
 				s.tel.Log().ErrorContext(ctx, "panic while serving a callback", "request_id", req.id, "panic", p, "stack", string(debug.Stack()))
 				writeError(w, &refusal{status: http.StatusInternalServerError, message: "internal error"}, req.id)
 			}
 		}()
-		next.ServeHTTP(w, r.WithContext(ctx))
+		next(ctx, w, r, req)
 	})
 }
 
-// checked refuses callbacks that cannot be read, and rewrites their query so that the gateway reads it as PHP did.
-func (s *Service) checked(next http.Handler) http.Handler {
-	return s.identified(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := r.Context()
-		req := ctx.Value(requestKey{}).(*request)
+// checked refuses callbacks that cannot be read, and reads their query as PHP did.
+func (s *Service) checked(gateway http.Handler) http.Handler {
+	return s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
 		switch {
 		case r.Method != http.MethodGet:
 			w.Header().Set("Allow", http.MethodGet)
-			s.refuse(ctx, w, r, &refusal{status: http.StatusMethodNotAllowed, message: "use GET"})
+			s.refuse(ctx, w, &refusal{status: http.StatusMethodNotAllowed, message: "use GET"})
 			return
 		case len(req.query) > maxQuery:
 			req.query = req.query[:maxQuery]
-			s.refuse(ctx, w, r, &refusal{status: http.StatusRequestURITooLong, message: "the query is longer than 16384 bytes"})
+			s.refuse(ctx, w, &refusal{status: http.StatusRequestURITooLong, message: "the query is longer than 16384 bytes"})
 			return
 		}
-		if !callback.Clean(r.URL.RawQuery) {
-			u := *r.URL
-			u.RawQuery = callback.ParseQuery(r.URL.RawQuery).Encode()
-			r.URL = &u
-		}
-		next.ServeHTTP(w, r)
-	}))
+		req.params = callback.ParseQuery(r.URL.RawQuery)
+		serveGateway(ctx, gateway, w, r.URL)
+	})
+}
+
+// noForm is shared: the gateway only reads it.
+var noForm = url.Values{}
+
+// serveGateway has the gateway call what serves the path, and write its answer. All else of the request is in the context: the
+// gateway does not parse the query, and makes no metadata of headers and addresses, which nobody would read. Nor does it tell
+// anybody that the sender left: of a context that can end it would make one that registers with it.
+func serveGateway(ctx context.Context, gateway http.Handler, w http.ResponseWriter, u *url.URL) {
+	r := http.Request{Method: http.MethodGet, URL: u, Form: noForm, PostForm: noForm, Body: http.NoBody}
+	gateway.ServeHTTP(w, r.WithContext(context.WithoutCancel(ctx)))
 }
 
 // refusal is an answer that acknowledges nothing.
@@ -248,7 +256,7 @@ type refusal struct {
 }
 
 // refuse answers a callback that no rule will see, and records it.
-func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, _ *http.Request, e *refusal) {
+func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, e *refusal) {
 	req, _ := ctx.Value(requestKey{}).(*request)
 	if req == nil {
 		writeError(w, e, "")
@@ -259,9 +267,9 @@ func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, _ *http.Req
 }
 
 // gatewayError answers what the gateway or our own service refused. Our own refusals are recorded already.
-func (s *Service) gatewayError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+func (s *Service) gatewayError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
 	if st, ok := status.FromError(err); ok && len(st.Details()) == 0 && errkind.From(err).Kind == errorsv1.Kind_KIND_INVALID {
-		s.refuse(ctx, w, r, &refusal{status: http.StatusBadRequest, message: st.Message()})
+		s.refuse(ctx, w, &refusal{status: http.StatusBadRequest, message: st.Message()})
 		return
 	}
 	e := errkind.From(err)

@@ -64,13 +64,13 @@ func (f *fakeRouter) last() *routerv1.RouteItem {
 func accept(*routerv1.RouteItem) *routerv1.RouteAnswer { return &routerv1.RouteAnswer{} }
 
 // serve runs ingress' HTTP side in front of the fake router.
-func serve(t *testing.T, f *fakeRouter, env map[string]string) *httptest.Server {
+func serve(t testing.TB, f routerv1.RouterServiceServer, env map[string]string) *httptest.Server {
 	t.Helper()
 	front, _ := serveService(t, f, env)
 	return front
 }
 
-func serveService(t *testing.T, f *fakeRouter, env map[string]string) (*httptest.Server, *Service) {
+func serveService(t testing.TB, f routerv1.RouterServiceServer, env map[string]string) (*httptest.Server, *Service) {
 	t.Helper()
 	s := newService(t, f, env)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -89,7 +89,7 @@ func serveService(t *testing.T, f *fakeRouter, env map[string]string) (*httptest
 }
 
 // newService makes a service that does not run yet, in front of the fake router.
-func newService(t *testing.T, f *fakeRouter, env map[string]string) *Service {
+func newService(t testing.TB, f routerv1.RouterServiceServer, env map[string]string) *Service {
 	t.Helper()
 	env["INGRESS_HTTP_ADDR"] = "127.0.0.1:0"
 	if env["SPOOL_DIR"] == "" {
@@ -228,6 +228,16 @@ func TestQueryAsPHPReadIt(t *testing.T) {
 	end := item.GetAmeyoCallEnd()
 	if end.GetUniqueId() != "2" || end.GetCustomerCrtId() != "a;b%zz" || end.GetCustomerId() != "\uFFFDe" {
 		t.Errorf("got %q", end)
+	}
+}
+
+// No header of a request changes what becomes of its callback: gRPC's, which the gateway would obey, neither.
+func TestHeadersMeanNothing(t *testing.T) {
+	front := serve(t, &fakeRouter{answer: accept}, map[string]string{})
+	for name, value := range map[string]string{"Grpc-Timeout": "1n", "grpc-timeout": "soon", "Grpc-Metadata-X-Bin": "%", "Accept": "text/html", "X-HTTP-Method-Override": "POST"} {
+		if resp, body := do(t, "GET", front.URL+"/index.php?"+good, map[string]string{name: value}); resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %d %s", name, resp.StatusCode, body)
+		}
 	}
 }
 

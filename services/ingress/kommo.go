@@ -107,15 +107,15 @@ func (s *Service) kommoHandler() (http.Handler, error) {
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	mux.Handle(kommoCalls, s.traced(s.identified(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.kommoCall(w, r, secrets) }))))
-	mux.Handle(kommoRedirect, s.identified(http.HandlerFunc(s.kommoInstall)))
+	mux.Handle(kommoCalls, s.traced(s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
+		s.kommoCall(ctx, w, r, req, secrets)
+	})))
+	mux.Handle(kommoRedirect, s.identified(s.kommoInstall))
 	return mux, nil
 }
 
 // kommoCall takes one report. Only what its sender signed is recorded.
-func (s *Service) kommoCall(w http.ResponseWriter, r *http.Request, secrets map[int64]kommoSecret) {
-	ctx := r.Context()
-	req := ctx.Value(requestKey{}).(*request)
+func (s *Service) kommoCall(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request, secrets map[int64]kommoSecret) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxQuery+1))
 	switch {
 	case err != nil:
@@ -142,7 +142,7 @@ func (s *Service) kommoCall(w http.ResponseWriter, r *http.Request, secrets map[
 	if len(req.query) > maxQuery {
 		req.query = req.query[:maxQuery]
 	}
-	ack, err := s.ameyo.accept(ctx, m, callback.CallKey("kommo", r.PathValue("account_id")+"/"+c.CallID), malformed,
+	ack, err := s.ameyo.accept(ctx, req, callback.CallKey("kommo", r.PathValue("account_id")+"/"+c.CallID), malformed,
 		&routerv1.RouteItem{Callback: &routerv1.RouteItem_KommoCall{KommoCall: m}})
 	if err != nil {
 		e := errkind.From(err)
@@ -156,8 +156,8 @@ func (s *Service) kommoCall(w http.ResponseWriter, r *http.Request, secrets map[
 
 // kommoInstall takes the redirect with which Kommo ends an installation. It is answered once the code is kept; it is exchanged
 // afterwards, and only with a host below KOMMO_DOMAINS.
-func (s *Service) kommoInstall(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), redirectTime)
+func (s *Service) kommoInstall(ctx context.Context, w http.ResponseWriter, r *http.Request, _ *request) {
+	ctx, cancel := context.WithTimeout(ctx, redirectTime)
 	defer cancel()
 	q := r.URL.Query()
 	_, err := upstreamv1.NewKommoServiceClient(s.upstream).Install(ctx, &upstreamv1.InstallRequest{

@@ -21,7 +21,13 @@ type metrics struct {
 	refusedLate metric.Int64Counter
 	// unrecorded counts refused requests of which nothing is kept.
 	unrecorded metric.Int64Counter
-	answer     map[[2]string]metric.MeasurementOption // by source and outcome
+	answer     map[[2]string]answerOptions // by source and outcome
+}
+
+// answerOptions are the options of one attribute set, as a call takes them, so that none makes a slice.
+type answerOptions struct {
+	add    []metric.AddOption
+	record []metric.RecordOption
 }
 
 // Who sent a callback.
@@ -68,7 +74,7 @@ const (
 )
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
-	m := &metrics{answer: map[[2]string]metric.MeasurementOption{}}
+	m := &metrics{answer: map[[2]string]answerOptions{}}
 	var err error
 	if m.answers, err = meter.Int64Counter("callrelay.callbacks", metric.WithUnit("{callback}"),
 		metric.WithDescription("Callbacks by who sent them and what they were answered.")); err != nil {
@@ -90,7 +96,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	for _, source := range []string{fromCallStart, fromCallEnd, fromPbx, fromKommo} {
 		for _, word := range []string{accepted, duplicate, spooled, refused, unrecorded} {
 			of := metric.WithAttributeSet(attribute.NewSet(telemetry.Source.String(source), telemetry.Outcome.String(word)))
-			m.answer[[2]string{source, word}] = of
+			m.answer[[2]string{source, word}] = answerOptions{[]metric.AddOption{of}, []metric.RecordOption{of}}
 			m.answers.Add(context.Background(), 0, of) // a first one is an increase only where there was a zero
 		}
 	}
@@ -101,13 +107,13 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 
 func (m *metrics) answered(ctx context.Context, source, outcome string, received time.Time) {
 	of := m.answer[[2]string{source, outcome}]
-	m.answers.Add(ctx, 1, of)
-	m.latency.Record(ctx, time.Since(received).Seconds(), of)
+	m.answers.Add(ctx, 1, of.add...)
+	m.latency.Record(ctx, time.Since(received).Seconds(), of.record...)
 }
 
 // turnedAway counts a callback that was answered 503 at once, because too many are under way. It is not timed: nothing was waited for.
 func (m *metrics) turnedAway(ctx context.Context, source string) {
-	m.answers.Add(ctx, 1, m.answer[[2]string{source, unrecorded}])
+	m.answers.Add(ctx, 1, m.answer[[2]string{source, unrecorded}].add...)
 }
 
 // observeSpool registers the gauges of the spool.

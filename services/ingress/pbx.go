@@ -61,13 +61,12 @@ func (s *pbxServer) Event(ctx context.Context, m *callbackv1.PbxEvent) (*ingress
 	}
 	m.Token = ""
 	row := event.row
-	r := requestOf(ctx, m)
-	ctx = context.WithValue(ctx, requestKey{}, r)
+	ctx, r := requestOf(ctx, m)
 	call := callback.PbxCallKey(row.Integration, m.GetCallId())
 	if m.GetCallId() == "" { // it waits for nothing, and nothing behind it
 		call = callback.RequestKey(r.id)
 	}
-	ack, err := s.callbacks.accept(ctx, m, call, nil, &routerv1.RouteItem{Callback: &routerv1.RouteItem_PbxEvent{
+	ack, err := s.callbacks.accept(ctx, r, call, nil, &routerv1.RouteItem{Callback: &routerv1.RouteItem_PbxEvent{
 		PbxEvent: &routerv1.PbxEvent{Event: m, Integration: row.Integration, ExtensionId: row.ExtensionID, Extension: row.Name, Type: row.Type}}})
 	if err != nil {
 		return nil, err
@@ -105,11 +104,10 @@ func (s *Service) pbxHandler(gateway http.Handler) http.Handler {
 }
 
 // pbxChecked gives an event its request id, refuses what cannot be read, and makes one query of what the URL and the form
-// say, with the names that the gateway knows.
+// say.
 func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
-	return s.identified(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := r.Context()
-		req, event := ctx.Value(requestKey{}).(*request), ctx.Value(eventKey{}).(*pbxEvent)
+	return s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
+		event := ctx.Value(eventKey{}).(*pbxEvent)
 		refuse := func(e *refusal) {
 			if event.over { // not recorded: a flood must not fill the journal
 				e = &refusal{status: http.StatusTooManyRequests, message: errOver.Message, retryAfter: errOver.RetryAfter}
@@ -117,7 +115,7 @@ func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
 				writeError(w, e, req.id)
 				return
 			}
-			s.refuse(ctx, w, r, e)
+			s.refuse(ctx, w, e)
 		}
 		switch {
 		case r.Method != http.MethodGet && r.Method != http.MethodPost:
@@ -143,10 +141,7 @@ func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
 		case len(form) > 0:
 			req.query = form
 		}
-		u := *r.URL
-		u.RawQuery = callback.PbxParams(callback.ParseQuery(string(req.query))).Encode()
-		r = r.WithContext(ctx)
-		r.URL, r.Method, r.Body = &u, http.MethodGet, http.NoBody
-		gateway.ServeHTTP(w, r)
-	}))
+		req.params = callback.PbxParams(callback.ParseQuery(string(req.query)))
+		serveGateway(ctx, gateway, w, r.URL)
+	})
 }

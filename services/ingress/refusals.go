@@ -105,7 +105,7 @@ func (f *refusals) keep(r refusedRequest, route bool) {
 	err := errors.New("router is away")
 	if route && !f.spool.away.Load() {
 		ctx, cancel := context.WithTimeout(r.ctx, recordTime)
-		_, err = f.route(ctx, r.request, item)
+		_, err = f.route(ctx, r.request, item, time.Now())
 		cancel()
 	}
 	if err != nil {

@@ -102,7 +102,7 @@ func (s *spooling) missed() {
 // keep spools an item. After an error it may be spooled all the same.
 func (s *spooling) keep(ctx context.Context, r *request, call string, item *routerv1.RouteItem, part float64) error {
 	// A copy: a try that was given up may still be using the item.
-	data, err := proto.Marshal(&routerv1.RouteItem{RequestId: r.id, Traceparent: telemetry.Inject(ctx), Query: r.query, Peer: r.peer,
+	data, err := proto.Marshal(&routerv1.RouteItem{RequestId: r.id, Traceparent: r.traceparent, Query: r.query, Peer: r.peer,
 		Spooled: true, Share: item.GetShare(), Callback: item.GetCallback()})
 	if err != nil {
 		return errkind.Internal(err)

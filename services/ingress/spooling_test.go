@@ -27,7 +27,7 @@ func end(call, n int) string {
 	return fmt.Sprintf("/index.php?unique_id=%d&customerId=%d&systemDisposition=BUSY", call, n)
 }
 
-func poll(t *testing.T, limit time.Duration, what string, ok func() bool) {
+func poll(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
 	end := time.After(limit)
 	tick := time.NewTicker(5 * time.Millisecond)
