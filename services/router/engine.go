@@ -133,7 +133,9 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 				span.SetAttributes(telemetry.Spooled.Bool(true))
 			}
 		}
-		item.Traceparent = telemetry.Inject(ctx)
+		if e.tel.Tracing() {
+			item.Traceparent = telemetry.Inject(ctx)
+		}
 		begun = time.Now()
 		answer, err := e.commitOne(ctx, item)
 		since(ctx, e.metrics.commit, begun)
@@ -501,9 +503,10 @@ func timerInput(call string, entry *statev1.Entry) *input {
 
 // traceID is the trace id of a W3C traceparent, or empty.
 func traceID(traceparent string) string {
-	parts := strings.Split(traceparent, "-")
-	if len(parts) != 4 {
+	if strings.Count(traceparent, "-") != 3 {
 		return ""
 	}
-	return parts[1]
+	_, rest, _ := strings.Cut(traceparent, "-")
+	id, _, _ := strings.Cut(rest, "-")
+	return id
 }
