@@ -67,7 +67,8 @@ func terms(item *routerv1.RouteItem) (terms, phones []string) {
 		terms = addTerms(terms, m.GetCustomerId(), m.GetUserId())
 		phones = addTerms(phones, m.GetDialledPhone(), m.GetDialedPhone(), m.GetCstmPhone(), m.GetPhone1(), m.GetPhone2(), m.GetDstPhone())
 		if list := m.GetPhoneList(); len(list) <= maxTerm {
-			for phone := range strings.FieldsFuncSeq(list, func(r rune) bool { return strings.ContainsRune(`[]",`, r) }) {
+			list = strings.TrimPrefix(list, `{"phoneList":`)
+			for phone := range strings.FieldsFuncSeq(list, func(r rune) bool { return strings.ContainsRune(`[]{}",`, r) }) {
 				phones = addTerms(phones, phone)
 			}
 		}

@@ -238,7 +238,7 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		item, effects.Duplicate, err = e.decidePbx(in, state, receivedMS, nowMS)
 		return item, effects, err
 	}
-	call, err := readCall(state)
+	call, record, err := readCall(state)
 	if err != nil {
 		return nil, effects, err
 	}
@@ -263,10 +263,10 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		entries = append(entries, journalEntry(fact, effects.RequestID, nowMS))
 	}
 	item = newCommit(in, state.GetVersion(), nowMS, entries...)
-	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	item.Outcome = outcomes[effects.Duplicate]
 	if effects.Changed {
 		item.CommitId = rand.Text()
-		item.Record, err = writeRecord(next, state)
+		item.Record, err = writeRecord(next, record)
 		item.Deliveries = newDeliveries(effects.Deliveries)
 		for _, t := range effects.SetTimers {
 			item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
@@ -278,6 +278,9 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	}
 	return item, effects, err
 }
+
+// outcomes are shared by all commits: nobody changes what was sent.
+var outcomes = map[bool]*statev1.Outcome{false: {}, true: {Duplicate: true}}
 
 // received is the first entry of every callback.
 func received(in *input, nowMS, receivedMS int64) *statev1.JournalEntry {

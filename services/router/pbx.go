@@ -226,7 +226,7 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 		entries = append(entries, pbxJournalEntry(fact, effects.RequestID, nowMS))
 	}
 	item := newCommit(in, state.GetVersion(), nowMS, entries...)
-	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	item.Outcome = outcomes[effects.Duplicate]
 	if !effects.Changed {
 		return item, effects.Duplicate, nil
 	}
