@@ -103,23 +103,24 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	// Most callbacks are the first of their call: they are decided on a call of which nothing is known. If that is wrong, the
 	// conflict brings the call as it is, which costs no more than loading it first. A timer's call is known to exist.
 	state := &statev1.CallState{}
-	nowMS, ok := e.clock.now()
+	now := time.Now()
+	nowMS, ok := e.clock.at(now)
 	if !ok || in.entry != nil || in.resend != nil {
 		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
 			return false, err
 		}
+		now = time.Now()
 	}
 	// State's clock, less the time since the callback was received: a point in time that no retry moves.
 	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
-	receivedMS := max(nowMS-time.Since(in.since).Milliseconds(), in.entry.GetDueMs())
+	receivedMS := max(nowMS-now.Sub(in.since).Milliseconds(), in.entry.GetDueMs())
 	if in.receivedMS > 0 {
 		receivedMS = in.receivedMS
 	}
 	var failed error
 	for range conflicts {
-		begun := time.Now()
 		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
-		since(ctx, e.metrics.decide, begun)
+		now = since(ctx, e.metrics.decide, now)
 		if err != nil && in.resend != nil {
 			return false, refusal(err) // a person is told; nothing happened
 		}
@@ -136,9 +137,8 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		if e.tel.Tracing() {
 			item.Traceparent = telemetry.Inject(ctx)
 		}
-		begun = time.Now()
 		answer, err := e.commitOne(ctx, item)
-		since(ctx, e.metrics.commit, begun)
+		now = since(ctx, e.metrics.commit, now)
 		switch {
 		case err != nil:
 			return false, err
