@@ -72,9 +72,7 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 		return answer
 	}
 	if item.GetBudgetMs() > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, now.Add(time.Duration(item.GetBudgetMs())*time.Millisecond))
-		defer cancel()
+		ctx = s.engine.budgets.until(now.Add(time.Duration(item.GetBudgetMs()) * time.Millisecond))
 	}
 	answer.Duplicate, err = s.engine.process(ctx, in)
 	answer.Error = errkind.From(err).Proto()
