@@ -31,8 +31,8 @@ func TestAllocations(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if got > 67 { // of them one or two are the race detector's
-		t.Errorf("%v allocations to decide a callback, at most 67 wanted", got)
+	if got > 37 { // of them one or two are the race detector's
+		t.Errorf("%v allocations to decide a callback, at most 37 wanted", got)
 	}
 }
 
