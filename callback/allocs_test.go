@@ -9,7 +9,7 @@ func TestAllocations(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if got > 19 {
-		t.Errorf("%v allocations to read a callback, at most 19 wanted", got)
+	if got > 7 {
+		t.Errorf("%v allocations to read a callback, at most 7 wanted", got)
 	}
 }

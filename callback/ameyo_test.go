@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -337,6 +338,23 @@ func FuzzDecodeCallEnd(f *testing.F) {
 			if at != "" && len(at) != len(TimeLayout) {
 				t.Errorf("%q: time %q", raw, at)
 			}
+		}
+	})
+}
+
+// What plainPhones reads, encoding/json reads the same.
+func FuzzPlainPhones(f *testing.F) {
+	for _, text := range []string{`["1"]`, `["1","+81-3 4"]`, `["",""]`, `{"phoneList":["1","2"]}`, `["]`, `["1"]}`, `{"phoneList":["1"]`, `["1",""2"]`, `["1","]`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		phones, ok := plainPhones(text)
+		if !ok {
+			return
+		}
+		var list []string
+		if err := json.Unmarshal([]byte(strings.TrimSuffix(strings.TrimPrefix(text, `{"phoneList":`), "}")), &list); err != nil || !slices.Equal(phones, list) || !json.Valid([]byte(text)) {
+			t.Errorf("%q: %q, as JSON %q, %v", text, phones, list, err)
 		}
 	})
 }

@@ -48,3 +48,28 @@ func TestLanes(t *testing.T) {
 		}
 	})
 }
+
+// Who gives up just as its turn comes passes it on.
+func TestTurnAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &Lanes{}
+		for range 1000 { // whether it gives up before or after is random
+			leave, _ := l.Enter(t.Context(), "a")
+			ctx, cancel := context.WithCancel(t.Context())
+			for _, ctx := range []context.Context{ctx, t.Context()} {
+				go func() {
+					if leave, err := l.Enter(ctx, "a"); err == nil {
+						leave()
+					}
+				}()
+				synctest.Wait()
+			}
+			cancel()
+			leave()
+			synctest.Wait()
+			if len(l.m) != 0 {
+				t.Fatal("the lane is never free again")
+			}
+		}
+	})
+}

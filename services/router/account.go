@@ -56,35 +56,42 @@ func moves(entries []*statev1.JournalEntry) []*statev1.Move {
 
 // terms are what a callback makes its call findable by: ids and names, and phone numbers.
 func terms(item *routerv1.RouteItem) (terms, phones []string) {
-	add := func(list *[]string, values ...string) {
-		for _, v := range values {
-			if v = strings.TrimSpace(v); v != "" && len(v) <= maxTerm && len(*list) < mostTerms && !slices.Contains(*list, v) {
-				*list = append(*list, v)
-			}
-		}
-	}
+	room := make([]string, 4) // for as many as most have
+	terms, phones = room[:0:2], room[2:2]
 	switch c := item.GetCallback().(type) {
 	case *routerv1.RouteItem_AmeyoCallStart:
 		m := c.AmeyoCallStart
-		add(&terms, m.GetUserId())
-		add(&phones, m.GetPhone(), m.GetDisplayPhone(), m.GetDialledPhone(), m.GetDstPhone())
+		terms = addTerms(terms, m.GetUserId())
+		phones = addTerms(phones, m.GetPhone(), m.GetDisplayPhone(), m.GetDialledPhone(), m.GetDstPhone())
 	case *routerv1.RouteItem_AmeyoCallEnd:
 		m := c.AmeyoCallEnd
-		add(&terms, m.GetCustomerId(), m.GetUserId())
-		add(&phones, m.GetDialledPhone(), m.GetDialedPhone(), m.GetCstmPhone(), m.GetPhone1(), m.GetPhone2(), m.GetDstPhone())
+		terms = addTerms(terms, m.GetCustomerId(), m.GetUserId())
+		phones = addTerms(phones, m.GetDialledPhone(), m.GetDialedPhone(), m.GetCstmPhone(), m.GetPhone1(), m.GetPhone2(), m.GetDstPhone())
 		if list := m.GetPhoneList(); len(list) <= maxTerm {
-			add(&phones, strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(`[]",`, r) })...)
+			list = strings.TrimPrefix(list, `{"phoneList":`)
+			for phone := range strings.FieldsFuncSeq(list, func(r rune) bool { return strings.ContainsRune(`[]{}",`, r) }) {
+				phones = addTerms(phones, phone)
+			}
 		}
 	case *routerv1.RouteItem_PbxEvent:
 		m := c.PbxEvent
-		add(&terms, m.GetExtension(), m.GetEvent().GetAgentId())
-		add(&phones, m.GetEvent().GetCallerIdNum(), m.GetEvent().GetCalledNumber(), m.GetEvent().GetRemoteNumber())
+		terms = addTerms(terms, m.GetExtension(), m.GetEvent().GetAgentId())
+		phones = addTerms(phones, m.GetEvent().GetCallerIdNum(), m.GetEvent().GetCalledNumber(), m.GetEvent().GetRemoteNumber())
 	case *routerv1.RouteItem_KommoCall:
 		m := c.KommoCall
-		add(&terms, m.GetCallId(), m.GetUser())
-		add(&phones, m.GetPhone(), m.GetDid())
+		terms = addTerms(terms, m.GetCallId(), m.GetUser())
+		phones = addTerms(phones, m.GetPhone(), m.GetDid())
 	}
 	return terms, phones
+}
+
+func addTerms(list []string, values ...string) []string {
+	for _, v := range values {
+		if v = strings.TrimSpace(v); v != "" && len(v) <= maxTerm && len(list) < mostTerms && !slices.Contains(list, v) {
+			list = append(list, v)
+		}
+	}
+	return list
 }
 
 // Bounds of what one callback adds to the search index.

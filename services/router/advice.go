@@ -138,7 +138,8 @@ func (a *advice) Explain(ctx context.Context, req *operatorv1.ExplainRequest) (*
 			if err != nil {
 				return ameyo.Call{}, err
 			}
-			return readCall(state)
+			call, _, err := readCall(state)
+			return call, err
 		}
 	}
 	nowMS, known := a.engine.clock.now()

@@ -9,11 +9,11 @@ import (
 	"callrelay/services/router/ameyo"
 )
 
-// readCall makes the rules' view of what state loaded.
-func readCall(state *statev1.CallState) (ameyo.Call, error) {
+// readCall makes the rules' view of what state loaded, and the record that it is in.
+func readCall(state *statev1.CallState) (ameyo.Call, *statev1.Record, error) {
 	record := &statev1.Record{}
 	if err := proto.Unmarshal(state.GetRecord(), record); err != nil {
-		return ameyo.Call{}, fmt.Errorf("the stored record is unreadable: %w", err)
+		return ameyo.Call{}, nil, fmt.Errorf("the stored record is unreadable: %w", err)
 	}
 	call := ameyo.Call{NextDelivery: record.GetNextDelivery()}
 	for _, g := range record.GetGates() {
@@ -30,15 +30,11 @@ func readCall(state *statev1.CallState) (ameyo.Call, error) {
 		call.Deliveries = append(call.Deliveries, ameyo.Delivery{Number: d.GetNumber(), State: ameyo.DeliveryState(d.GetState()),
 			Uncertain: d.GetUncertain(), FinalMS: d.GetFinalMs(), RequestID: d.GetRequestId()})
 	}
-	return call, nil
+	return call, record, nil
 }
 
-// writeRecord makes the record to store. What other rule packages keep in it stays.
-func writeRecord(call ameyo.Call, before *statev1.CallState) ([]byte, error) {
-	record := &statev1.Record{}
-	if err := proto.Unmarshal(before.GetRecord(), record); err != nil {
-		return nil, err
-	}
+// writeRecord makes the record to store out of the one before. What other rule packages keep in it stays.
+func writeRecord(call ameyo.Call, record *statev1.Record) ([]byte, error) {
 	record.NextDelivery, record.Gates, record.Phone1 = call.NextDelivery, nil, nil
 	for _, g := range call.Gates {
 		record.Gates = append(record.Gates, &statev1.Gate{Key: g.Key, Owner: g.Owner, Deliveries: g.Deliveries,

@@ -38,6 +38,7 @@ type engine struct {
 	load    *loadPipe
 	commit  *commitPipe
 	lanes   lanes.Lanes
+	budgets budgets
 	clock   clock
 	running running
 	pbx     pbxRules
@@ -103,23 +104,24 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	// Most callbacks are the first of their call: they are decided on a call of which nothing is known. If that is wrong, the
 	// conflict brings the call as it is, which costs no more than loading it first. A timer's call is known to exist.
 	state := &statev1.CallState{}
-	nowMS, ok := e.clock.now()
+	now := time.Now()
+	nowMS, ok := e.clock.at(now)
 	if !ok || in.entry != nil || in.resend != nil {
 		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
 			return false, err
 		}
+		now = time.Now()
 	}
 	// State's clock, less the time since the callback was received: a point in time that no retry moves.
 	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
-	receivedMS := max(nowMS-time.Since(in.since).Milliseconds(), in.entry.GetDueMs())
+	receivedMS := max(nowMS-now.Sub(in.since).Milliseconds(), in.entry.GetDueMs())
 	if in.receivedMS > 0 {
 		receivedMS = in.receivedMS
 	}
 	var failed error
 	for range conflicts {
-		begun := time.Now()
 		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
-		since(ctx, e.metrics.decide, begun)
+		now = since(ctx, e.metrics.decide, now)
 		if err != nil && in.resend != nil {
 			return false, refusal(err) // a person is told; nothing happened
 		}
@@ -133,10 +135,11 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 				span.SetAttributes(telemetry.Spooled.Bool(true))
 			}
 		}
-		item.Traceparent = telemetry.Inject(ctx)
-		begun = time.Now()
+		if e.tel.Tracing() {
+			item.Traceparent = telemetry.Inject(ctx)
+		}
 		answer, err := e.commitOne(ctx, item)
-		since(ctx, e.metrics.commit, begun)
+		now = since(ctx, e.metrics.commit, now)
 		switch {
 		case err != nil:
 			return false, err
@@ -236,7 +239,7 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		item, effects.Duplicate, err = e.decidePbx(in, state, receivedMS, nowMS)
 		return item, effects, err
 	}
-	call, err := readCall(state)
+	call, record, err := readCall(state)
 	if err != nil {
 		return nil, effects, err
 	}
@@ -261,10 +264,10 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 		entries = append(entries, journalEntry(fact, effects.RequestID, nowMS))
 	}
 	item = newCommit(in, state.GetVersion(), nowMS, entries...)
-	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	item.Outcome = outcomes[effects.Duplicate]
 	if effects.Changed {
 		item.CommitId = rand.Text()
-		item.Record, err = writeRecord(next, state)
+		item.Record, err = writeRecord(next, record)
 		item.Deliveries = newDeliveries(effects.Deliveries)
 		for _, t := range effects.SetTimers {
 			item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
@@ -276,6 +279,9 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	}
 	return item, effects, err
 }
+
+// outcomes are shared by all commits: nobody changes what was sent.
+var outcomes = map[bool]*statev1.Outcome{false: {}, true: {Duplicate: true}}
 
 // received is the first entry of every callback.
 func received(in *input, nowMS, receivedMS int64) *statev1.JournalEntry {
@@ -501,9 +507,10 @@ func timerInput(call string, entry *statev1.Entry) *input {
 
 // traceID is the trace id of a W3C traceparent, or empty.
 func traceID(traceparent string) string {
-	parts := strings.Split(traceparent, "-")
-	if len(parts) != 4 {
+	if strings.Count(traceparent, "-") != 3 {
 		return ""
 	}
-	return parts[1]
+	_, rest, _ := strings.Cut(traceparent, "-")
+	id, _, _ := strings.Cut(rest, "-")
+	return id
 }

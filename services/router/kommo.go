@@ -309,7 +309,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 			Fact: &statev1.JournalEntry_Duplicate{Duplicate: &statev1.Duplicate{Of: first, Gate: "known", Key: call.ID, Flow: "kommo"}}})
 	}
 	item := newCommit(in, state.GetVersion(), nowMS, entries...)
-	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	item.Outcome = outcomes[effects.Duplicate]
 	in.kommo.notices(e, effects.Notices)
 	if !effects.Changed {
 		return item, effects.Duplicate, nil

@@ -56,7 +56,9 @@ func (m *metrics) happened(ctx context.Context, effects ameyo.Effects) {
 	}
 }
 
-// since times something that began then.
-func since(ctx context.Context, h metric.Float64Histogram, begun time.Time) {
-	h.Record(ctx, time.Since(begun).Seconds())
+// since times something that began then. What follows begins now.
+func since(ctx context.Context, h metric.Float64Histogram, begun time.Time) (now time.Time) {
+	now = time.Now()
+	h.Record(ctx, now.Sub(begun).Seconds())
+	return now
 }

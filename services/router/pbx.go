@@ -157,19 +157,21 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 		in.call = callback.PbxCallKey(m.GetIntegration(), e.CallID)
 	}
 	in.pbx = &pbxInput{config: config}
-	place := fmt.Sprintf("%s %s (%s) of %s", m.GetType(), m.GetExtension(), m.GetExtensionId(), m.GetIntegration())
+	place := func() string {
+		return fmt.Sprintf("%s %s (%s) of %s", m.GetType(), m.GetExtension(), m.GetExtensionId(), m.GetIntegration())
+	}
 	var refusal *callback.FieldError
 	switch {
 	case gone:
 		in.pbx.note = pbxDeleted(m.GetIntegration())
 		return nil
 	case errors.As(err, &refusal):
-		in.pbx.note = "an event of " + place + " cannot be understood: " + refusal.Message
+		in.pbx.note = "an event of " + place() + " cannot be understood: " + refusal.Message
 		return nil
 	case err != nil:
 		return errkind.Internal(err)
 	case e.Kind == callback.PbxAgentLogin || e.Kind == callback.PbxAgentLogout:
-		in.pbx.note = fmt.Sprintf("%s of agent %s, %s, on %s", e.Kind, e.Agent, e.AgentStatus, place)
+		in.pbx.note = fmt.Sprintf("%s of agent %s, %s, on %s", e.Kind, e.Agent, e.AgentStatus, place())
 		return nil
 	}
 	in.pbx.input = pbx.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent(), Event: &e,
@@ -226,7 +228,7 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 		entries = append(entries, pbxJournalEntry(fact, effects.RequestID, nowMS))
 	}
 	item := newCommit(in, state.GetVersion(), nowMS, entries...)
-	item.Outcome = &statev1.Outcome{Duplicate: effects.Duplicate}
+	item.Outcome = outcomes[effects.Duplicate]
 	if !effects.Changed {
 		return item, effects.Duplicate, nil
 	}

@@ -72,9 +72,7 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 		return answer
 	}
 	if item.GetBudgetMs() > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, now.Add(time.Duration(item.GetBudgetMs())*time.Millisecond))
-		defer cancel()
+		ctx = s.engine.budgets.until(now.Add(time.Duration(item.GetBudgetMs()) * time.Millisecond))
 	}
 	answer.Duplicate, err = s.engine.process(ctx, in)
 	answer.Error = errkind.From(err).Proto()
@@ -150,13 +148,18 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 }
 
 func (s *server) newInput(item *routerv1.RouteItem, now time.Time) *input {
-	return &input{
+	in := &struct { // at once
+		input
+		received statev1.Received
+	}{input: input{
 		id: item.GetRequestId(), traceparent: item.GetTraceparent(),
 		since: now.Add(-time.Duration(max(0, item.GetAgeMs())) * time.Millisecond),
-		received: &statev1.Received{Query: item.GetQuery(), Peer: item.GetPeer(), Spooled: item.GetSpooled(),
-			TraceId: traceID(item.GetTraceparent())},
 		ameyo: ameyo.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent()},
-	}
+	}}
+	in.received.Query, in.received.Peer, in.received.Spooled = item.GetQuery(), item.GetPeer(), item.GetSpooled()
+	in.received.TraceId = traceID(item.GetTraceparent())
+	in.input.received = &in.received
+	return &in.input
 }
 
 func invalid(err error) error {

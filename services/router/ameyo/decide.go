@@ -1,6 +1,7 @@
 package ameyo
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,7 +76,7 @@ func (d *decision) callStart(c *callback.CallStart) {
 	d.change()
 	number := d.queue(NewDelivery{
 		Endpoint: FlowCallStart,
-		Payload:  encode(callStartPayload{digits(c.CallID), c.StaffID, c.TargetTel}),
+		Payload:  callStartPayload(c),
 		Gate:     gate.Key,
 		MaxAgeMS: d.cfg.CallStartMaxAge.Milliseconds(),
 	})
@@ -122,26 +123,13 @@ func (d *decision) send(c *callback.CallEnd, gate Gate, row *row, status string,
 	delivery := NewDelivery{Gate: gate.Key, Link: link}
 	if row.action == createCallEnd {
 		decided.Flow, decided.ErrorInfo1 = FlowCallEnd, stored
-		delivery.Payload = encode(callEndPayload{
-			CallID:          digits(c.CallID),
-			CallStartTime:   firstOf(c.StartTime, c.ConnectedTime, d.received()),
-			CallEndTime:     firstOf(c.EndTime, d.received()),
-			SubCTIHistoryID: c.CustomerCRTID,
-			TargetTel:       c.TargetTel,
-			StaffID:         c.StaffID,
-			ErrorInfo:       stored,
-		})
+		delivery.Payload = callEndPayload(c, d.orReceived(c.StartTime, c.ConnectedTime), d.orReceived(c.EndTime), stored)
 	} else {
 		decided.Flow, decided.ErrorInfo1 = FlowNotAnswer, status
 		if row.errorInfo == infoPhone1Status {
-			decided.ErrorInfo1, decided.ErrorInfo2 = firstOf(stored, unknown), status
+			decided.ErrorInfo1, decided.ErrorInfo2 = cmp.Or(stored, unknown), status
 		}
-		delivery.Payload = encode(notAnswerPayload{
-			CallID:     digits(c.CallID),
-			CallTime:   firstOf(c.CallTime, d.received()),
-			ErrorInfo1: decided.ErrorInfo1,
-			ErrorInfo2: decided.ErrorInfo2,
-		})
+		delivery.Payload = notAnswerPayload(c.CallID, d.orReceived(c.CallTime), decided.ErrorInfo1, decided.ErrorInfo2)
 	}
 	delivery.Endpoint = decided.Flow
 	number := d.queue(delivery)
@@ -153,12 +141,12 @@ func (d *decision) send(c *callback.CallEnd, gate Gate, row *row, status string,
 	case row.errorInfo.usesPhone1():
 		d.leaveMark(c.CustomerID, gate)
 	}
-	d.take(gate, number)
+	d.take(gate, decided.Deliveries...)
 }
 
 // wait stores a phone-1 status, unless phone 2 was here before it.
 func (d *decision) wait(c *callback.CallEnd, gate Gate, status string, decided Decided) {
-	fact := Phone1Fact{CustomerID: c.CustomerID, Status: status, CallTime: firstOf(c.CallTime, d.received()), RequestID: d.in.RequestID}
+	fact := Phone1Fact{CustomerID: c.CustomerID, Status: status, CallTime: d.orReceived(c.CallTime), RequestID: d.in.RequestID}
 	if i := d.call.phone1(c.CustomerID, true); i >= 0 && d.call.Phone1[i].TakenBy == "" && d.at < d.call.Phone1[i].ExpiresMS {
 		d.call.Phone1[i].TakenBy = gate.Key
 		gate.ProcessedMS = d.at
@@ -260,7 +248,7 @@ func (d *decision) expireIfDue(customer string) {
 	}
 	number := d.queue(NewDelivery{
 		Endpoint:    FlowNotAnswer,
-		Payload:     encode(notAnswerPayload{CallID: digits(keyCallID(p.Gate)), CallTime: p.CallTime, ErrorInfo1: p.Status}),
+		Payload:     notAnswerPayload(keyCallID(p.Gate), p.CallTime, p.Status, ""),
 		Gate:        p.Gate,
 		RequestID:   p.RequestID,
 		Traceparent: p.Traceparent,
@@ -341,22 +329,16 @@ func (d *decision) queue(delivery NewDelivery) uint32 {
 	return number
 }
 
-// received is the time of receipt as TopS.II wants it.
-func (d *decision) received() string {
+// orReceived is the first given of the times, else the time of receipt, as TopS.II wants it.
+func (d *decision) orReceived(times ...string) string {
+	if given := cmp.Or(times...); given != "" {
+		return given
+	}
 	zone := d.cfg.Zone
 	if zone == nil {
 		zone = callback.DefaultZone()
 	}
 	return time.UnixMilli(d.at).In(zone).Format(callback.TimeLayout)
-}
-
-func firstOf(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }
 
 // A call has one or two gates and phone-1 entries, a dozen after some re-dialling. A dialer that uses one call id again
