@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
@@ -148,6 +149,17 @@ func BenchmarkDelivery(b *testing.B) {
 			used := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
 			b.ReportMetric(float64(used)/float64(b.N), "cpu-ns/op")
 		})
+	}
+}
+
+// What a delivery allocates, 39 of it in net/http.
+func TestAllocations(t *testing.T) {
+	const n = 2000
+	var before, after runtime.MemStats
+	deliver(t, n, 8, func() { runtime.ReadMemStats(&before) })
+	runtime.ReadMemStats(&after)
+	if got := (after.Mallocs - before.Mallocs) / n; got > 60 { // some are the fakes' and of beginning and end
+		t.Errorf("%d allocations for a delivery, at most 60 wanted", got)
 	}
 }
 
