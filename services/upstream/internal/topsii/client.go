@@ -128,7 +128,7 @@ func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) deli
 		r.readErr = c.words(err)
 	}
 	said := classify(r, time.Now())
-	if said.Outcome == delivery.Delivered {
+	if said.Outcome == delivery.Delivered && len(said.Body) == len(body) {
 		e.taken.Store(&said)
 	}
 	return said

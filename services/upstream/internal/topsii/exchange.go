@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// exchange is what one request needs. To make all of it anew for each, contexts above all, was a fifth of what a delivery
+// exchange is what one request needs. To make all of it anew for each, contexts above all, was a third of what a delivery
 // allocates: that of a request that ended well serves the next one.
 type exchange struct {
 	// ctx is that of the requests. It ends with parent, and when one took too long.

@@ -38,6 +38,7 @@ func TestExchangeIsUsedAgain(t *testing.T) {
 	defer close(hang)
 	c := New(Options{BaseURL: server.URL, Connect: 5 * time.Second, Total: 300 * time.Millisecond, Concurrency: 1})
 	const success, failure = `{"result":"success"}`, `{"result":"fail","messageCode":"ETYP0040"}`
+	long := `{"result":"success","more":"` + strings.Repeat("x", 2000) + `"}` // of which the first keptBody bytes are kept
 	var answers []delivery.Answer
 	for _, step := range []struct {
 		endpoint, answer string
@@ -50,6 +51,8 @@ func TestExchangeIsUsedAgain(t *testing.T) {
 		{"createCallEnd", failure + " ", delivery.AppError, true},
 		{"createCallEnd", `{"result":"success","more":1}`, delivery.Delivered, true},
 		{"createCallEnd", success, delivery.Delivered, true},
+		{"createCallEnd", long, delivery.Delivered, true},
+		{"createCallEnd", long[:keptBody], delivery.Transport, true},
 		{"createCallEnd", "hang", delivery.Uncertain, false},
 		{"createCallEnd", success, delivery.Delivered, true},
 	} {
@@ -68,7 +71,8 @@ func TestExchangeIsUsedAgain(t *testing.T) {
 			t.Error(answer.Reason)
 		}
 	}
-	for i, want := range []string{success, success, failure, failure + " ", `{"result":"success","more":1}`, success, "", success} {
+	for i, want := range []string{success, success, failure, failure + " ", `{"result":"success","more":1}`, success,
+		long[:keptBody], long[:keptBody], "", success} {
 		if got := string(answers[i].Body); got != want {
 			t.Errorf("the body of answer %d became %q", i, got)
 		}
