@@ -48,22 +48,26 @@ func Receive[Req any](stream interface{ Recv() (*Req, error) }, stop <-chan stru
 // same time; answers may overtake each other. It returns when Receive ends and everything is answered.
 func Batches[Req, Resp any](stream grpc.BidiStreamingServer[Req, Resp], stop <-chan struct{}, inFlight int, handle func(context.Context, *Req) *Resp) error {
 	var (
-		slots   = make(chan struct{}, inFlight)
-		workers = NewWorkers(inFlight)
-		send    sync.Mutex
+		messages = make(chan *Req)
+		workers  sync.WaitGroup
+		send     sync.Mutex
 	)
-	defer workers.Close()
-	Receive(stream, stop, func(req *Req) bool {
-		slots <- struct{}{}
+	for range inFlight {
 		workers.Go(func() {
-			defer func() { <-slots }()
-			resp := handle(stream.Context(), req)
-			send.Lock()
-			defer send.Unlock()
-			_ = stream.Send(resp) // a broken stream ends Receive too
+			for req := range messages {
+				resp := handle(stream.Context(), req)
+				send.Lock()
+				_ = stream.Send(resp) // a broken stream ends Receive too
+				send.Unlock()
+			}
 		})
+	}
+	Receive(stream, stop, func(req *Req) bool {
+		messages <- req
 		return true
 	})
+	close(messages)
+	workers.Wait()
 	return nil
 }
 

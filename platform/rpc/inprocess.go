@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"io"
+	"reflect"
 	"sync"
 	"time"
 
@@ -11,7 +12,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // inProcess is the connection to a server in the same process. The messages of a stream are handed over as they are: gRPC
@@ -126,6 +126,11 @@ func (s *handover) SendMsg(m any) error {
 	select {
 	case s.there <- m.(proto.Message):
 		return nil
+	default: // only waiting takes the others into account, which is three times the work
+	}
+	select {
+	case s.there <- m.(proto.Message):
+		return nil
 	case <-s.done:
 		return over
 	case <-s.ctx.Done():
@@ -169,6 +174,11 @@ func (s *served) SendMsg(m any) error {
 	select {
 	case s.back <- m.(proto.Message):
 		return nil
+	default:
+	}
+	select {
+	case s.back <- m.(proto.Message):
+		return nil
 	case <-s.ctx.Done():
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
@@ -187,11 +197,8 @@ func (s *served) RecvMsg(into any) error {
 	}
 }
 
-// take fills an empty message with what another one holds.
+// take makes an empty message the same as another one; what they hold they share, as said above, so that a copy of the struct will
+// do. Field by field, as protobuf's reflection has it, this was a sixth of the way over a Pipe and back.
 func take(into any, m proto.Message) {
-	to := into.(proto.Message).ProtoReflect()
-	m.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
-		to.Set(field, value)
-		return true
-	})
+	reflect.ValueOf(into).Elem().Set(reflect.ValueOf(m).Elem())
 }

@@ -76,8 +76,12 @@ func (p *Pipe[Q, A]) Do(ctx context.Context, item Q) (A, error) {
 	var none A
 	select {
 	case p.room <- struct{}{}:
-	case <-ctx.Done():
-		return none, context.Cause(ctx)
+	default:
+		select {
+		case p.room <- struct{}{}:
+		case <-ctx.Done():
+			return none, context.Cause(ctx)
+		}
 	}
 	c := &pipeCall[Q, A]{ctx: ctx, item: item, done: make(chan struct{})}
 	p.mu.Lock()
@@ -216,9 +220,10 @@ func (p *Pipe[Q, A]) takeLocked() []Q {
 		items = append(items, c.item)
 	}
 	clear(p.waiting[:n])
-	p.waiting = p.waiting[n:]
-	if len(p.waiting) == 0 {
-		p.waiting = nil
+	if n == len(p.waiting) {
+		p.waiting = p.waiting[:0]
+	} else {
+		p.waiting = p.waiting[n:]
 	}
 	if message.unanswered = len(items); message.unanswered > 0 {
 		p.open++

@@ -79,7 +79,7 @@ func (l *lockedBuffer) String() string {
 }
 
 // start returns the server's connections, over a socket and in process.
-func start(t *testing.T, p *probe) (*Server, map[string]grpc.ClientConnInterface, *lockedBuffer) {
+func start(t testing.TB, p *probe) (*Server, map[string]grpc.ClientConnInterface, *lockedBuffer) {
 	t.Helper()
 	logged := &lockedBuffer{}
 	s := NewServer(slog.New(slog.NewTextHandler(logged, nil)))

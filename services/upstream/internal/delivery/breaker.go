@@ -88,33 +88,32 @@ func (b *breaker) remaining() time.Duration {
 	return max(time.Until(b.openUntil), time.Millisecond)
 }
 
-// permit is the right to make one request.
+// permit is the right to make one request. It ends with done.
 type permit struct {
-	// done must be called with whether it failed in transport.
-	done func(failed bool)
+	end func(error)
 	// probe: the breaker is half open.
 	probe bool
 }
 
+// done tells the breaker whether the request failed in transport.
+func (p permit) done(failed bool) {
+	if failed {
+		p.end(errTransport)
+	} else {
+		p.end(nil)
+	}
+}
+
 // allow gives a permit, or says after how long to try again.
 func (b *breaker) allow() (p permit, wait time.Duration, ok bool) {
-	done, err := b.circuit.Allow()
+	end, err := b.circuit.Allow()
 	if errors.Is(err, gobreaker.ErrTooManyRequests) {
 		return permit{}, time.Second, false
 	}
 	if err != nil {
 		return permit{}, b.remaining(), false
 	}
-	return permit{
-		probe: b.circuit.State() == gobreaker.StateHalfOpen,
-		done: func(failed bool) {
-			if failed {
-				done(errTransport)
-			} else {
-				done(nil)
-			}
-		},
-	}, 0, true
+	return permit{end: end, probe: b.circuit.State() == gobreaker.StateHalfOpen}, 0, true
 }
 
 // paused is how much of the last age it was not closed: age that does not count.

@@ -92,7 +92,9 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	c.mu.Lock()
 	c.failure = v.reason // empty when delivered
 	c.mu.Unlock()
-	span.SetAttributes(telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
+	if span.IsRecording() {
+		span.SetAttributes(telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
+	}
 	if v.next != nextDelivered {
 		span.SetStatus(codes.Error, v.reason)
 	}
@@ -177,6 +179,9 @@ func (c *Consumer) say(ctx context.Context, it *item, attempt *statev1.Attempt, 
 	c.log.Log(ctx, level, "delivery", fields...)
 }
 
+// plainDone is the result of most: nobody changes what a stream has carried, so all share it.
+var plainDone = &statev1.LeaseResult_Done{Done: &statev1.Done{}}
+
 // result is a verdict in the protocol's words. It panics on nothing: deliver's recovery uses it.
 func (c *Consumer) result(it *item, attempt *statev1.Attempt, v verdict) *statev1.LeaseResult {
 	result := &statev1.LeaseResult{
@@ -189,7 +194,9 @@ func (c *Consumer) result(it *item, attempt *statev1.Attempt, v verdict) *statev
 	}
 	switch v.next {
 	case nextDelivered:
-		result.Result = &statev1.LeaseResult_Done{Done: &statev1.Done{Reply: []byte(v.reply)}}
+		if result.Result = plainDone; v.reply != "" {
+			result.Result = &statev1.LeaseResult_Done{Done: &statev1.Done{Reply: []byte(v.reply)}}
+		}
 	case nextRetry:
 		result.Result = &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{
 			InMs: v.in.Milliseconds(), PausedMs: v.paused.Milliseconds(), Uncounted: v.uncounted,

@@ -12,10 +12,11 @@ import (
 	"callrelay/platform/telemetry"
 )
 
-// metrics are what a dashboard sees of one destination. All attribute sets are made once.
+// metrics are what a dashboard sees of one destination. All attribute sets are made once, and the slices of options that hold them.
 type metrics struct {
-	same     metric.MeasurementOption // the destination
-	outcome  map[string]metric.MeasurementOption
+	add      []metric.AddOption    // the destination
+	record   []metric.RecordOption // the destination
+	outcome  map[string][]metric.AddOption
 	outcomes metric.Int64Counter
 	attempts metric.Int64Counter
 	duration metric.Float64Histogram
@@ -25,9 +26,9 @@ type metrics struct {
 func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	destination := telemetry.Destination.String(c.cfg.Destination)
 	same := metric.WithAttributeSet(attribute.NewSet(destination))
-	m := &metrics{same: same, outcome: map[string]metric.MeasurementOption{}}
+	m := &metrics{add: []metric.AddOption{same}, record: []metric.RecordOption{same}, outcome: map[string][]metric.AddOption{}}
 	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
-		m.outcome[outcome] = metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))
+		m.outcome[outcome] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))}
 	}
 	var errs [7]error
 	m.outcomes, errs[0] = meter.Int64Counter("callrelay.upstream.deliveries",
@@ -63,10 +64,10 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 }
 
 func (m *metrics) attempted(ctx context.Context, took time.Duration) {
-	m.attempts.Add(ctx, 1, m.same)
-	m.duration.Record(ctx, took.Seconds(), m.same)
+	m.attempts.Add(ctx, 1, m.add...)
+	m.duration.Record(ctx, took.Seconds(), m.record...)
 }
 
 func (m *metrics) settled(ctx context.Context, outcome string) {
-	m.outcomes.Add(ctx, 1, m.outcome[outcome])
+	m.outcomes.Add(ctx, 1, m.outcome[outcome]...)
 }

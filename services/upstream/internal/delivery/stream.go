@@ -42,6 +42,8 @@ func (c *Consumer) stream(ctx context.Context) (heard bool, err error) {
 			c.take(message)
 		}
 	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	message := &statev1.LeaseRequest{Destination: c.cfg.Destination}
 	for {
 		last, again := c.compose(message)
@@ -49,7 +51,10 @@ func (c *Consumer) stream(ctx context.Context) (heard bool, err error) {
 			if err := stream.Send(message); err != nil {
 				return received.Load(), broken(<-ended) // the reader has the reason
 			}
-			c.setDown(nil)
+			if message.Destination != "" {
+				c.setDown(nil)
+			}
+			message = &statev1.LeaseRequest{}
 		}
 		if last {
 			_ = stream.CloseSend()
@@ -65,16 +70,13 @@ func (c *Consumer) stream(ctx context.Context) (heard bool, err error) {
 				return received.Load(), fmt.Errorf("state did not end the lease stream within %v", closeTimeout)
 			}
 		}
-		message = &statev1.LeaseRequest{}
-		timer := time.NewTimer(again)
+		timer.Reset(again)
 		select {
 		case <-c.wake:
 		case <-timer.C:
 		case err := <-ended:
-			timer.Stop()
 			return received.Load(), broken(err)
 		}
-		timer.Stop()
 	}
 }
 
@@ -166,13 +168,17 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 func (c *Consumer) take(message *statev1.LeaseResponse) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	used, crowded := len(c.credits)+c.running, len(c.items) > (backlogPerWorker-1)*c.cfg.Workers
 	for _, answer := range message.Answers {
 		c.answered(answer)
 	}
 	for _, work := range message.Work {
 		c.lease(work)
 	}
-	c.poke()
+	// Else there is nothing to say: a credit became a running request, and there was room for items all the time.
+	if len(c.credits)+c.running != used || crowded || len(c.sent) == 0 && len(c.unsent) > 0 || c.stopping {
+		c.poke()
+	}
 }
 
 // answered settles a result, or has it sent again.
