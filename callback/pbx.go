@@ -3,6 +3,7 @@ package callback
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,27 +75,18 @@ var PbxNames = []string{
 	"agent_id", "agent_status",
 }
 
-var pbxNames = func() map[string]string {
-	names := map[string]string{"transferred": "Transfered"}
-	for _, name := range PbxNames {
-		names[strings.ToLower(name)] = name
-	}
-	return names
-}()
-
 // PbxParams keeps the parameters of a PBX event that count, with the names that the PBX documents: it compares them
 // without regard to case. Of a repeated one the last counts; the order is that of PbxNames.
 func PbxParams(p Params) Params {
-	last := make(map[string]string, len(p))
-	for _, param := range p {
-		if name, ok := pbxNames[strings.ToLower(param.Name)]; ok {
-			last[name] = strings.Trim(param.Value, phpSpace)
-		}
-	}
-	kept := make(Params, 0, len(last))
+	kept := make(Params, 0, min(len(p), len(PbxNames)))
 	for _, name := range PbxNames {
-		if value := last[name]; value != "" {
-			kept = append(kept, Param{name, value})
+		for _, param := range slices.Backward(p) {
+			if strings.EqualFold(param.Name, name) || name == "Transfered" && strings.EqualFold(param.Name, "Transferred") {
+				if value := strings.Trim(param.Value, phpSpace); value != "" {
+					kept = append(kept, Param{name, value})
+				}
+				break
+			}
 		}
 	}
 	return kept

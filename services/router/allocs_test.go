@@ -39,7 +39,7 @@ func TestAllocations(t *testing.T) {
 // conversation is a call end as the load generator sends it: a conversation on the only phone.
 func conversation(call int) *routerv1.RouteItem {
 	id := fmt.Sprint(100000000000 + call)
-	return &routerv1.RouteItem{Id: uint64(call), RequestId: "4MTHVJ2HP6WFR3ZQ4SR5TD2ZMN", AgeMs: 1, BudgetMs: 1500, Peer: "127.0.0.1",
+	return &routerv1.RouteItem{Id: uint64(call), RequestId: "4MTHVJ2HP6WFR3ZQ4SR5TD2ZMN", AgeMs: 1, BudgetMs: 60_000, Peer: "127.0.0.1",
 		Query: []byte("unique_id=" + id + "&customerId=4711&customerCRTId=d336-" + id + "-vce-101&systemDisposition=CONNECTED" +
 			"&shareablePhonesDialIndex=0&dialledPhone=03000001234&phoneList=%7B%22phoneList%22%3A%5B%2203000001234%22%5D%7D" +
 			"&userId=sim_sv7&callConnectedTime=2026%2F03%2F06+10%3A15%3A30+%2B0900"),
@@ -115,7 +115,7 @@ func (s *routeStream) Recv() (*routerv1.RouteRequest, error) {
 func (s *routeStream) Send(resp *routerv1.RouteResponse) error {
 	for _, a := range resp.GetAnswers() {
 		if a.GetError() != nil {
-			panic(a)
+			panic(a.GetError().GetMessage())
 		}
 	}
 	s.answered <- len(resp.GetAnswers())
