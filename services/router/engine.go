@@ -38,7 +38,6 @@ type engine struct {
 	load    *loadPipe
 	commit  *commitPipe
 	lanes   lanes.Lanes
-	budgets budgets
 	clock   clock
 	running running
 	pbx     pbxRules

@@ -340,22 +340,6 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-// A budget ends at its time or a little before, whatever other budgets there are; it is never longer.
-func TestBudgetsShareContexts(t *testing.T) {
-	var b budgets
-	now := time.Now()
-	for _, ms := range []int{2000, 2001, 1999, 2010, 2009, 2011, 500, 2000, 30_000, 30_010} {
-		end := now.Add(time.Duration(ms) * time.Millisecond)
-		got, ok := b.until(end).Deadline()
-		if early := end.Sub(got); !ok || early < 0 || early > 10*time.Millisecond {
-			t.Errorf("until %d ms: ends %v before it", ms, early)
-		}
-	}
-	if b.until(now.Add(30*time.Second)) != b.until(now.Add(30_007*time.Millisecond)) {
-		t.Error("nearly the same time, two contexts")
-	}
-}
-
 // The time of receipt is that of the callback, however late it is routed.
 func TestAge(t *testing.T) {
 	e, _ := newTestEngine(t)

@@ -72,7 +72,9 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 		return answer
 	}
 	if item.GetBudgetMs() > 0 {
-		ctx = s.engine.budgets.until(now.Add(time.Duration(item.GetBudgetMs()) * time.Millisecond))
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, now.Add(time.Duration(item.GetBudgetMs())*time.Millisecond))
+		defer cancel()
 	}
 	answer.Duplicate, err = s.engine.process(ctx, in)
 	answer.Error = errkind.From(err).Proto()
