@@ -5,13 +5,15 @@
 package topsii
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -23,14 +25,8 @@ import (
 // maxBody bounds how much of an answer is read. TopS.II's own are below 1 KB.
 const maxBody = 64 << 10
 
-// endpoint is one call of the API.
-type endpoint struct {
-	url string
-	// request is what is the same in each: all but context and body.
-	request *http.Request
-	// taken is the answer of the last success: the next one mostly has the same body, which need not be read again.
-	taken atomic.Pointer[delivery.Answer]
-}
+// endpoints are the calls of the API.
+var endpoints = []string{"createCallStart", "createCallEnd", "createNotAnswer"}
 
 // Options says where TopS.II is and how patient to be.
 type Options struct {
@@ -50,11 +46,9 @@ type Options struct {
 type Client struct {
 	options   Options
 	transport http.RoundTripper
-	endpoints map[string]*endpoint
-	// unusable says why no request can be made.
+	// requests are, by endpoint, what is the same in each request: all but context and body. unusable says why there are none.
+	requests map[string]*http.Request
 	unusable error
-	// idle are exchanges that can be used again.
-	idle chan *exchange
 }
 
 var _ delivery.Sender = (*Client)(nil)
@@ -63,7 +57,7 @@ var _ delivery.Sender = (*Client)(nil)
 func New(options Options) *Client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	client := &Client{options: options, endpoints: map[string]*endpoint{}, idle: make(chan *exchange, options.Concurrency), transport: &http.Transport{
+	client := &Client{options: options, requests: map[string]*http.Request{}, transport: &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: options.Connect}).DialContext,
 		TLSHandshakeTimeout: options.Connect,
@@ -79,59 +73,62 @@ func New(options Options) *Client {
 	if options.Trace != nil {
 		client.transport = options.Trace(client.transport)
 	}
-	for _, name := range []string{"createCallStart", "createCallEnd", "createNotAnswer"} {
-		e := &endpoint{url: client.URL(name)}
-		client.endpoints[name] = e
-		request, err := http.NewRequest(http.MethodPost, e.url, nil)
+	for _, endpoint := range endpoints {
+		request, err := http.NewRequest(http.MethodPost, client.URL(endpoint), nil)
 		if err != nil {
 			client.unusable = err
-			continue
+			break
 		}
 		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		request.Header.Set("X-FastHelp-API-Key", options.APIKey)
 		request.Header.Set("User-Agent", "callrelay")
-		e.request = request
+		client.requests[endpoint] = request
 	}
 	return client
 }
 
 // URL is where an endpoint's requests go.
 func (c *Client) URL(endpoint string) string {
-	if e := c.endpoints[endpoint]; e != nil {
-		return e.url
-	}
 	return strings.TrimRight(c.options.BaseURL, "/") + "/" + strings.TrimLeft(c.options.PathPrefix, "/") + endpoint + ".json"
 }
 
 // Send posts one payload. It uses the transport itself, not http.Client: no redirect is followed, no request repeated.
 func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) delivery.Answer {
-	e := c.endpoints[endpoint]
-	if e == nil {
+	if !slices.Contains(endpoints, endpoint) {
 		return delivery.Answer{Outcome: delivery.Dead, Reason: fmt.Sprintf("TopS.II has no endpoint %q", clip(endpoint))}
 	}
 	if c.unusable != nil {
 		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + masked(c.unusable)}
 	}
-	x := c.begin(ctx)
-	defer c.end(x)
-	answer, err := c.transport.RoundTrip(x.post(e, payload))
+	ctx, cancel := context.WithTimeout(ctx, c.options.Total)
+	defer cancel()
+
+	// A request may leave from the moment it has a connection; a cancelled one can still be on its way into the socket
+	// while RoundTrip already returned. net/http tries another connection only after writing nothing, and then asks for
+	// one again, which takes the mark back.
+	var left atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { left.Store(false) },
+		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
+	})
+	// A RoundTripper changes neither the request nor its header, so all requests share theirs.
+	request := c.requests[endpoint].WithContext(ctx)
+	form := "jsonData=" + url.QueryEscape(string(payload))
+	request.ContentLength = int64(len(form))
+	request.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(form)), nil }
+	request.Body, _ = request.GetBody()
+
+	answer, err := c.transport.RoundTrip(request)
 	if err != nil {
-		return c.unanswered(err, x.left.Load())
+		return c.unanswered(err, left.Load())
 	}
 	defer answer.Body.Close()
-	body, err := x.read(answer.Body)
-	if taken := e.taken.Load(); taken != nil && answer.StatusCode == taken.HTTPCode && err == nil && bytes.Equal(body, taken.Body) {
-		return *taken
-	}
-	r := response{status: answer.StatusCode, header: answer.Header, body: bytes.Clone(body)}
+	body, err := io.ReadAll(io.LimitReader(answer.Body, maxBody))
+	r := response{status: answer.StatusCode, header: answer.Header, body: body}
 	if err != nil {
 		r.readErr = c.words(err)
 	}
-	said := classify(r, time.Now())
-	if said.Outcome == delivery.Delivered && len(said.Body) == len(body) {
-		e.taken.Store(&said)
-	}
-	return said
+	return classify(r, time.Now())
 }
 
 // unanswered says what it means that no answer came.
