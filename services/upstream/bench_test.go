@@ -152,14 +152,14 @@ func BenchmarkDelivery(b *testing.B) {
 	}
 }
 
-// What a delivery allocates, 39 of it in net/http.
+// What a delivery allocates, more than half of it in net/http.
 func TestAllocations(t *testing.T) {
 	const n = 2000
 	var before, after runtime.MemStats
 	deliver(t, n, 8, func() { runtime.ReadMemStats(&before) })
 	runtime.ReadMemStats(&after)
-	if got := (after.Mallocs - before.Mallocs) / n; got > 60 { // some are the fakes' and of beginning and end
-		t.Errorf("%d allocations for a delivery, at most 60 wanted", got)
+	if got := (after.Mallocs - before.Mallocs) / n; got > 90 { // some are the fakes' and of beginning and end
+		t.Errorf("%d allocations for a delivery, at most 90 wanted", got)
 	}
 }
 
