@@ -200,8 +200,30 @@ func DecodeCallStart(p Params, o Options) (CallStart, error) {
 // numbers count; a hangupCauseCode that is not numeric is refused when systemDisposition is absent, since then nothing
 // says what happened, and counts as absent, journaled, when it is given.
 func DecodeCallEnd(p Params, o Options) (CallEnd, error) {
-	d := decoder{params: p}
-	var c CallEnd
+	d, c := callEnd(p)
+	if d.err != nil {
+		return CallEnd{}, d.err
+	}
+	c.ConnectedTime = d.connectedTime(o.zone())
+	c.StartTime = d.plainTime("callStartTime")
+	c.EndTime = d.plainTime("callEndTime")
+	c.CallTime = d.plainTime("callTime")
+	c.Notes = d.notes
+	return c, nil
+}
+
+// CheckCallEnd is DecodeCallEnd for who wants to know only whether there is an error, and the call's id.
+func CheckCallEnd(p Params) (callID string, err error) {
+	d, c := callEnd(p)
+	if d.err != nil {
+		return "", d.err
+	}
+	return c.CallID, nil
+}
+
+// callEnd decodes everything that can be refused; times cannot.
+func callEnd(p Params) (d decoder, c CallEnd) {
+	d.params = p
 	c.CallID, _ = d.callID("unique_id")
 	c.CustomerID, _ = d.value("customerId")
 	c.AttemptID, _ = d.value("crtObjectId", "customerCRTId")
@@ -218,15 +240,7 @@ func DecodeCallEnd(p Params, o Options) (CallEnd, error) {
 	if c.Connected && c.TargetTel == "" {
 		d.refuse("dialledPhone", "is required when systemDisposition is CONNECTED")
 	}
-	if d.err != nil {
-		return CallEnd{}, d.err
-	}
-	c.ConnectedTime = d.connectedTime(o.zone())
-	c.StartTime = d.plainTime("callStartTime")
-	c.EndTime = d.plainTime("callEndTime")
-	c.CallTime = d.plainTime("callTime")
-	c.Notes = d.notes
-	return c, nil
+	return d, c
 }
 
 func (d *decoder) disposition(c *CallEnd) {

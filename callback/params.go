@@ -11,7 +11,6 @@ package callback
 import (
 	"net/url"
 	"strings"
-	"unicode/utf8"
 )
 
 // Param is one parameter of a query, decoded.
@@ -83,7 +82,7 @@ func clean(s string) string {
 
 // unescape is PHP's urldecode: '+' is a space, and a '%' without two hex digits is a '%'.
 func unescape(s string) string {
-	if !strings.ContainsAny(s, "%+") {
+	if strings.IndexByte(s, '%') < 0 && strings.IndexByte(s, '+') < 0 {
 		return s
 	}
 	b := make([]byte, 0, len(s))
@@ -119,11 +118,11 @@ func unhex(c byte) byte {
 	return c - 'A' + 10
 }
 
-// Encode writes a query that net/url and grpc-gateway accept without error: each name once, with the value that counts
-// (Get), in the order of the counting occurrences.
+// Encode writes a query that net/url accepts without error: each name once, with the value that counts (Get), in the order of
+// the counting occurrences.
 //
-// Names with an underscore that are not ours are left out. To the gateway such a name can be a field's name in the
-// proto ("customer_id" beside "customerId"), which the PHP relay did not know and which would fight with the real one.
+// Names with an underscore that are not ours are left out: such a name can be a field's name in the proto ("customer_id"
+// beside "customerId"), which the PHP relay did not know and which would fight with the real one.
 func (p Params) Encode() string {
 	var b strings.Builder
 	for i, param := range p {
@@ -149,7 +148,7 @@ func (p Params) has(name string) bool {
 	return false
 }
 
-// safeName says whether the gateway reads the name as PHP did: one of our fields by its JSON name, or nothing at all.
+// safeName says that a name is what PHP took it for: one of our fields by its JSON name, or nothing at all.
 func safeName(name string) bool {
 	switch name {
 	case "":
@@ -158,63 +157,4 @@ func safeName(name string) bool {
 		return true
 	}
 	return !strings.ContainsAny(name, "_.[ ")
-}
-
-// maxCleanParams bounds the search for repeated names in Clean.
-const maxCleanParams = 64
-
-// Clean says that a raw query can go to grpc-gateway as it is: net/url reads it without error and, but for spaces
-// around values, as ParseQuery does. It is careful: a query it refuses may be clean, and goes through
-// ParseQuery(raw).Encode() then.
-func Clean(raw string) bool {
-	if strings.IndexByte(raw, ';') >= 0 {
-		return false
-	}
-	var seen [maxCleanParams]string
-	n := 0
-	for pair := range strings.SplitSeq(raw, "&") {
-		if pair == "" {
-			continue
-		}
-		name, value, _ := strings.Cut(pair, "=")
-		if n == maxCleanParams || !plainName(name) || !cleanValue(value) {
-			return false
-		}
-		for _, other := range seen[:n] {
-			if other == name {
-				return false
-			}
-		}
-		seen[n] = name
-		n++
-	}
-	return true
-}
-
-func plainName(name string) bool {
-	for i := 0; i < len(name); i++ {
-		c := name[i] | 0x20
-		if (c < 'a' || c > 'z') && (name[i] < '0' || name[i] > '9') && name[i] != '_' {
-			return false
-		}
-	}
-	return safeName(name)
-}
-
-// cleanValue says that every '%' begins an escape and that the decoded value is UTF-8.
-func cleanValue(value string) bool {
-	ascii := true
-	for i := 0; i < len(value); i++ {
-		switch {
-		case value[i] >= utf8.RuneSelf:
-			ascii = false
-		case value[i] != '%':
-		case !isEscape(value, i):
-			return false
-		default:
-			ascii = ascii && value[i+1] < '8'
-			i += 2
-		}
-	}
-	return ascii || utf8.ValidString(unescape(value))
 }

@@ -58,7 +58,7 @@ func TestEncode(t *testing.T) {
 		{"a=x;y&b=%&c=+1+", "a=x%3By&b=%25&c=1"},
 		{"a=%FF", "a=%EF%BF%BD"},
 		{"unique.id=5&cs_unique_id=6&crm_push_generated_time=7", "unique_id=5&cs_unique_id=6&crm_push_generated_time=7"},
-		// The gateway would take the first for customerId and refuse the others.
+		// customer_id is a name of the proto: PHP did not know it.
 		{"customer_id=1&unique_id.x=2&unique_id[x]=3&customerId=4", "customerId=4"},
 	}
 	for _, test := range tests {
@@ -66,35 +66,6 @@ func TestEncode(t *testing.T) {
 			t.Errorf("Encode of %q = %q, want %q", test.raw, got, test.want)
 		}
 	}
-}
-
-func TestClean(t *testing.T) {
-	clean := []string{
-		"", "a=1", "a=1&", "&&a=1", "a", "unique_id=193416&customerId=5501&customerCRTId=d336-69a6d5e5-vce-103",
-		"phoneList=%7B%22phoneList%22%3A%5B%2207029109978%22%5D%7D", "a=%E7%94%B0", "a=田", "a=1+2%2b", "a=b=c",
-	}
-	dirty := []string{
-		"a=1;b=2", "a=%", "a=%zz", "a=%4", "a=%FF", "a=\xff", "a=1&a=2", "=1", "customer_id=1", "unique.id=1", "a[b]=1",
-		"%61=1", "a+b=1", "[=1", "{=1", manyNames(65),
-	}
-	for _, raw := range clean {
-		if !Clean(raw) {
-			t.Errorf("Clean(%q) = false", raw)
-		}
-	}
-	for _, raw := range dirty {
-		if Clean(raw) {
-			t.Errorf("Clean(%q) = true", raw)
-		}
-	}
-}
-
-func manyNames(n int) string {
-	var names []string
-	for i := range n {
-		names = append(names, "n"+strings.Repeat("x", i))
-	}
-	return strings.Join(names, "&")
 }
 
 func FuzzParseQuery(f *testing.F) {
@@ -111,9 +82,6 @@ func FuzzEncode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		params := ParseQuery(raw)
 		encoded := params.Encode()
-		if !Clean(encoded) && !mayBeUnclean(params) {
-			t.Errorf("Encode of %q is %q, which is not clean", raw, encoded)
-		}
 		values, err := url.ParseQuery(encoded)
 		if err != nil {
 			t.Fatalf("Encode of %q is %q: %v", raw, encoded, err)
@@ -135,46 +103,11 @@ func FuzzEncode(f *testing.F) {
 	})
 }
 
-// mayBeUnclean: Clean is careful about names that are not plain and about many of them.
-func mayBeUnclean(params Params) bool {
-	return len(params) > maxCleanParams || slices.ContainsFunc(params, func(p Param) bool { return safeName(p.Name) && !plainName(p.Name) })
-}
-
-func FuzzClean(f *testing.F) {
-	f.Fuzz(func(t *testing.T, raw string) {
-		if !Clean(raw) {
-			return
-		}
-		values, err := url.ParseQuery(raw)
-		if err != nil {
-			t.Fatalf("Clean(%q), but: %v", raw, err)
-		}
-		params := ParseQuery(raw)
-		if len(values) != len(params) {
-			t.Fatalf("Clean(%q), but net/url reads %q and ParseQuery %q", raw, values, params)
-		}
-		for _, p := range params {
-			if got := values[p.Name]; len(got) != 1 || strings.Trim(got[0], phpSpace) != p.Value || !utf8.ValidString(got[0]) {
-				t.Errorf("Clean(%q), but net/url reads %q as %q and ParseQuery as %q", raw, p.Name, got, p.Value)
-			}
-		}
-	})
-}
-
 func BenchmarkParseQueryAndDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := DecodeCallEnd(ParseQuery(sampleQuery), Options{}); err != nil {
 			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkClean(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		if !Clean(sampleQuery) {
-			b.Fatal("not clean")
 		}
 	}
 }

@@ -92,8 +92,8 @@ func (s *ameyoServer) CallStart(ctx context.Context, m *callbackv1.AmeyoCallStar
 // CallEnd takes a call-end or not-answered callback.
 func (s *ameyoServer) CallEnd(ctx context.Context, m *callbackv1.AmeyoCallEnd) (*ingressv1.Ack, error) {
 	ctx, r := requestOf(ctx, m)
-	c, err := callback.DecodeCallEnd(r.params, s.options)
-	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, c.CallID), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
+	id, err := callback.CheckCallEnd(r.params)
+	return s.accept(ctx, r, callback.CallKey(callback.Ameyo, id), err, &routerv1.RouteItem{Callback: &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}})
 }
 
 // accept has one callback committed or spooled and acknowledges it; a malformed one is recorded and refused.
