@@ -654,3 +654,24 @@ func TestStop(t *testing.T) {
 		})
 	})
 }
+
+// A delivery whose request still runs is leased again: that starts nothing, so its credit is given once more, at once.
+func TestCreditThatStartedNothing(t *testing.T) {
+	run(t, testConfig(), func(r *rig) {
+		r.crm.answer = func(ctx context.Context, payload string) Answer {
+			if payload == "a" {
+				return slow(20*time.Second, success)(ctx, payload)
+			}
+			return success
+		}
+		a := r.state.add("a")
+		for range r.consumer.cfg.Workers {
+			r.after(0)
+			r.state.lose(a)
+		}
+		r.after(0)
+		r.state.add("b")
+		r.after(0)
+		r.final(map[string]string{"a/1": "", "b/1": "done"})
+	})
+}

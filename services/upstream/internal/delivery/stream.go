@@ -168,15 +168,15 @@ func (c *Consumer) compose(message *statev1.LeaseRequest) (last bool, again time
 func (c *Consumer) take(message *statev1.LeaseResponse) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	used, crowded := len(c.credits)+c.running, len(c.items) > (backlogPerWorker-1)*c.cfg.Workers
+	used := len(c.credits) + c.running
 	for _, answer := range message.Answers {
 		c.answered(answer)
 	}
 	for _, work := range message.Work {
 		c.lease(work)
 	}
-	// Else there is nothing to say: a credit became a running request, and there was room for items all the time.
-	if len(c.credits)+c.running != used || crowded || len(c.sent) == 0 && len(c.unsent) > 0 || c.stopping {
+	// Work that only turned credit into running requests gives nothing to say.
+	if len(message.Answers) > 0 || len(c.credits)+c.running != used {
 		c.poke()
 	}
 }
