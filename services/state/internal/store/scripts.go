@@ -37,7 +37,7 @@ var doneLua string
 
 var (
 	commitScript   = newScript("commit", lib+commitLua)
-	leaseScript    = newScript("lease", lib+leaseLua)
+	leaseScript    = newScript("lease", leaseLua)
 	completeScript = newScript("complete", lib+completeLua)
 	givebackScript = newScript("giveback", lib+givebackLua)
 	settleScript   = newScript("settle", lib+settleLua)

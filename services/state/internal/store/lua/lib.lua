@@ -1,5 +1,5 @@
--- lib: put in front of every script. A script reads all it needs with one HMGET, checks, and writes with as few commands as
--- it can: each costs time and a record in the append-only file.
+-- lib: put in front of the scripts that use it. A script reads all it needs with one HMGET, checks, and writes with as few
+-- commands as it can: each costs time and a record in the append-only file.
 --
 -- Lines are the numbers of a (call, destination) pair in the order in which they go out, head first, separated by blanks.
 
