@@ -150,18 +150,13 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 }
 
 func (s *server) newInput(item *routerv1.RouteItem, now time.Time) *input {
-	in := &struct { // at once
-		input
-		received statev1.Received
-	}{input: input{
+	return &input{
 		id: item.GetRequestId(), traceparent: item.GetTraceparent(),
 		since: now.Add(-time.Duration(max(0, item.GetAgeMs())) * time.Millisecond),
+		received: &statev1.Received{Query: item.GetQuery(), Peer: item.GetPeer(), Spooled: item.GetSpooled(),
+			TraceId: traceID(item.GetTraceparent())},
 		ameyo: ameyo.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent()},
-	}}
-	in.received.Query, in.received.Peer, in.received.Spooled = item.GetQuery(), item.GetPeer(), item.GetSpooled()
-	in.received.TraceId = traceID(item.GetTraceparent())
-	in.input.received = &in.received
-	return &in.input
+	}
 }
 
 func invalid(err error) error {
