@@ -108,30 +108,30 @@ var yes, no any = int64(1), int64(0)
 
 // runEach runs what `of` makes of each of n items, by the short way where it will do.
 func (s *Store) runEach(ctx context.Context, n int, of func(i int, short bool) (invocation, error)) ([]any, []error) {
-	calls := make([]invocation, n)
-	for i := range calls {
-		var err error
-		if calls[i], err = of(i, true); err != nil {
-			return make([]any, n), fill(make([]error, n), err) // nothing was written
+	replies, errs := make([]any, n), make([]error, n)
+	try := func(items []int, short bool) (again []int) {
+		calls, at := make([]invocation, 0, len(items)), make([]int, 0, len(items))
+		for _, i := range items {
+			c, err := of(i, short)
+			if errs[i] = err; err == nil {
+				calls, at = append(calls, c), append(at, i)
+			}
 		}
-	}
-	replies, errs := s.run(ctx, calls)
-	var again []invocation
-	var at []int
-	for i, c := range calls {
-		if errs[i] != nil || replies[i] != no || c.script != firstScript && c.script != doneScript {
-			continue
-		}
-		long, err := of(i, false)
-		if errs[i] = err; err == nil {
-			again, at = append(again, long), append(at, i)
-		}
-	}
-	if len(again) > 0 {
-		late, failed := s.run(ctx, again)
+		got, failed := s.run(ctx, calls)
 		for j, i := range at {
-			replies[i], errs[i] = late[j], failed[j]
+			replies[i], errs[i] = got[j], failed[j]
+			if errs[i] == nil && replies[i] == no && (calls[j].script == firstScript || calls[j].script == doneScript) {
+				again = append(again, i)
+			}
 		}
+		return again
+	}
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	if again := try(all, true); len(again) > 0 {
+		try(again, false)
 	}
 	return replies, errs
 }

@@ -682,11 +682,13 @@ func testOneBadItem(t *testing.T, s *Store) {
 	if err := s.client.Set(ctx, keyCall("ameyo/bad"), "not a hash", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
+	unwritable := item("ameyo/4", "i4", "", "c4", 1)
+	unwritable.Deliveries[0].Endpoint = "\xff"
 	answers, places, errs := s.Commit(ctx, []*statev1.CommitItem{
-		item("ameyo/1", "i1", "", "c1", 1), item("ameyo/bad", "i2", "", "c2", 1), item("ameyo/3", "i3", "", "c3", 1)}, nil)
-	want(t, "bad one", errs[1] != nil, true)
-	want(t, "others", fmt.Sprint(errs[0], errs[2], statuses([]*statev1.CommitAnswer{answers[0], answers[2]})), "<nil> <nil> [OK OK]")
-	want(t, "places", places, "[[due] [] [due]]")
+		item("ameyo/1", "i1", "", "c1", 1), item("ameyo/bad", "i2", "", "c2", 1), unwritable, item("ameyo/3", "i3", "", "c3", 1)}, nil)
+	want(t, "bad ones", fmt.Sprint(errs[1] != nil, errs[2] != nil), "true true")
+	want(t, "others", fmt.Sprint(errs[0], errs[3], statuses([]*statev1.CommitAnswer{answers[0], answers[3]})), "<nil> <nil> [OK OK]")
+	want(t, "places", places, "[[due] [] [] [due]]")
 	_, errs = s.Load(ctx, []string{"ameyo/1", "ameyo/bad", "ameyo/3"})
 	want(t, "load", fmt.Sprint(errs[0] == nil, errs[1] == nil, errs[2] == nil), "true false true")
 
