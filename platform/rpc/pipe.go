@@ -205,10 +205,10 @@ func (p *Pipe[Q, A]) takeLocked() []Q {
 	if p.cfg.MaxMessages > 0 && p.open >= p.cfg.MaxMessages {
 		return nil
 	}
-	n := min(len(p.waiting), p.cfg.MaxBatch)
-	items := make([]Q, 0, n)
+	n, items := 0, make([]Q, 0, min(len(p.waiting), p.cfg.MaxBatch))
 	message := &pipeMessage{}
-	for _, c := range p.waiting[:n] {
+	for ; n < len(p.waiting) && len(items) < p.cfg.MaxBatch; n++ {
+		c := p.waiting[n]
 		if c.ctx.Err() != nil {
 			<-p.room
 			continue // nobody waits for it any more, and it was never sent

@@ -184,6 +184,41 @@ func TestPipeDoesNotSpin(t *testing.T) {
 	})
 }
 
+// Calls that nobody waits for any more keep none back that comes behind them.
+func TestPipePassesWhoGaveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other := &peer{refuse: true}
+		p := NewPipe(PipeConfig[*question, reply]{
+			Open: other.open, SetID: func(q *question, id uint64) { q.id = id }, ID: func(r reply) uint64 { return r.id },
+			MaxBatch: 4, MaxItems: 100,
+		})
+		short, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		for i := range 20 {
+			ask(p, short, fmt.Sprint(i))
+		}
+		<-short.Done()
+		synctest.Wait()
+		live := ask(p, context.Background(), "live")
+		synctest.Wait()
+		other.refuse = false
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() { defer close(done); p.Run(ctx) }()
+		synctest.Wait()
+		if got := fmt.Sprint(other.sizes()); got != "[1]" {
+			t.Fatalf("messages: %s", got)
+		}
+		other.answer(0)
+		synctest.Wait()
+		if *live != "re live" {
+			t.Errorf("got %q", *live)
+		}
+		stop()
+		<-done
+	})
+}
+
 // A peer that stands still makes callers wait, at most until their own end; it does not make memory grow.
 func TestPipeIsBounded(t *testing.T) {
 	inBubble(t, 0, 3, func(t *testing.T, p *Pipe[*question, reply], other *peer) {

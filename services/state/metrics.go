@@ -22,7 +22,7 @@ func timed(meter metric.Meter) (func(ctx context.Context, script string, items i
 		return nil, err
 	}
 	batch, err := meter.Int64Histogram("callrelay.redis.batch", metric.WithUnit("{item}"),
-		metric.WithDescription("How many items one pipeline carried, by script."),
+		metric.WithDescription("How many items one pipeline carried, by script. What the short way of a script could not do is in a second one."),
 		metric.WithExplicitBucketBoundaries(1, 2, 4, 8, 16, 32, 64, 128, 256))
 	if err != nil {
 		return nil, err

@@ -227,7 +227,7 @@ func (d *Dispatcher) giveUnsentBack(ctx context.Context, lost []store.Lost) {
 }
 
 // Commit commits through the store. A delivery that can go out at once is leased in the same step for a consumer that has
-// credit and nothing older to do; it has to wait for nothing then.
+// credit beyond what is older; it has to wait for nothing then.
 func (d *Dispatcher) Commit(ctx context.Context, items []*statev1.CommitItem) ([]*statev1.CommitAnswer, []error) {
 	tokens, takers := make([][]string, len(items)), make([][]*Consumer, len(items))
 	for i, item := range items {

@@ -315,8 +315,30 @@ func TestCommitLeasesAtOnce(t *testing.T) {
 	}
 }
 
-// Rule 7: only time in which this process looked counts, on one and the same Redis. Each step says how long ago the sweep
-// before was; a stopped process sees no more than that a long time has passed.
+// What is about to be committed gets only the credit that what is older leaves.
+func TestReserve(t *testing.T) {
+	for _, of := range []struct {
+		credits []int
+		known   int
+		want    bool
+	}{
+		{nil, 0, false}, {[]int{0}, 0, false}, {[]int{1}, 0, true},
+		{[]int{1}, 2, false}, {[]int{2}, 2, false}, {[]int{3}, 2, true},
+		{[]int{1, 1}, 2, false}, {[]int{2, 1}, 2, true}, {[]int{0, 3}, 2, true},
+	} {
+		d := New(nil, slog.New(slog.DiscardHandler), time.Minute)
+		d.holdsKnown.Store(true)
+		l := d.line(dest)
+		l.known = make([]string, of.known)
+		for _, credit := range of.credits {
+			d.Join(dest).credit = credit
+		}
+		if c := l.reserve(); (c != nil) != of.want {
+			t.Errorf("%v credit, %d are older: got %v", of.credits, of.known, c != nil)
+		}
+	}
+}
+
 // Until the holds are known nothing is leased by its commit either.
 func TestCommitBeforeTheHoldsAreKnown(t *testing.T) {
 	s := open(t, redistest.Start(t).URL())
@@ -335,6 +357,8 @@ func TestCommitBeforeTheHoldsAreKnown(t *testing.T) {
 	}
 }
 
+// Rule 7: only time in which this process looked counts, on one and the same Redis. Each step says how long ago the sweep
+// before was; a stopped process sees no more than that a long time has passed.
 func TestLeaseTimeCountsWhatWasWatched(t *testing.T) {
 	r := redistest.Start(t)
 	s := open(t, r.URL())

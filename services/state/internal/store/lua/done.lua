@@ -8,13 +8,12 @@ local state, line, request = number .. 's', 'q:' .. ARGV[2], 'i:' .. ARGV[4]
 local d = redis.call('HMGET', call, state, line, number .. 'w', request, 'jn', 'jb', number .. 'a', 'o', 'p')
 if d[1] ~= 'l' or d[2] ~= number or d[3] or not d[4] then return 0 end
 local outcome, hour = string.match(d[4], '^(.)q(%d+) ' .. number .. '$')
-local bytes = (d[6] or 0) + #ARGV[6]
+local bytes, piece, open = (d[6] or 0) + #ARGV[6], tostring((d[5] or 0) + 1), (d[8] or 0) - 1
 if not outcome or bytes > tonumber(ARGV[7]) then return 0 end
 
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[3], hour .. 'd', '1')
 redis.call('HDEL', call, number .. 't', line)
-local piece, open = tostring((d[5] or 0) + 1), d[8] - 1
 redis.call('HSET', call, 'j' .. piece, ARGV[6], 'jn', piece, 'jb', tostring(bytes), number .. 'a', tostring((d[7] or 0) + 1),
   state, 'd', request, outcome .. 'd' .. hour .. ' ' .. number, number .. 'f', ARGV[5], 'o', tostring(open))
 if open <= 0 then
