@@ -607,7 +607,7 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 	now := time.Now()
 	d.mu.Lock()
 	if !d.swept.IsZero() {
-		d.watch += min(now.Sub(d.swept), 2*sweepEvery)
+		d.watch += min(now.Sub(d.swept), sweepEvery)
 	}
 	d.swept = now
 	unsent := d.unsent

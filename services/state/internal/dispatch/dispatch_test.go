@@ -383,13 +383,15 @@ func TestLeaseTimeCountsWhatWasWatched(t *testing.T) {
 		redis func()
 		want  bool
 	}{
-		{"a pause of an hour counts as two seconds", time.Hour, nil, true},
-		{"four seconds", 2 * time.Second, nil, true},
-		{"a Redis that was restarted in between begins anew", 2 * time.Second, func() { r.Kill(); r.Up(t) }, true},
+		{"a pause of an hour counts as one second", time.Hour, nil, true},
+		{"two", time.Second, nil, true},
+		{"a Redis that was restarted in between begins anew", time.Second, func() { r.Kill(); r.Up(t) }, true},
 		{"seen again", time.Second, nil, true},
-		{"two seconds since", 2 * time.Second, nil, true},
-		{"four", 2 * time.Second, nil, true},
-		{"six", 2 * time.Second, nil, false},
+		{"one second since", time.Second, nil, true},
+		{"two seconds", time.Second, nil, true},
+		{"three", time.Second, nil, true},
+		{"four", time.Second, nil, true},
+		{"five", time.Second, nil, false},
 	} {
 		if step.redis != nil {
 			step.redis()
