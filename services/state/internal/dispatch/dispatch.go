@@ -603,7 +603,7 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 		d.swept = time.Time{}
 		return
 	}
-	// Nor does time in which this process did not run: what consumers told it meanwhile it has not read yet.
+	// Nor, but for one second, does time in which this process did not run: what consumers told it meanwhile it has not read yet.
 	now := time.Now()
 	d.mu.Lock()
 	if !d.swept.IsZero() {

@@ -86,6 +86,7 @@ var suite = []struct {
 	{"TimeToLive", testTimeToLive},
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
+	{"ShortWayIsNotEnough", testShortWayIsNotEnough},
 	{"ClockJumps", testClockJumps},
 	{"Accounts", testAccounts},
 	{"SyncAccounts", testSyncAccounts}, {"AccountLease", testAccountLease},
@@ -701,6 +702,20 @@ func testLostScripts(t *testing.T, s *Store) {
 	commit(t, s, item("ameyo/1", "i1", "", "c1", 1))
 	everywhere(t, s, func(ctx context.Context, c *redis.Client) error { return c.ScriptFlush(ctx).Err() })
 	want(t, "after a flush", statuses(commit(t, s, item("ameyo/1", "i2", "c1", "c2"), item("ameyo/1", "i3", "c2", "c3"))), "[OK OK]")
+}
+
+// An input for which the short way is not enough is committed after the rest of its message: what named it as predecessor
+// conflicts, changes nothing, and goes through when it is sent again.
+func testShortWayIsNotEnough(t *testing.T, s *Store) {
+	commit(t, s, item("ameyo/1", "i0", "", "")) // a journal, no version
+	second := item("ameyo/1", "i2", "c1", "c2", 2)
+	want(t, "first try", statuses(commit(t, s, item("ameyo/1", "i1", "", "c1", 1), second, item("ameyo/2", "i1", "", "c1", 1))), "[OK CONFLICT OK]")
+	want(t, "again", statuses(commit(t, s, item("ameyo/1", "i1", "", "c1", 1), second)), "[EARLIER OK]")
+	c, err := s.Call(ctx, "ameyo/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "stored", fmt.Sprintf("%s: %d deliveries, %d facts", c.Version, len(c.Deliveries), len(c.Journal)), "c2: 2 deliveries, 3 facts")
 }
 
 // Rule 18: another format or number of partitions refuses to start.
