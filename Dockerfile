@@ -13,7 +13,7 @@ COPY . .
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     if [ "$SERVICE" = topsii-sim ]; then program=callrelay/sim/cmd/topsii-sim; \
     else program="callrelay/services/$SERVICE/cmd/$SERVICE"; fi && \
-    CGO_ENABLED=0 go build -trimpath -buildvcs=false -o /program "$program" && mkdir /spool
+    CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -buildvcs=false -o /program "$program" && mkdir /spool
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
