@@ -50,7 +50,7 @@ func (d *numberDecision) unknown(u *Unknown) {
 	}
 	d.Waiting = append(d.Waiting, *u)
 	if d.Phase == Refused && !u.Waits {
-		d.answer(u, Answer{Kind: AnswerStuck, Reason: "the incoming lead of this number was refused"})
+		d.answer(u, Answer{Kind: AnswerStuck, Reason: "the incoming lead of this number was refused, or not sent in time: a person has to retry or discard it"})
 	}
 	if d.Lead != nil && d.Lead.UID == u.Refused && d.now >= d.Lead.SeenMS+minLeadMS {
 		d.seen(0) // somebody was told that it is not there
