@@ -37,6 +37,9 @@ type play struct {
 
 const digits = "3055550142"
 
+// firstEnd is when a call ended by the window, which says so 3 s before the VoIP side does.
+const firstEnd = epoch - 3_000
+
 func (p *play) say(s source) {
 	g := p.given[s.call]
 	if g == nil {
@@ -175,7 +178,7 @@ func (p *play) checkCall(id string, g *given) {
 		return
 	case e == nil:
 		joinable := p.crm.notesOnLeads && p.cfg.Unconfirmed.JoinLead == JoinByNote
-		if c.Phase != NoEntity || p.appearedMS != 0 && p.appearedMS < c.endMS()+p.cfg.ParkFor.Milliseconds() || !g.outbound && !p.crm.unsortedOff && joinable && !p.declined() ||
+		if c.Phase != NoEntity || p.appearedMS != 0 && p.appearedMS < firstEnd+p.cfg.ParkFor.Milliseconds() || !g.outbound && !p.crm.unsortedOff && joinable && !p.declined() ||
 			slices.Contains(g.claims, Entity{"lead", 777}) {
 			p.t.Errorf("%s is lost: %+v", id, c)
 		}

@@ -68,10 +68,13 @@ func (k *crm) id() int64 {
 	return 1000 + k.next
 }
 
+// add adds an event. Those of a lead that was declined are gone with it: a call whose lead is declined before the relay knows that it
+// had arrived gets another, since nothing in Kommo says that there was one.
 func (k *crm) add(e *crmEvent) *crmEvent {
 	if e.note == 0 {
 		e.note = k.id()
 	}
+	k.events = slices.DeleteFunc(k.events, func(other *crmEvent) bool { return other.uniq == e.uniq && other.lead != nil && other.lead.gone })
 	for _, other := range k.events {
 		if other.uniq == e.uniq {
 			k.t.Fatalf("call %s is in Kommo twice: on %v and on %v", e.uniq, other.entity, e.entity)
