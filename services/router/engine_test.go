@@ -46,6 +46,14 @@ type fakeCall struct {
 	commits    []*statev1.CommitItem
 }
 
+func (c *fakeCall) state() *statev1.CallState {
+	s := &statev1.CallState{Version: c.version, Record: c.record}
+	for n := range c.deliveries {
+		s.Deliveries = append(s.Deliveries, &statev1.Delivery{Number: uint32(n + 1), State: statev1.DeliveryState_DELIVERY_STATE_DELIVERED})
+	}
+	return s
+}
+
 func (f *fakeState) call(key string) *fakeCall {
 	if f.calls[key] == nil {
 		f.calls[key] = &fakeCall{inputs: map[string]*statev1.Outcome{}}
@@ -60,7 +68,7 @@ func (f *fakeState) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, st
 		resp := &statev1.LoadResponse{NowMs: 1_000_000}
 		for _, item := range req.GetItems() {
 			c := f.call(item.GetCall())
-			resp.Answers = append(resp.Answers, &statev1.LoadAnswer{Id: item.GetId(), Call: &statev1.CallState{Version: c.version, Record: c.record}})
+			resp.Answers = append(resp.Answers, &statev1.LoadAnswer{Id: item.GetId(), Call: c.state()})
 		}
 		return resp
 	})
@@ -103,11 +111,7 @@ func (f *fakeState) commit(item *statev1.CommitItem) *statev1.CommitAnswer {
 		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_EARLIER, Outcome: earlier}
 	}
 	if c.version != item.GetExpectedVersion() {
-		current := &statev1.CallState{Version: c.version, Record: c.record}
-		for n := range c.deliveries {
-			current.Deliveries = append(current.Deliveries, &statev1.Delivery{Number: uint32(n + 1), State: statev1.DeliveryState_DELIVERY_STATE_DELIVERED})
-		}
-		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_CONFLICT, Current: current}
+		return &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_CONFLICT, Current: c.state()}
 	}
 	c.inputs[item.GetInputId()] = item.GetOutcome()
 	c.commits = append(c.commits, proto.CloneOf(item))

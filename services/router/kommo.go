@@ -178,11 +178,19 @@ func (r *kommoRules) of(account int64) (*kommo.Config, error) {
 	return one.rules, nil
 }
 
+// record are the rules of a record of an account. Those of a number are the same whatever the account's settings, so its inputs do not
+// wait for the account: a result given up meanwhile would leave the number in its phase for ever, and each further call waiting.
+func (r *kommoRules) record(account int64, number bool) (*kommo.Config, error) {
+	if number {
+		return r.config.account(account, nil)
+	}
+	return r.of(account)
+}
+
 // kommoInput is an input of a record of Kommo's rules.
 type kommoInput struct {
-	rules  *kommo.Config
-	number bool
-	input  kommo.Input
+	rules *kommo.Config
+	input kommo.Input
 	// result is set instead: how a delivery ended is the record's to say.
 	result *statev1.DeliveryResult
 }
@@ -217,11 +225,11 @@ var kommoStatus = map[string]kommo.Status{
 // entry makes what the engine takes of an entry of a record of Kommo's rules: a timer, or the result of a delivery.
 func (r *kommoRules) entry(in *input, entry *statev1.Entry) error {
 	account, _, number, _ := kommo.ParseKey(in.call)
-	rules, err := r.of(account)
+	rules, err := r.record(account, number)
 	if err != nil {
 		return err
 	}
-	in.kommo = &kommoInput{rules: rules, number: number, result: entry.GetResult()}
+	in.kommo = &kommoInput{rules: rules, result: entry.GetResult()}
 	if in.kommo.result == nil {
 		in.kommo.input.Timer = entry.GetTimer()
 	}
@@ -236,11 +244,11 @@ func (r *kommoRules) message(m *statev1.Message) (*input, error) {
 		in.unreadable = fmt.Errorf("%q takes no messages", m.GetTo())
 		return in, nil
 	}
-	rules, err := r.of(account)
+	rules, err := r.record(account, number)
 	if err != nil {
 		return nil, err
 	}
-	in.kommo = &kommoInput{rules: rules, number: number}
+	in.kommo = &kommoInput{rules: rules}
 	if in.kommo.input, in.unreadable = kommoMessageInput(m.GetBody()); in.kommo.input.Voip != nil {
 		in.terms, in.phones = kommoTerms(&in.kommo.input.Voip.Facts)
 	}

@@ -127,6 +127,42 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	}
 }
 
+// A number's record waits for no account: messages, results and timers are decided while it is away or its settings cannot be used,
+// however long that lasts. Given up, each would leave the number, and all calls that ask it, waiting for ever.
+func TestKommoNumbersWaitForNoAccount(t *testing.T) {
+	for _, account := range []int64{9002, 9003} {
+		e, f := newTestEngine(t)
+		connected(t, e)
+		e.entryMaxAge = 24 * time.Hour
+		number, call := kommo.NumberKey(account, "3055550142"), kommo.CallKey(account, "a")
+		given := func(at string, entry *statev1.Entry) *statev1.CommitItem {
+			t.Helper()
+			entry.TimerId, entry.WaitingMs = "c1", (25 * time.Hour).Milliseconds()
+			if answer := e.timer(t.Context(), &statev1.LeaseWork{Call: at, Entry: entry}); len(answer.GetResults()) != 0 {
+				t.Fatalf("account %d: it waits: %v", account, answer.GetResults())
+			}
+			commits := f.calls[number].commits
+			return commits[len(commits)-1]
+		}
+		body, err := kommoMessage(kommo.Input{Unknown: &kommo.Unknown{Call: "a", Ask: 1, Phone: "+13055550142", LeadBody: []byte("[]")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := given(call, &statev1.Entry{Timer: ">m1", Message: &statev1.Message{Id: "m1", To: number, Body: body}}).GetDeliveries()
+		if len(sent) != 1 || sent[0].GetEndpoint() != kommo.EndpointLead {
+			t.Fatalf("account %d: sent %v", account, sent)
+		}
+		f.calls[number].deliveries = 1
+		told := given(number, &statev1.Entry{Timer: "=1", Result: &statev1.DeliveryResult{Delivery: 1, Reply: []byte(`{"outcome":"ok","uid":"u","lead_id":7}`)}}).GetMessages()
+		if len(told) != 1 || told[0].GetTo() != call {
+			t.Errorf("account %d: told %v", account, told)
+		}
+		if c := given(number, &statev1.Entry{Timer: "check"}); len(c.GetJournal()) != 0 {
+			t.Errorf("account %d: its timer is undecided", account)
+		}
+	}
+}
+
 // What cannot be processed is tried again, later and later, for DELIVERY_MAX_AGE; then it is recorded as undecided, a message at
 // the call that it is for, and nobody waits for it any more.
 func TestEntriesAreGivenUp(t *testing.T) {

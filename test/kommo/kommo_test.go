@@ -1,4 +1,4 @@
-// Package kommo tests what upstream and state do together for Kommo, over gRPC, on a real Redis, against the simulator.
+// Package kommo tests what upstream, state and router do together for Kommo, over gRPC, on a real Redis, against the simulator.
 package kommo
 
 import (
@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
@@ -31,6 +32,7 @@ const (
 
 // relay is one state and one upstream on a simulator.
 type relay struct {
+	conn     grpc.ClientConnInterface // to state
 	state    statev1.StateServiceClient
 	operator operatorv1.OperatorServiceClient
 	accounts statev1.AccountServiceClient
@@ -78,7 +80,7 @@ func start(t *testing.T, simulator *sim.Server, redisURL string, more ...string)
 			t.Error(err)
 		}
 	})
-	return relay{statev1.NewStateServiceClient(stateHost.Conn()), operatorv1.NewOperatorServiceClient(stateHost.Conn()), statev1.NewAccountServiceClient(stateHost.Conn()), upstreamv1.NewKommoServiceClient(upstreamHost.Conn())}
+	return relay{stateHost.Conn(), statev1.NewStateServiceClient(stateHost.Conn()), operatorv1.NewOperatorServiceClient(stateHost.Conn()), statev1.NewAccountServiceClient(stateHost.Conn()), upstreamv1.NewKommoServiceClient(upstreamHost.Conn())}
 }
 
 // install connects the account by OAuth.

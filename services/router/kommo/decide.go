@@ -356,9 +356,9 @@ func (d *decision) post() {
 		d.park("the call has no number")
 		return
 	default:
-		payload = callsPayload(d.cfg, d.Call)
+		payload, d.PostMS = callsPayload(d.cfg, d.Call), d.now
 	}
-	d.Phase, d.PostRev, d.PostMS, d.Look = Adding, d.Rev, d.now, 0
+	d.Phase, d.PostRev, d.Look = Adding, d.Rev, 0
 	d.Inbound = d.facts().Direction == Inbound
 	d.Post = d.request(endpoint, payload, OutcomeSent, d.PostTo)
 	d.cancel(timerClaim, timerPoll)

@@ -216,6 +216,20 @@ func TestRules(t *testing.T) {
 				w.t.Errorf("%+v", c)
 			}
 		}, "Call event sent, No entity found by number, Waits for a contact, Call event sent, no_entity", "no entity", "calls"},
+		{"K9 a last poll, though the time was over before it could not join a lead", func(w *world) {
+			w.input("b", voip(Inbound, ""))
+			w.pass(minute)
+			w.input("a", voip(Inbound, "rec"))
+			w.fire(1 << 62)
+			w.deliver(w.record(CallKey(account, "a")), arrives)
+			w.crm.notesOnLeads = false
+			w.appear(digits, false)
+			w.now += 19 * hour // its question takes so long
+			w.seen()
+			clear(w.crm.requests)
+			w.settle()
+		}, "Looking for the call event, Joins the incoming lead, Call event sent, No entity found by number, Call event sent, Call event created",
+			"contact", "calls lookup.uniq notes.create"},
 		{"K9 a recording alone", func(w *world) {
 			w.input("a", Input{Recording: "rec"})
 			w.pass(18*hour + 1)

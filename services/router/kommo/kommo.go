@@ -48,7 +48,7 @@ type Call struct {
 
 	// Post is the number of the delivery that writes the call, Look of the look-up, Patch of the change under way; 0 = none.
 	Post, Look, Patch uint32
-	// PostRev and PatchRev are the revisions that they carry, PostMS is when Post was queued.
+	// PostRev and PatchRev are the revisions that they carry, PostMS is when Kommo was last asked to find the entity.
 	PostRev, PatchRev uint32
 	PostMS            int64
 	// PostTo is the entity on which Post puts a note; none: Kommo chooses. JoinUID is the uid of the incoming lead, where it is

@@ -8,7 +8,8 @@ const maxWaiting = 1000
 // minLeadMS is the age below which a lead that somebody was told is not there is not asked for: Kommo itself may lag.
 const minLeadMS = 60_000
 
-// DecideNumber is Decide for the record of a number.
+// DecideNumber is Decide for the record of a number. Nothing that an account sets for itself changes what it decides, so no number has
+// to wait for an account that is away.
 //
 // What makes it one lead (K6): one record, one delivery at a time, and a call that was told anything but AnswerLead with
 // Included will never be in a lead that is created later. So a call is told nothing while the lead with it in it may
@@ -49,7 +50,7 @@ func (d *numberDecision) unknown(u *Unknown) {
 	}
 	d.Waiting = append(d.Waiting, *u)
 	if d.Phase == Refused && !u.Waits {
-		d.answer(u, Answer{Kind: AnswerStuck, Reason: "the incoming lead of this number was refused"})
+		d.answer(u, Answer{Kind: AnswerStuck, Reason: "the incoming lead of this number was refused, or not sent in time: a person has to retry or discard it"})
 	}
 	if d.Lead != nil && d.Lead.UID == u.Refused && d.now >= d.Lead.SeenMS+minLeadMS {
 		d.seen(0) // somebody was told that it is not there
