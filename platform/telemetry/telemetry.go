@@ -61,9 +61,6 @@ func Start(ctx context.Context, service string) (*Telemetry, error) {
 // Tracer makes spans; without tracing they do nothing, but still carry the caller's trace on.
 func (t *Telemetry) Tracer() trace.Tracer { return t.tracer }
 
-// TracerProvider is for libraries that make their own spans.
-func (t *Telemetry) TracerProvider() trace.TracerProvider { return t.traces }
-
 // Meter makes instruments; they are told apart from the other services' by the label service_name.
 func (t *Telemetry) Meter() metric.Meter { return t.meter }
 

@@ -111,8 +111,11 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malfo
 	}
 	var span trace.Span = noop.Span{}
 	if s.tel.Tracing() {
-		ctx, span = s.tel.Tracer().Start(ctx, "ingress.accept", trace.WithAttributes(telemetry.RequestID.String(r.id)))
+		ctx, span = s.tel.Tracer().Start(ctx, "ingress.accept")
 		defer span.End()
+		if span.IsRecording() {
+			span.SetAttributes(telemetry.RequestID.String(r.id))
+		}
 		r.traceparent = telemetry.Inject(ctx)
 	}
 	if malformed != nil {
@@ -127,11 +130,11 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malfo
 		span.SetStatus(codes.Error, "not committed")
 		return nil, err
 	}
-	if span.IsRecording() {
-		span.SetAttributes(telemetry.Duplicate.Bool(outcome == duplicate))
-		if outcome == spooled {
-			span.SetAttributes(telemetry.Spooled.Bool(true))
-		}
+	switch outcome {
+	case duplicate:
+		span.SetAttributes(telemetry.Duplicate.Bool(true))
+	case spooled:
+		span.SetAttributes(telemetry.Spooled.Bool(true))
 	}
 	return &ingressv1.Ack{Success: true, Message: "Data Received", Duplicate: outcome == duplicate, RequestId: r.id}, nil
 }

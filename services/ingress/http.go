@@ -14,8 +14,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
-	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc/status"
 
 	"callrelay/callback"
@@ -183,17 +181,6 @@ func (s *Service) peer(r *http.Request) string {
 		addr = next.Unmap()
 	}
 	return addr.String()
-}
-
-// traced opens the server span of a callback. Nothing is wrapped while tracing is off.
-func (s *Service) traced(next http.Handler) http.Handler {
-	if !s.tel.Tracing() {
-		return next
-	}
-	return otelhttp.NewHandler(next, "callback",
-		otelhttp.WithTracerProvider(s.tel.TracerProvider()),
-		otelhttp.WithPropagators(propagation.TraceContext{}),
-		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
 
 // identified gives a callback its request id, and answers for its panics.

@@ -13,7 +13,6 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/protobuf/proto"
 
 	"callrelay/callback"
@@ -88,11 +87,14 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	}
 	defer leave()
 
-	var span trace.Span = noop.Span{}
+	var effects ameyo.Effects
 	if e.tel.Tracing() {
-		ctx, span = e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide",
-			trace.WithAttributes(telemetry.CallID.String(telemetry.MaskCall(in.call)), telemetry.RequestID.String(in.id)))
+		var span trace.Span
+		ctx, span = e.tel.Tracer().Start(telemetry.Extract(ctx, in.traceparent), "router.decide")
 		defer func() {
+			if span.IsRecording() {
+				span.SetAttributes(decisionAttributes(in, &effects)...)
+			}
 			if err != nil {
 				span.SetStatus(codes.Error, errkind.From(err).Message)
 			}
@@ -119,7 +121,8 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	}
 	var failed error
 	for range conflicts {
-		item, effects, err := e.decideOne(in, state, receivedMS, nowMS)
+		item, decided, err := e.decideOne(in, state, receivedMS, nowMS)
+		effects = decided
 		now = since(ctx, e.metrics.decide, now)
 		if err != nil && in.resend != nil {
 			return false, refusal(err) // a person is told; nothing happened
@@ -127,12 +130,6 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		if err != nil {
 			failed = err
 			item = undecided(in, state.GetVersion(), nowMS, receivedMS, err)
-		}
-		if span.IsRecording() {
-			span.SetAttributes(decisionAttributes(effects)...)
-			if in.received.GetSpooled() {
-				span.SetAttributes(telemetry.Spooled.Bool(true))
-			}
 		}
 		if e.tel.Tracing() {
 			item.Traceparent = telemetry.Inject(ctx)
@@ -314,8 +311,15 @@ func undecided(in *input, version string, nowMS, receivedMS int64, err error) *s
 }
 
 // decisionAttributes are what a trace shows of a decision.
-func decisionAttributes(effects ameyo.Effects) []attribute.KeyValue {
-	attributes := []attribute.KeyValue{telemetry.Duplicate.Bool(effects.Duplicate)}
+func decisionAttributes(in *input, effects *ameyo.Effects) []attribute.KeyValue {
+	attributes := make([]attribute.KeyValue, 0, 6)
+	attributes = append(attributes, telemetry.CallID.String(telemetry.MaskCall(in.call)), telemetry.RequestID.String(in.id))
+	if effects.Duplicate {
+		attributes = append(attributes, telemetry.Duplicate.Bool(true))
+	}
+	if in.received.GetSpooled() {
+		attributes = append(attributes, telemetry.Spooled.Bool(true))
+	}
 	for _, fact := range effects.Facts {
 		if d, ok := fact.(ameyo.Decided); ok {
 			attributes = append(attributes, telemetry.Rule.String(d.Rule), telemetry.Flow.String(d.Flow))

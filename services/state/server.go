@@ -81,7 +81,7 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 				s.dispatch.Later(store.Rules, now+t.GetInMs())
 			}
 			if spans != nil {
-				end(spans[i], answers[i], errs[i])
+				end(spans[i], item, len(items), answers[i], errs[i])
 			}
 		}
 		return resp
@@ -105,6 +105,9 @@ func (s *server) paused(items []*statev1.CommitItem) []*statev1.CommitItem {
 	return out
 }
 
+// serverKind is made once, not for each span.
+var serverKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
+
 // startCommits begins a span per item, in the item's own trace, and makes it the parent of what the item queues.
 func (s *server) startCommits(ctx context.Context, items []*statev1.CommitItem) []trace.Span {
 	if !s.tel.Tracing() {
@@ -112,9 +115,7 @@ func (s *server) startCommits(ctx context.Context, items []*statev1.CommitItem) 
 	}
 	spans := make([]trace.Span, len(items))
 	for i, item := range items {
-		ctx, span := s.tel.Tracer().Start(telemetry.Extract(ctx, item.GetTraceparent()), "state.commit",
-			trace.WithSpanKind(trace.SpanKindServer),
-			trace.WithAttributes(telemetry.CallID.String(telemetry.MaskCall(item.GetCall())), telemetry.BatchSize.Int(len(items))))
+		ctx, span := s.tel.Tracer().Start(telemetry.Extract(ctx, item.GetTraceparent()), "state.commit", serverKind...)
 		if len(item.GetDeliveries()) > 0 {
 			items[i] = proto.CloneOf(item)
 		}
@@ -126,13 +127,18 @@ func (s *server) startCommits(ctx context.Context, items []*statev1.CommitItem) 
 	return spans
 }
 
-func end(span trace.Span, a *statev1.CommitAnswer, err error) {
-	if err != nil {
-		span.SetStatus(codes.Error, "the store does not answer")
-	} else {
-		span.SetAttributes(telemetry.Outcome.String(statusWord[a.GetStatus()]))
+func end(span trace.Span, item *statev1.CommitItem, batch int, a *statev1.CommitAnswer, err error) {
+	defer span.End()
+	if !span.IsRecording() {
+		return
 	}
-	span.End()
+	call, size := telemetry.CallID.String(telemetry.MaskCall(item.GetCall())), telemetry.BatchSize.Int(batch)
+	if err != nil {
+		span.SetAttributes(call, size)
+		span.SetStatus(codes.Error, "the store does not answer")
+		return
+	}
+	span.SetAttributes(call, size, telemetry.Outcome.String(statusWord[a.GetStatus()]))
 }
 
 var statusWord = map[statev1.CommitStatus]string{

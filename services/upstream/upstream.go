@@ -12,9 +12,6 @@ import (
 	"net/http"
 	"sync"
 
-	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
-	"go.opentelemetry.io/otel/metric/noop"
-	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -56,12 +53,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 		Concurrency: cfg.Concurrency,
 	}
 	if tel.Tracing() {
-		options.Trace = func(base http.RoundTripper) http.RoundTripper {
-			return otelhttp.NewTransport(base,
-				otelhttp.WithTracerProvider(tel.TracerProvider()),
-				otelhttp.WithMeterProvider(noop.NewMeterProvider()), // delivery has its own
-				otelhttp.WithPropagators(propagation.TraceContext{}))
-		}
+		options.Trace = func(base http.RoundTripper) http.RoundTripper { return traced{base, tel.Tracer()} }
 	}
 	client := topsii.New(options)
 	stateClient, accounts := statev1.NewStateServiceClient(state), statev1.NewAccountServiceClient(state)

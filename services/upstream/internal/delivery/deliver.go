@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
@@ -57,8 +58,10 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	failed := true
 	defer func() { permit.done(failed) }()
 
+	var v verdict
 	ctx, span := c.span(work)
 	defer span.End()
+	defer func() { c.describe(span, work, attempt, v) }()
 	attempt = c.attempt(work)
 	attempt.Uncertain = true // what a panic leaves behind
 	start := time.Now()
@@ -82,7 +85,7 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		// Our own end cut it short before anything left.
 		return c.result(it, nil, handBack(0))
 	}
-	v := c.cfg.Policy.after(work, answer, circumstances{
+	v = c.cfg.Policy.after(work, answer, circumstances{
 		appErrors:   c.countAppError(it.key, answer.Outcome),
 		probe:       permit.probe,
 		breakerOpen: c.cfg.Breaker.Open,
@@ -92,12 +95,6 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	c.mu.Lock()
 	c.failure = v.reason // empty when delivered
 	c.mu.Unlock()
-	if span.IsRecording() {
-		span.SetAttributes(telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
-	}
-	if v.next != nextDelivered {
-		span.SetStatus(codes.Error, v.reason)
-	}
 	return c.report(ctx, it, attempt, v)
 }
 
@@ -126,25 +123,44 @@ func (c *Consumer) countAppError(k key, outcome Outcome) int {
 	return c.appErrors[k]
 }
 
+// consumerKind is made once, not for each span. It has no room: what is appended to it is a copy.
+var consumerKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
+
 // span starts the span of one attempt in the callback's trace.
 func (c *Consumer) span(work *statev1.LeaseWork) (context.Context, trace.Span) {
 	if !c.tel.Tracing() {
 		return c.requests, noop.Span{}
 	}
 	ctx := telemetry.Extract(c.requests, work.Delivery.Traceparent)
-	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		telemetry.RequestID.String(work.Delivery.RequestId),
-		telemetry.CallID.String(telemetry.MaskCall(work.Call)),
-		telemetry.Delivery.String(work.Call+"/"+strconv.Itoa(int(work.Delivery.Number))),
-		telemetry.Attempt.Int(int(work.Delivery.Attempts)+1),
-		telemetry.Destination.String(c.cfg.Destination),
-		telemetry.Endpoint.String(work.Delivery.Endpoint),
-	)}
+	options := consumerKind
 	if work.Delivery.Link != "" {
 		linked := trace.SpanContextFromContext(telemetry.Extract(context.Background(), work.Delivery.Link))
 		options = append(options, trace.WithLinks(trace.Link{SpanContext: linked}))
 	}
 	return c.tel.Tracer().Start(ctx, "upstream.deliver", options...)
+}
+
+// describe says in its span what was attempted and what became of it: nothing (an empty verdict) of what panicked, or was cut
+// short before anything left.
+func (c *Consumer) describe(span trace.Span, work *statev1.LeaseWork, attempt *statev1.Attempt, v verdict) {
+	if !span.IsRecording() {
+		return
+	}
+	call := telemetry.MaskCall(work.Call)
+	attributes := append(make([]attribute.KeyValue, 0, 8),
+		telemetry.RequestID.String(work.Delivery.RequestId),
+		telemetry.CallID.String(call),
+		telemetry.Delivery.String(call+"/"+strconv.Itoa(int(work.Delivery.Number))),
+		telemetry.Attempt.Int(int(work.Delivery.Attempts)+1),
+		telemetry.Destination.String(c.cfg.Destination),
+		telemetry.Endpoint.String(work.Delivery.Endpoint))
+	if v.next != "" {
+		attributes = append(attributes, telemetry.Outcome.String(v.next), telemetry.Uncertain.Bool(attempt.Uncertain))
+	}
+	span.SetAttributes(attributes...)
+	if v.next != "" && v.next != nextDelivered {
+		span.SetStatus(codes.Error, v.reason)
+	}
 }
 
 // report logs and counts a verdict and makes it a result.
