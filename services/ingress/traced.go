@@ -16,10 +16,10 @@ func (s *Service) traced(next http.Handler) http.Handler {
 	if !s.tel.Tracing() {
 		return next
 	}
-	kind := trace.WithSpanKind(trace.SpanKindServer)
+	server := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-		ctx, span := s.tel.Tracer().Start(ctx, r.Method+" "+r.URL.Path, kind)
+		ctx, span := s.tel.Tracer().Start(ctx, r.Method+" "+r.URL.Path, server...)
 		defer span.End()
 		r = r.WithContext(ctx)
 		if !span.IsRecording() {

@@ -21,11 +21,11 @@ type traced struct {
 	tracer trace.Tracer
 }
 
-var clientSpan = trace.WithSpanKind(trace.SpanKindClient)
+var clientKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
 
 // RoundTrip leaves the request as it is, like every RoundTripper.
 func (t traced) RoundTrip(r *http.Request) (*http.Response, error) {
-	ctx, span := t.tracer.Start(r.Context(), "HTTP "+r.Method, clientSpan)
+	ctx, span := t.tracer.Start(r.Context(), "HTTP "+r.Method, clientKind...)
 	r = r.WithContext(ctx)
 	r.Header = r.Header.Clone()
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(r.Header))
