@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -63,6 +64,7 @@ func journalEntry(fact ameyo.Fact, requestID string, nowMS int64) *statev1.Journ
 	e := &statev1.JournalEntry{AtMs: nowMS, RequestId: requestID}
 	switch f := fact.(type) {
 	case ameyo.Decided:
+		e.RequestId = cmp.Or(f.RequestID, requestID)
 		e.Fact = &statev1.JournalEntry_Decided{Decided: &statev1.Decided{Rule: f.Rule, Flow: f.Flow, DialIndex: f.DialIndex, Phones: f.Phones,
 			ErrorInfo1: f.ErrorInfo1, ErrorInfo2: f.ErrorInfo2, Phone1StateUsed: f.Phone1StateUsed, Deliveries: f.Deliveries}}
 	case ameyo.Duplicate:

@@ -169,6 +169,8 @@ type Decided struct {
 	Phone1StateUsed bool
 	// Deliveries are the numbers of those that were queued.
 	Deliveries []uint32
+	// RequestID is the request that it is about; "" = Effects.RequestID.
+	RequestID string
 }
 
 // Duplicate says that the callback repeats an earlier one.

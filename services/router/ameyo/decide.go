@@ -14,6 +14,10 @@ import (
 // phone 2 waiting behind its phone 1 in there is decided before the record is given up.
 const minTimerMS = 10_000
 
+// earlyMS is how much earlier than its record expires a timer may come, in milliseconds: another state process may have set it, by a
+// clock that is a little behind.
+const earlyMS = 500
+
 // Decide says what an input means for a call: the call as it is then, and what follows. It changes none of its
 // arguments; slices of the returned call may be shared with the given one.
 //
@@ -74,11 +78,15 @@ func (d *decision) callStart(c *callback.CallStart) {
 		return
 	}
 	d.change()
+	left := d.cfg.CallStartMaxAge.Milliseconds()
+	if left > 0 {
+		left = max(left-(d.now-d.at), 1) // the time in a spool counts
+	}
 	number := d.queue(NewDelivery{
 		Endpoint: FlowCallStart,
 		Payload:  callStartPayload(c),
 		Gate:     gate.Key,
-		MaxAgeMS: d.cfg.CallStartMaxAge.Milliseconds(),
+		MaxAgeMS: left,
 	})
 	d.take(gate, number)
 	d.journal(Decided{Rule: RuleStart, Flow: FlowCallStart, Deliveries: []uint32{number}})
@@ -170,10 +178,10 @@ func (d *decision) wait(c *callback.CallEnd, gate Gate, status string, decided D
 	d.call.Phone1 = append(d.call.Phone1, record)
 	gate.WaitingPhone2 = true
 	d.take(gate)
-	d.effects.SetTimers = append(d.effects.SetTimers, Timer{
-		Name: timerPrefix + c.CustomerID,
-		InMS: max(record.ExpiresMS-d.now, minTimerMS),
-	})
+	timer := Timer{Name: timerPrefix + c.CustomerID, InMS: max(record.ExpiresMS-d.now, minTimerMS)}
+	d.effects.SetTimers = append(d.effects.SetTimers, timer)
+	// That of a record which just expired has the same name, and what a commit both sets and cancels is gone.
+	d.effects.CancelTimers = slices.DeleteFunc(d.effects.CancelTimers, func(name string) bool { return name == timer.Name })
 }
 
 // takeRecord marks the record as the taker's, unless it is already.
@@ -226,8 +234,11 @@ func (d *decision) timer(name string) {
 //
 // A dropped record stays readable for callbacks that were received before it expired and are decided only now.
 func (d *decision) expireIfDue(customer string) {
-	i := d.call.phone1(customer, false)
-	if i < 0 || d.at < d.call.Phone1[i].ExpiresMS {
+	i, at := d.call.phone1(customer, false), d.at
+	if d.in.Timer != "" {
+		at += earlyMS
+	}
+	if i < 0 || at < d.call.Phone1[i].ExpiresMS {
 		return
 	}
 	g := d.waitingGate(i)
@@ -255,7 +266,7 @@ func (d *decision) expireIfDue(customer string) {
 	})
 	d.call.Gates[g].Deliveries = []uint32{number}
 	p.TakenBy = takenByExpiry
-	d.journal(Decided{Rule: RuleExpiry, Flow: FlowNotAnswer, ErrorInfo1: p.Status, Phone1StateUsed: true, Deliveries: []uint32{number}})
+	d.journal(Decided{Rule: RuleExpiry, Flow: FlowNotAnswer, ErrorInfo1: p.Status, Phone1StateUsed: true, Deliveries: []uint32{number}, RequestID: p.RequestID})
 }
 
 // waitingGate returns the index of the gate that waits for the end of the record, or -1.
@@ -282,6 +293,7 @@ func (d *decision) duplicate(gate Gate, waits bool) bool {
 	case status == "",
 		status == GateProcessed && d.at >= since+d.cfg.DedupeTTL.Milliseconds(),
 		status == GateWaitingPhone2 && !waits,
+		len(g.Deliveries) == 0 && gate.DialIndex > g.DialIndex && !waits, // phone 1 sent nothing: its phone 2 is no repeat of it
 		gate.Connected && !g.Connected:
 		return false
 	}

@@ -135,6 +135,22 @@ func TestPayloads(t *testing.T) {
 	}
 }
 
+// TestCallStartMaxAge: a call start's age counts from its receipt, also in a spool; not where a person sends it again.
+func TestCallStartMaxAge(t *testing.T) {
+	for late, want := range map[int64]int64{0: 90_000, 60_000: 30_000, 90_000: 1, 3_600_000: 1} {
+		w := newWorld(t, func(c *Config) { c.CallStartMaxAge = 90 * time.Second })
+		in := w.input()
+		in.CallStart, in.ReceivedMS = &callback.CallStart{CallID: "193421", StaffID: "u", TargetTel: "0702"}, w.now-late
+		if got := w.decide(in).Deliveries[0].MaxAgeMS; got != want {
+			t.Errorf("received %d ms ago: %d ms left, want %d", late, got, want)
+		}
+		w.result(1, Dead, false)
+		if _, again, err := Resend(w.cfg, w.call, in, "r1", false, w.now); err != nil || again.Deliveries[0].MaxAgeMS != 90_000 {
+			t.Errorf("sent again: %+v, %v", again.Deliveries, err)
+		}
+	}
+}
+
 // TestEffects has everything that one input of each kind brings about.
 func TestEffects(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.CallStartMaxAge = 90 * time.Second })
@@ -409,14 +425,21 @@ func TestWaitingGate(t *testing.T) {
 		w.end(phone1)
 		w.expect("dup:processed:r1")
 		w.pass(299)
+		w.end(phone1)
+		w.expect("dup:processed:r1")
+		// Phone 1 sent nothing, so its phone 2 is no repeat of it.
+		stored := w.call
+		expired := map[bool]string{false: "expired=BUSY "}[timer]
 		w.end(phone2 + "&customerCRTId=a1")
-		w.expect("dup!:processed:r1")
+		w.expect(expired + "5:createNotAnswer(UNKNOWN,NO_ANSWER)")
+		w.end(phone2 + "&customerCRTId=a1")
+		w.expect("dup:processing:r4")
+		w.call = stored
 		w.pass(1)
 		w.end(phone1)
-		if timer {
-			w.expect("4:wait for phone 2 stored=BUSY")
-		} else {
-			w.expect("expired=BUSY 4:wait for phone 2 stored=BUSY")
+		w.expect(expired + "4:wait for phone 2 stored=BUSY")
+		if len(w.last.SetTimers) != 1 || len(w.last.CancelTimers) > 0 {
+			t.Errorf("the record's timer is %v, cancelled %v", w.last.SetTimers, w.last.CancelTimers)
 		}
 	}
 }
@@ -636,7 +659,7 @@ func TestExpirySend(t *testing.T) {
 		}},
 		Facts: []Fact{
 			Phone1Fact{What: "expired", CustomerID: "5502", Status: "BUSY", CallTime: "2026-03-06 13:00:00", RequestID: "r1"},
-			Decided{Rule: "phone1-expiry", Flow: "createNotAnswer", ErrorInfo1: "BUSY", Phone1StateUsed: true, Deliveries: []uint32{1}},
+			Decided{Rule: "phone1-expiry", Flow: "createNotAnswer", ErrorInfo1: "BUSY", Phone1StateUsed: true, Deliveries: []uint32{1}, RequestID: "r1"},
 		},
 		RequestID: "r1", Changed: true,
 	}
@@ -675,7 +698,7 @@ func TestExpirySend(t *testing.T) {
 	w.end(phone2)
 	w.expect("expired=BUSY phone1-expiry:createNotAnswer(BUSY) 5:createNotAnswer(UNKNOWN,NO_ANSWER)")
 	if got := w.last; got.RequestID != "r2" || got.Deliveries[0].RequestID != "r1" || got.Deliveries[0].Traceparent != "t1" || got.Deliveries[1].RequestID != "r2" ||
-		got.Deliveries[1].Link != "" || !slices.Equal(got.CancelTimers, []string{"phone1:5502"}) {
+		got.Deliveries[1].Link != "" || !slices.Equal(got.CancelTimers, []string{"phone1:5502"}) || got.Facts[1].(Decided).RequestID != "r1" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -705,6 +728,12 @@ func TestTimerThatIsOutOfDate(t *testing.T) {
 	if got := w.timer("something:5502"); !reflect.DeepEqual(got, Effects{}) {
 		t.Errorf("an unknown timer: %+v", got)
 	}
+	// A timer that was set by a clock which is a little behind is due.
+	early := newWorld(t)
+	early.end(phone1)
+	early.now += 599_500
+	early.timer("phone1:5502")
+	early.expect("expired=BUSY")
 	// A timer whose caller does not say when it came due came due now.
 	w.decide(Input{Timer: "phone1:5502"})
 	w.expect("expired=BUSY")

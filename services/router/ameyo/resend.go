@@ -67,6 +67,11 @@ func Resend(cfg *Config, call Call, in Input, of string, force bool, nowMS int64
 
 	next, effects := Decide(cfg, d.call, in, nowMS)
 	effects.Changed = true
+	for i := range effects.Deliveries {
+		if n := &effects.Deliveries[i]; n.MaxAgeMS > 0 { // a person wants it now, however old it is
+			n.MaxAgeMS = cfg.CallStartMaxAge.Milliseconds()
+		}
+	}
 	for _, name := range cancel {
 		if !slices.ContainsFunc(effects.SetTimers, func(t Timer) bool { return t.Name == name }) && !slices.Contains(effects.CancelTimers, name) {
 			effects.CancelTimers = append(effects.CancelTimers, name)
