@@ -425,8 +425,9 @@ func readAll(file io.ReaderAt, b []byte, from int64) {
 	if _, err := file.ReadAt(b, from); err == nil {
 		return
 	}
+	const sector = 4096
 	for at := 0; at < len(b); {
-		end := min(len(b), at+4096)
+		end := min(len(b), at+sector-int((from+int64(at))%sector))
 		if _, err := file.ReadAt(b[at:end], from+int64(at)); err != nil {
 			clear(b[at:end])
 		}
