@@ -267,7 +267,12 @@ func (s *spooling) watch(w *watch, now time.Time) {
 
 // ready is nil while callbacks can be acknowledged: by router, or by the spool.
 func (s *spooling) ready() error {
-	if s.away.Load() && s.failing(time.Now()) {
+	switch {
+	case !s.away.Load():
+		return nil
+	case s.spool.Broken():
+		return errors.New("router is away, and the spool takes nothing: its file is damaged, and its disk has no room to begin it anew")
+	case s.failing(time.Now()):
 		return errors.New("router is away and the spool takes nothing")
 	}
 	return nil

@@ -65,7 +65,7 @@ func (s *Service) committed(item *statev1.CommitItem) {
 	cards := store.CallCards(item, now)
 	s.cards.tell(cards)
 	s.feed.add(now, item.GetCall(), item.GetJournal(), cards)
-	s.feed.index(now, item)
+	s.feed.index(now, item, item.GetExpectedVersion() == "")
 }
 
 // completed hands out what an accepted result wrote.
@@ -110,8 +110,8 @@ func (f *feed) idOf(n int64, e event) string {
 	return strconv.FormatInt(e.atMS, 10) + "." + f.origin + "." + strconv.FormatInt(n, 10)
 }
 
-// index is called on the path of callbacks.
-func (f *feed) index(atMS int64, item *statev1.CommitItem) {
+// index is called on the path of callbacks. first: nothing was known of the call before.
+func (f *feed) index(atMS int64, item *statev1.CommitItem, first bool) {
 	if len(item.GetMoves()) == 0 || item.GetEntry() != nil {
 		return // nothing came in
 	}
@@ -121,7 +121,7 @@ func (f *feed) index(atMS int64, item *statev1.CommitItem) {
 		terms = append(terms, trace[1])
 	}
 	select {
-	case f.found <- store.Found{Call: item.GetCall(), AtMS: atMS, First: item.GetExpectedVersion() == "", Terms: terms, Phones: item.GetPhones()}:
+	case f.found <- store.Found{Call: item.GetCall(), AtMS: atMS, First: first, Terms: terms, Phones: item.GetPhones()}:
 	default:
 	}
 }

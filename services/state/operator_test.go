@@ -41,6 +41,7 @@ type bench struct {
 	*Service
 	t        *testing.T
 	relay    operatorv1.OperatorServiceClient
+	state    statev1.StateServiceClient
 	version  map[string]string
 	requests int
 	next     map[string]uint32
@@ -78,7 +79,7 @@ func startHere(t *testing.T, url string, env map[string]string) *bench {
 	if err := svc.store.Know(t.Context(), dest); err != nil {
 		t.Fatal(err)
 	}
-	return &bench{Service: svc, t: t, relay: operatorv1.NewOperatorServiceClient(host.InProcess()), version: map[string]string{}, next: map[string]uint32{}}
+	return &bench{Service: svc, t: t, relay: operatorv1.NewOperatorServiceClient(host.InProcess()), state: statev1.NewStateServiceClient(host.InProcess()), version: map[string]string{}, next: map[string]uint32{}}
 }
 
 // arrive commits a callback with its facts and n deliveries, as router does, and returns its request id.

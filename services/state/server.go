@@ -69,10 +69,15 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 		for i, item := range items {
 			if errs[i] != nil {
 				answers[i] = &statev1.CommitAnswer{Error: unavailable(errs[i]).Proto()}
+				s.unsureCommits.add(item.GetInputId(), item)
 			}
 			answers[i].Id = item.GetId()
-			if answers[i].GetStatus() == statev1.CommitStatus_COMMIT_STATUS_OK {
+			switch answers[i].GetStatus() {
+			case statev1.CommitStatus_COMMIT_STATUS_OK:
+				s.unsureCommits.take(item.GetInputId())
 				s.committed(item)
+			case statev1.CommitStatus_COMMIT_STATUS_EARLIER:
+				s.known(item)
 			}
 			if len(item.GetMessages()) > 0 {
 				s.dispatch.Later(store.Rules, now)
@@ -269,12 +274,17 @@ func (s *server) complete(ctx context.Context, destination string, results []*st
 		a, v := answers[at[j]], verdicts[j]
 		if errs[j] != nil {
 			a.Error = unavailable(errs[j]).Proto()
+			s.unsureResults.add(r.GetToken(), true)
 			continue
 		}
-		if a.Superseded = v.Superseded; v.Superseded {
+		unsure, _ := s.unsureResults.take(r.GetToken())
+		if a.Superseded = v.Superseded; v.Superseded && !unsure {
 			continue
 		}
 		s.completed(r, v, now)
+		if v.Superseded {
+			continue
+		}
 		s.dispatch.Taken(ctx, r)
 		if v.Result {
 			s.dispatch.Later(store.Rules, now)

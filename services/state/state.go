@@ -28,11 +28,15 @@ type Service struct {
 	tel      *telemetry.Telemetry
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
-	files    *dailylog.Writer       // nil: no daily files
-	feed     *feed                  // the live tail and the search index
-	cards    *cardFeed              // the caller cards
-	ledger   *ledger                // the accounting
-	watch    *watchman              // the alarms
+	files    *dailylog.Writer // nil: no daily files
+	feed     *feed            // the live tail and the search index
+	cards    *cardFeed        // the caller cards
+	ledger   *ledger          // the accounting
+	watch    *watchman        // the alarms
+
+	unsureCommits unsure[*statev1.CommitItem] // by input id
+	unsureResults unsure[bool]                // by token
+
 	notReady atomic.Pointer[string] // why; nil = ready
 	stopping chan struct{}          // closed when Run ends: the long streams end with it
 }

@@ -189,7 +189,7 @@ func TestBadInputHarmsNobody(t *testing.T) {
 			}
 		}
 		// Shift-JIS bytes, a repeated parameter, a semicolon and a bad escape.
-		r.accepted(r.get("/index.php", "unique_id=8&unique_id=9&customerId=\x83\x65\x83\x58&customerCRTId=a;b%zz&systemDisposition=BUSY"))
+		r.accepted(r.send("/index.php", "unique_id=8&unique_id=9&customerId=\x83\x65\x83\x58&customerCRTId=a;b%zz&systemDisposition=BUSY"))
 		r.eventually(10*time.Second, "the odd one is delivered", func() bool { return len(r.held(9)) == 1 })
 
 		resp, err := r.http.Post(r.url+"/index.php", "application/x-www-form-urlencoded", strings.NewReader("unique_id=1"))

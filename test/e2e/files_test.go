@@ -160,7 +160,7 @@ func TestFilesAndSecrets(t *testing.T) {
 	var calls []string           // for `callrelay call`
 	send := func(file, path string, status int, values ...string) answer {
 		t.Helper()
-		a := r.get("/"+pathSecret+path, query(values))
+		a := r.send("/"+pathSecret+path, query(values))
 		if files[a.RequestID] = file; a.Status != status || a.RequestID == "" {
 			t.Errorf("%s %v: %d %s", path, values, a.Status, a.Body)
 		}

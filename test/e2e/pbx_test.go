@@ -98,7 +98,14 @@ func pbxTable(t *testing.T, c *crm) string {
 
 func (r *relay) pbxEvent(e pbx.Event) {
 	r.t.Helper()
-	if _, err := pbx.Send(context.Background(), r.http, r.url, e); err != nil {
+	var err error
+	r.untilTaken(e.Params.Get("EventType"), func() (int, string) {
+		if _, err = pbx.Send(context.Background(), r.http, r.url, e); err != nil && strings.HasPrefix(err.Error(), "503 ") {
+			return http.StatusServiceUnavailable, "1"
+		}
+		return 0, ""
+	})
+	if err != nil {
 		r.t.Errorf("%s of %s: %v", e.Params.Get("EventType"), e.Extension.Name, err)
 	}
 }
@@ -230,13 +237,17 @@ func TestIntegrations(t *testing.T) {
 				args = append(args, "--split")
 			}
 			r := startWith(t, []string{"PBX_GRACE=1s"}, args...)
-			ask := func(token string) int {
-				resp, err := r.http.Get(r.url + "/ext-event/" + token + "?EventType=hangup&CallID=x&SubCallID=y")
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp.Body.Close()
-				return resp.StatusCode
+			ask := func(token string) (status int) {
+				r.untilTaken("hangup", func() (int, string) {
+					resp, err := r.http.Get(r.url + "/ext-event/" + token + "?EventType=hangup&CallID=x&SubCallID=y")
+					if err != nil {
+						t.Fatal(err)
+					}
+					resp.Body.Close()
+					status = resp.StatusCode
+					return status, resp.Header.Get("Retry-After")
+				})
+				return status
 			}
 			until := func(what, token string, want int) {
 				t.Helper()

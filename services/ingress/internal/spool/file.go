@@ -2,11 +2,13 @@ package spool
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"hash/fnv"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -47,6 +49,7 @@ type frame struct {
 	call   string
 	data   []byte // of the memory that it was read from
 	size   int
+	offset int64 // in the file where it was found
 }
 
 func frameSize(call string, data []byte) int { return frameHead + frameFields + len(call) + len(data) }
@@ -156,105 +159,154 @@ func safely(f func() error) (err error) {
 	return f()
 }
 
-// load indexes what an earlier process left.
-func (s *Spool) load() error {
-	memory, unmap, err := mapFile(s.path())
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unmap()
-	found := scan(memory)
-	numbers, last, problem := readTree(s.path())
-	usable, all, newest := problem == nil, numbers, last
-	for number := range found {
-		newest = max(newest, number)
-	}
-	if problem == nil && newest > last {
-		problem = errors.New("the last transaction is missing")
-		usable = metasIntact(memory) // then it failed, and nobody was told of it: so it is after the disk was full
-	}
-	if problem != nil {
-		// Every frame that is intact, wherever it lies. Among them can be items that were removed already: who gets them again
-		// knows their request ids. The file is begun anew whenever it is empty, so none is older than this spooling.
-		all = slices.Sorted(maps.Keys(found))
-	}
-	kept, err := parseFrames(memory, found, all)
-	if err != nil {
-		return err
-	}
-	db, err := s.rewrite(kept, problem)
-	if err == nil {
-		s.db.Store(db)
-		s.index(kept)
-		return nil
-	}
-	if !usable {
-		return err
-	}
-	// The disk may have no room for both. All of the tree has just been read without a sign of damage, so its file is used on.
-	s.log.Error("the spool file cannot be written anew and is used as it is", "error", err, "kept", len(numbers), "dir", s.dir)
-	if kept, err = parseFrames(memory, found, numbers); err != nil {
-		return err
-	}
-	if err := safely(func() error { db, err = bolt.Open(s.path(), 0o600, &options); return err }); err != nil {
-		return err
-	}
-	s.db.Store(db)
-	s.index(kept)
-	s.last = newest // what was removed can still lie in the file: its numbers are not given again
-	return nil
+// leftover is the file of an earlier process. It is only read: bbolt never writes to pages that it has not made itself, for on
+// damaged ones it can crash.
+type leftover struct {
+	file    *os.File
+	found   map[uint64]frame // every intact frame, wherever it lies, without its data
+	problem error            // nil: it is sound
 }
 
-func parseFrames(memory []byte, found map[uint64]int, numbers []uint64) ([]frame, error) {
-	var out []frame
+// frames are those of the numbers.
+func (l *leftover) frames(numbers []uint64) (out []frame, err error) {
 	for _, number := range numbers {
-		f, err := parseFrame(memory[found[number]:], number)
-		if err != nil {
-			return nil, err
+		f, ok := l.found[number]
+		if !ok {
+			return nil, fmt.Errorf("item %d: %w", number, errDamaged)
 		}
 		out = append(out, f)
 	}
 	return out, nil
 }
 
+// read returns the bytes of a frame, and the frame in them.
+func (l *leftover) read(number uint64) ([]byte, frame, error) {
+	b := make([]byte, l.found[number].size)
+	if _, err := l.file.ReadAt(b, l.found[number].offset); err != nil {
+		return nil, frame{}, err
+	}
+	f, err := parseFrame(b, number)
+	return b, f, err
+}
+
+// load indexes what an earlier process left, and begins a new file with it. Where the disk has no room for that, a sound file is
+// used as it is, and a damaged one is only read: what is intact is given out, and nothing is appended before there is room.
+func (s *Spool) load() error {
+	file, err := os.Open(s.path())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	found := scan(file, info.Size())
+	old := &leftover{file: file, found: found}
+	numbers, last, problem := readTree(s.path())
+	intact, missing := old.frames(numbers)
+	problem = errors.Join(problem, missing)
+	usable, newest := problem == nil, last
+	for number := range found {
+		newest = max(newest, number)
+	}
+	if problem == nil && newest > last {
+		problem = errors.New("the last transaction is missing")
+		usable = metasIntact(file) // then it failed, and nobody was told of it: so it is after the disk was full
+	}
+	kept := intact
+	if problem != nil {
+		// Every frame that is intact, wherever it lies. Among them can be items that were removed already: who gets them again
+		// knows their request ids. The file is begun anew whenever it is empty, so none is older than this spooling.
+		kept = slices.SortedFunc(maps.Values(found), func(a, b frame) int { return cmp.Compare(a.number, b.number) })
+	}
+	old.problem = problem
+	var need int64
+	for _, f := range kept {
+		need += int64(f.size + perItem)
+	}
+	var db *bolt.DB
+	if err = s.room(need); err == nil {
+		db, err = s.rewrite(old, kept)
+	}
+	asItIs := err != nil && usable // all of the tree has just been read without a sign of damage
+	if asItIs {
+		s.log.Error("the spool file cannot be written anew and is used as it is", "error", err, "kept", len(intact), "dir", s.dir)
+		kept = intact
+		err = safely(func() (err error) { db, err = bolt.Open(s.path(), 0o600, &options); return err })
+		old.problem = cmp.Or(problem, err)
+	}
+	s.index(kept)
+	if err != nil {
+		s.log.Error("THE SPOOL IS DAMAGED AND CANNOT BE BEGUN ANEW: what is readable of it is delivered, and no callback is spooled until there is room",
+			"damage", old.problem, "error", err, "kept", len(kept), "dir", s.dir)
+		s.old.Store(old)
+		return nil
+	}
+	if asItIs {
+		s.last = newest // what was removed can still lie in the file: its numbers are not given again
+	}
+	s.db.Store(db)
+	return file.Close()
+}
+
+// room is an error where the disk has less room than a file needs: to find that out by writing would take the last of it from
+// others, Redis perhaps.
+func (s *Spool) room(need int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return nil // then writing says it
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		return fmt.Errorf("the disk has %d bytes free, and %d are needed: %w", free, need, unix.ENOSPC)
+	}
+	return nil
+}
+
 // metasIntact says whether both meta pages are as they were written: then the newer one is of the last transaction.
-func metasIntact(memory []byte) bool {
+func metasIntact(file io.ReaderAt) bool {
 	const begin, sum, end = 16, 72, 80 // of bbolt's meta in its page
+	var meta [end]byte
 	for _, page := range []int{0, os.Getpagesize()} {
-		if len(memory) < page+end {
+		if _, err := file.ReadAt(meta[:], int64(page)); err != nil {
 			return false
 		}
 		h := fnv.New64a()
-		_, _ = h.Write(memory[page+begin : page+sum])
-		if h.Sum64() != binary.NativeEndian.Uint64(memory[page+sum:]) {
+		_, _ = h.Write(meta[begin:sum])
+		if h.Sum64() != binary.NativeEndian.Uint64(meta[sum:]) {
 			return false
 		}
 	}
 	return true
 }
 
-// rewrite begins a new file with the items of the one before, so that bbolt never writes to pages that it has not made itself:
-// on damaged ones it can crash. A file with a problem is set aside. After an error the old file is in its place.
-func (s *Spool) rewrite(kept []frame, problem error) (*bolt.DB, error) {
+// rewrite begins a new file with these items of the one before; without one, an empty file. A file with a problem is set aside.
+// After an error the old file is in its place.
+func (s *Spool) rewrite(old *leftover, kept []frame) (*bolt.DB, error) {
 	db, err := s.create()
 	if err != nil {
 		return nil, err
 	}
 	for batch := range slices.Chunk(kept, maxBatch) {
-		var adds []*pending
-		for _, f := range batch {
-			adds = append(adds, &pending{entry: &entry{number: f.number}, frame: newFrame(f.number, f.at, f.call, f.data)})
+		adds := make([]*pending, len(batch))
+		for i, f := range batch {
+			adds[i] = &pending{entry: &entry{number: f.number}}
+			if adds[i].frame, _, err = old.read(f.number); err != nil {
+				break
+			}
 		}
-		if err = update(db, adds, nil); err != nil {
+		if err == nil {
+			err = update(db, adds, nil)
+		}
+		if err != nil {
 			break
 		}
 	}
-	if err == nil && problem != nil {
-		s.log.Error("the spool is damaged; what is readable is kept", "error", problem, "kept", len(kept), "dir", s.dir)
-		err = s.setAside()
+	if err == nil && old != nil && old.problem != nil {
+		s.log.Error("the spool is damaged; what is readable is kept", "error", old.problem, "kept", len(kept), "dir", s.dir)
+		err = s.setAside(os.Link)
 	}
 	if err == nil {
 		err = s.begin()
@@ -284,11 +336,14 @@ func (s *Spool) index(kept []frame) {
 // asideNames are those of the files that setAside keeps.
 const asideNames = "damaged-*.db"
 
-// setAside gives the file a further name, under which it is kept for people.
-func (s *Spool) setAside() error {
+// setAside gives the file another name (os.Rename), or a further one (os.Link), under which it is kept for people.
+func (s *Spool) setAside(under func(from, to string) error) error {
 	name := filepath.Join(s.dir, "damaged-"+time.Now().UTC().Format("20060102T150405.000000")+".db")
+	if err := under(s.path(), name); err != nil {
+		return err
+	}
 	s.log.Error("a damaged spool file is kept; move it away when it was looked at (callrelay_spool_damaged counts it until then)", "file", name)
-	return os.Link(s.path(), name)
+	return nil
 }
 
 // readTree reads which items there are, in order, and the highest number ever given. Any sign of damage is an error.
@@ -330,41 +385,52 @@ func readTree(path string) (numbers []uint64, last uint64, err error) {
 	return numbers, last, err
 }
 
-// mapFile maps the file, to be read only.
-func mapFile(path string) (memory []byte, unmap func(), err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
+// scan finds every intact frame, whatever the tree says. It reads, where bbolt maps: a page that the disk cannot give, or a hole
+// that a full one has no memory for, would end the process.
+func scan(file io.ReaderAt, size int64) map[uint64]frame {
+	found := map[uint64]frame{}
+	window := make([]byte, 4<<20) // more than a frame
+	for start := int64(0); start < size; {
+		b := window[:min(int64(len(window)), size-start)]
+		readAll(file, b, start)
+		last, at := start+int64(len(b)) == size, 0
+		for last || len(b)-at >= frameHead+maxFrame {
+			i := bytes.Index(b[at:], magic)
+			if i < 0 {
+				at = len(b) - len(magic) + 1 // it can begin here
+				break
+			}
+			if at += i; !last && len(b)-at < frameHead+maxFrame {
+				break // it can end beyond what was read
+			}
+			f, err := readFrame(b[at:])
+			if err != nil {
+				at++
+				continue
+			}
+			f.offset, f.data = start+int64(at), nil
+			found[f.number] = f
+			at += f.size
+		}
+		if last {
+			break
+		}
+		start += int64(at)
 	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if info.Size() == 0 {
-		return nil, func() {}, nil
-	}
-	if memory, err = unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_PRIVATE); err != nil {
-		return nil, nil, err
-	}
-	return memory, func() { _ = unix.Munmap(memory) }, nil
+	return found
 }
 
-// scan finds every intact frame, whatever the tree says: number -> offset.
-func scan(memory []byte) map[uint64]int {
-	found := map[uint64]int{}
-	for at := 0; ; {
-		i := bytes.Index(memory[at:], magic)
-		if i < 0 {
-			return found
+// readAll fills b from there. What cannot be read are zeros.
+func readAll(file io.ReaderAt, b []byte, from int64) {
+	if _, err := file.ReadAt(b, from); err == nil {
+		return
+	}
+	const sector = 4096
+	for at := 0; at < len(b); {
+		end := min(len(b), at+sector-int((from+int64(at))%sector))
+		if _, err := file.ReadAt(b[at:end], from+int64(at)); err != nil {
+			clear(b[at:end])
 		}
-		at += i
-		f, err := readFrame(memory[at:])
-		if err != nil {
-			at++
-			continue
-		}
-		found[f.number] = at
-		at += f.size
+		at = end
 	}
 }

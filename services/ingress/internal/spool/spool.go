@@ -87,7 +87,8 @@ type Spool struct {
 	damaged int        // items of the file that could not be read
 	keep    bool       // the file has an unreadable item: it is not removed when it becomes empty
 
-	db atomic.Pointer[bolt.DB] // nil while there is no file; changed by the writer alone
+	db  atomic.Pointer[bolt.DB]  // nil while there is no file to write to; changed by the writer alone
+	old atomic.Pointer[leftover] // nil, or the damaged file that could not be begun anew yet; changed by the writer alone
 }
 
 // queue is what is spooled of one call, in order. It is in ready, in later, taken, or waits for its first item to be on disk.
@@ -115,7 +116,8 @@ type pending struct {
 }
 
 // Open locks the directory, making it if it is missing, and reads what is there. A damaged file is set aside under another
-// name, which is logged, and what is readable of it is kept.
+// name, which is logged, and what is readable of it is kept. Where the disk has no room for that, the spool opens all the same:
+// see Broken.
 func Open(dir string, limits Limits, log *slog.Logger) (*Spool, error) {
 	return open(dir, limits, log, now)
 }
@@ -253,7 +255,7 @@ func (s *Spool) Next() (Item, bool) {
 		if err == nil {
 			return Item{Call: q.call, Data: data, Age: s.now().since(e.at), number: e.number, queue: q}, true
 		}
-		if errors.Is(err, berrors.ErrDatabaseNotOpen) { // it is being closed
+		if errors.Is(err, berrors.ErrDatabaseNotOpen) || errors.Is(err, os.ErrClosed) { // it is being closed, or another takes its place
 			s.Back(Item{queue: q})
 			return Item{}, false
 		}
@@ -352,8 +354,17 @@ func (s *Spool) Damaged() int {
 	aside, _ := filepath.Glob(filepath.Join(s.dir, asideNames)) // the pattern is a good one
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.old.Load() != nil {
+		return len(aside) + s.damaged + 1
+	}
 	return len(aside) + s.damaged
 }
+
+// Broken says whether nothing can be appended, because the file is damaged and the disk has no room to begin it anew: to append
+// to it would be writing behind the damage. What is readable of it is given out; which of that is done cannot be written down,
+// so another start gives it out again, to those who know its request ids. It ends by itself when there is room, which is looked
+// for with each append and each second, or when all is done.
+func (s *Spool) Broken() bool { return s.old.Load() != nil }
 
 // Close writes what waits, closes the file and unlocks the directory. What is spooled stays.
 func (s *Spool) Close() error {
@@ -369,6 +380,9 @@ func (s *Spool) Close() error {
 	var err error
 	if db := s.db.Load(); db != nil {
 		err = db.Close()
+	}
+	if old := s.old.Load(); old != nil {
+		err = errors.Join(err, old.file.Close())
 	}
 	return errors.Join(err, s.lock.Close())
 }
@@ -402,11 +416,12 @@ func (s *Spool) writeOnce() bool {
 	s.gone = nil
 	empty, keep := s.count.Load() == 0, s.keep
 	s.mu.Unlock()
-	if empty && s.db.Load() != nil {
-		s.reset(keep)
+	broken := s.Broken()
+	if empty && (s.db.Load() != nil || broken) {
+		s.reset(keep || broken)
 		return false
 	}
-	if len(adds) == 0 && len(gone) == 0 {
+	if len(adds) == 0 && len(gone) == 0 && !broken {
 		return false
 	}
 	err := s.commit(adds, gone)
@@ -435,18 +450,65 @@ func (s *Spool) path() string { return filepath.Join(s.dir, "spool.db") }
 
 // commit writes and syncs.
 func (s *Spool) commit(adds []*pending, gone []uint64) error {
-	db := s.db.Load()
-	if db == nil {
-		var err error
-		if db, err = s.create(); err != nil {
+	if s.db.Load() == nil {
+		if err := s.anew(); err != nil {
 			return err
 		}
-		if err = s.begin(); err != nil {
-			return errors.Join(err, db.Close())
-		}
-		s.db.Store(db)
 	}
-	return update(db, adds, gone)
+	return update(s.db.Load(), adds, gone)
+}
+
+// anew makes a file to write to: with what is left of a damaged one, or empty.
+func (s *Spool) anew() error {
+	old := s.old.Load()
+	if old == nil {
+		db, err := s.rewrite(nil, nil)
+		if err == nil {
+			s.db.Store(db)
+		}
+		return err
+	}
+	db, err := s.mend(old)
+	if err != nil {
+		return fmt.Errorf("the spool is damaged and cannot be begun anew: %w", err)
+	}
+	s.db.Store(db)
+	s.aside()
+	return nil
+}
+
+// mend begins a new file with what is left of a damaged one.
+func (s *Spool) mend(old *leftover) (*bolt.DB, error) {
+	s.mu.Lock()
+	need := s.bytes
+	s.mu.Unlock()
+	if err := s.room(need); err != nil {
+		return nil, err
+	}
+	var numbers []uint64
+	s.mu.Lock()
+	for _, e := range s.order {
+		if e.durable && !e.over {
+			numbers = append(numbers, e.number)
+		}
+	}
+	s.mu.Unlock()
+	kept, err := old.frames(numbers)
+	if err != nil {
+		return nil, err
+	}
+	return s.rewrite(old, kept)
+}
+
+// aside notes that what could not be read was set aside with its file, which counts from now on.
+func (s *Spool) aside() {
+	s.mu.Lock()
+	s.keep, s.damaged = false, 0
+	s.mu.Unlock()
+	if old := s.old.Swap(nil); old != nil {
+		_ = old.file.Close() // it was only read
+		s.log.Info("the spool takes callbacks again", "dir", s.dir)
+	}
 }
 
 func update(db *bolt.DB, adds []*pending, gone []uint64) error {
@@ -480,20 +542,20 @@ func update(db *bolt.DB, adds []*pending, gone []uint64) error {
 
 // reset ends an empty file: its space is given back, and what was delivered long ago cannot come back out of a damaged one.
 func (s *Spool) reset(keep bool) {
-	db := s.db.Swap(nil)
-	err := db.Close()
-	if keep {
-		aside := s.setAside()
-		err = errors.Join(err, aside)
-		s.mu.Lock()
-		s.keep = false
-		if aside == nil {
-			s.damaged = 0 // the file counts from now on
-		}
-		s.mu.Unlock()
+	var err error
+	if db := s.db.Swap(nil); db != nil {
+		err = db.Close()
 	}
-	if err = errors.Join(err, os.Remove(s.path()), syncDir(s.dir)); err != nil {
+	end := func() error { return os.Remove(s.path()) }
+	if keep {
+		end = func() error { return s.setAside(os.Rename) }
+	}
+	ended := end()
+	if err = errors.Join(err, ended, syncDir(s.dir)); err != nil {
 		s.log.Error("the empty spool could not be removed", "error", err)
+	}
+	if keep && ended == nil {
+		s.aside()
 	}
 }
 
@@ -501,7 +563,12 @@ func (s *Spool) reset(keep bool) {
 func (s *Spool) read(number uint64) (data []byte, err error) {
 	db := s.db.Load()
 	if db == nil {
-		return nil, berrors.ErrDatabaseNotOpen
+		old := s.old.Load()
+		if old == nil {
+			return nil, berrors.ErrDatabaseNotOpen
+		}
+		_, f, err := old.read(number)
+		return f.data, err
 	}
 	err = safely(func() error {
 		return db.View(func(tx *bolt.Tx) error {

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -414,14 +416,188 @@ func TestNoRoomToBeginAnew(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(dir, "*.db")); len(left) != 0 {
 		t.Errorf("an empty spool leaves %v", left)
 	}
+}
 
-	// A damaged meta page can hide a transaction that was acknowledged.
-	whole[20] ^= 0x55
-	if err := os.WriteFile(path, whole, 0o600); err != nil {
+// A damaged file that the disk has no room to begin anew: what is intact comes out, again after each restart because nothing can
+// be written down; nothing is written behind the damage; and with room it goes on with what was not done.
+func TestDamagedAndNoRoom(t *testing.T) {
+	const n = 200
+	dir := t.TempDir()
+	path := filepath.Join(dir, "spool.db")
+	s := opened(t, dir, wide)
+	fill(t, s, n)
+	closed(t, s)
+	damaged, err := os.ReadFile(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dir, wide, slog.New(slog.DiscardHandler)); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("a damaged file that cannot be written anew: %v", err)
+	for at := 0; ; at++ { // every copy of it
+		i := strings.Index(string(damaged[at:]), "item 77 ")
+		if i < 0 {
+			break
+		}
+		at += i
+		damaged[at+5] = 'X'
+	}
+	if err := os.WriteFile(path, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var full atomic.Bool
+	full.Store(true)
+	options.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		if filepath.Base(name) == "new.db" && full.Load() {
+			return nil, syscall.ENOSPC
+		}
+		return os.OpenFile(name, flag, mode)
+	}
+	t.Cleanup(func() { options.OpenFile = nil })
+
+	for range 2 { // a restart
+		s = opened(t, dir, wide)
+		if !s.Broken() || s.Stats().Items != n-1 || s.Damaged() != 1 {
+			t.Fatalf("broken %t, %+v, %d damaged", s.Broken(), s.Stats(), s.Damaged())
+		}
+		if err := s.Append(context.Background(), "new", time.Now(), []byte("item new"), 1); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("an append without room: %v", err)
+		}
+		var got []string
+		for range n / 2 {
+			item, ok := s.Next()
+			if !ok {
+				t.Fatal("nothing comes out")
+			}
+			got = append(got, string(item.Data))
+			s.Done(item)
+		}
+		check(t, got, n/2, 0)
+		closed(t, s)
+		if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, damaged) {
+			t.Fatalf("the damaged file was changed: %v", err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "*.db")); len(left) != 1 {
+			t.Errorf("there are %v", left)
+		}
+	}
+
+	s = opened(t, dir, wide)
+	first, _ := s.Next() // under way from here on
+	var of int
+	if _, err := fmt.Sscanf(first.Call, "call%d", &of); err != nil {
+		t.Fatal(err)
+	}
+	for range 9 {
+		item, _ := s.Next()
+		s.Done(item)
+	}
+	full.Store(false)
+	mended(t, s)
+	put(t, s, first.Call, fmt.Sprint("item ", n+of, " of many ", strings.Repeat("x", 100)))
+	if n := s.Damaged(); n != 1 {
+		t.Errorf("with room: %d damaged", n)
+	}
+	aside, _ := filepath.Glob(filepath.Join(dir, "damaged-*.db"))
+	if len(aside) != 1 {
+		t.Fatalf("set aside: %v", aside)
+	}
+	if b, err := os.ReadFile(aside[0]); err != nil || !bytes.Equal(b, damaged) {
+		t.Errorf("it was changed before: %v", err)
+	}
+	closed(t, s)
+	s = opened(t, dir, wide)
+	got := drained(s)
+	if check(t, got, n+1, 10); len(got) != n+1-10 { // of these 9 were done, and one was damaged
+		t.Errorf("%d came out", len(got))
+	}
+	closed(t, s)
+	if left, _ := filepath.Glob(filepath.Join(dir, "*.db")); !slices.Equal(left, aside) {
+		t.Errorf("an empty spool leaves %v", left)
+	}
+
+	// It is drained before there is room.
+	if err := os.Rename(aside[0], path); err != nil {
+		t.Fatal(err)
+	}
+	full.Store(true)
+	s = opened(t, dir, wide)
+	check(t, drained(s), n, 1)
+	mended(t, s)
+	closed(t, s)
+	if aside, _ = filepath.Glob(filepath.Join(dir, "*.db")); len(aside) != 1 || filepath.Base(aside[0]) == "spool.db" {
+		t.Errorf("there are %v", aside)
+	}
+
+	// There is room again, and nothing else happens.
+	if err := os.Rename(aside[0], path); err != nil {
+		t.Fatal(err)
+	}
+	s = opened(t, dir, wide)
+	if !s.Broken() {
+		t.Error("it is not broken")
+	}
+	full.Store(false)
+	mended(t, s)
+	check(t, drained(s), n, 1)
+}
+
+// mended waits until appends are possible again.
+func mended(t *testing.T, s *Spool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(10 * time.Second); s.Broken(); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("the damaged file is still in use")
+		}
+	}
+}
+
+// unreadable is a file of which one page cannot be read.
+type unreadable struct {
+	*bytes.Reader
+	page int64
+}
+
+func (u unreadable) ReadAt(b []byte, at int64) (int, error) {
+	if at < (u.page+1)*4096 && at+int64(len(b)) > u.page*4096 {
+		return 0, syscall.EIO
+	}
+	return u.Reader.ReadAt(b, at)
+}
+
+// Frames of any size are found wherever they lie, except those of a page that the disk does not give.
+func TestScan(t *testing.T) {
+	const page = 1500 // in the second window
+	var b []byte
+	want := map[uint64]bool{}
+	for number := uint64(1); len(b) < 40<<20; number++ {
+		b = append(b, make([]byte, rand.IntN(3)*rand.IntN(5000))...)
+		if number%40 == 0 {
+			b = append(b, make([]byte, rand.IntN(4<<20))...)
+		}
+		size := rand.IntN(2000)
+		if number%50 == 0 {
+			size = rand.IntN(maxFrame - frameFields)
+		}
+		f := newFrame(number, stamp{}, "", bytes.Repeat(magic[:7], size/7))
+		if begin := len(b); begin+len(f) <= page*4096 || begin >= (page+1)*4096 {
+			want[number] = true
+		}
+		b = append(b, f...)
+	}
+	found := scan(unreadable{bytes.NewReader(b), page}, int64(len(b)))
+	for number := range want {
+		f, ok := found[number]
+		if !ok {
+			t.Fatalf("frame %d is not found", number)
+		}
+		if _, err := parseFrame(b[f.offset:f.offset+int64(f.size)], number); err != nil {
+			t.Fatalf("frame %d is found elsewhere: %v", number, err)
+		}
+	}
+	if len(found) != len(want) {
+		t.Errorf("%d found, want %d", len(found), len(want))
 	}
 }
 
