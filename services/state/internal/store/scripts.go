@@ -159,7 +159,8 @@ func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any,
 	cmds := make([]*redis.Cmd, len(calls))
 	for i, c := range calls {
 		if again(errs[i]) {
-			cmds[i] = p.Do(ctx, c.args...)
+			cmds[i] = redis.NewCmd(ctx, c.args...)
+			_ = p.Process(ctx, once{cmds[i]})
 		}
 	}
 	_, failed := p.Exec(ctx)
@@ -169,6 +170,12 @@ func (s *Store) pipeline(ctx context.Context, calls []invocation, replies []any,
 		}
 	}
 }
+
+// once is a command that the client sends once, also where a connection to a node of a cluster breaks: what was not answered is
+// unknown, and what to do then is for who asked (rule 2 of the protocol). Redirections of a cluster are followed.
+type once struct{ *redis.Cmd }
+
+func (once) NoRetry() bool { return true }
 
 // result of one command of a pipeline that ended with an error or nil.
 func result(cmd *redis.Cmd, failed error) (any, error) {

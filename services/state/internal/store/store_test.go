@@ -3,9 +3,12 @@ package store
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,6 +89,7 @@ var suite = []struct {
 	{"TimeToLive", testTimeToLive},
 	{"LateDoneAfterAsked", testLateDoneAfterAsked},
 	{"LostScripts", testLostScripts},
+	{"LostAnswer", testLostAnswer},
 	{"ShortWayIsNotEnough", testShortWayIsNotEnough},
 	{"ClockJumps", testClockJumps},
 	{"Accounts", testAccounts},
@@ -94,6 +98,58 @@ var suite = []struct {
 	{"LimitsArrivals", testLimitsArrivals},
 	{"Share", testShare},
 	{"Format", testFormat}, // the last: nothing else works in a store of another format
+}
+
+// deaf is a connection that breaks instead of giving the next answer, once breaks is set.
+type deaf struct {
+	net.Conn
+	breaks *atomic.Bool
+}
+
+func (c deaf) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.breaks.CompareAndSwap(true, false) {
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// A script of which the answer is lost did run, and the client says that it does not know: it repeats nothing by itself, since the
+// repeat would be answered as one, and nobody would have got what the first one gave.
+func testLostAnswer(t *testing.T, s *Store) {
+	var breaks atomic.Bool
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return deaf{conn, &breaks}, err
+	}
+	if cluster, ok := s.client.(*redis.ClusterClient); ok {
+		o := *cluster.Options()
+		o.Dialer, o.MaxRetries = dial, -1
+		s.client = redis.NewClusterClient(&o)
+	} else {
+		o := *s.client.(*redis.Client).Options()
+		o.Dialer, o.MaxRetries = dial, -1
+		s.client = redis.NewClient(&o)
+	}
+	t.Cleanup(func() { _ = s.client.Close() })
+	commit := func(call string) (*statev1.CommitAnswer, error) {
+		answers, _, errs := s.Commit(ctx, []*statev1.CommitItem{item(call, "i1", "", "c1", 1)}, [][]string{{"token"}})
+		return answers[0], errs[0]
+	}
+	neighbour := 2
+	for Partition(fmt.Sprint("ameyo/", neighbour)) != Partition("ameyo/1") {
+		neighbour++
+	}
+	if _, err := commit(fmt.Sprint("ameyo/", neighbour)); err != nil { // now there is a connection, and the script
+		t.Fatal(err)
+	}
+	breaks.Store(true)
+	if a, err := commit("ameyo/1"); err == nil {
+		t.Errorf("its answer was lost, and it says %v", a)
+	}
+	if a, err := commit("ameyo/1"); err != nil || a.GetStatus() != statev1.CommitStatus_COMMIT_STATUS_EARLIER {
+		t.Errorf("repeated: %v, %v", a, err)
+	}
 }
 
 func flush(t *testing.T, s *Store) {
