@@ -28,13 +28,13 @@ type Service struct {
 	tel      *telemetry.Telemetry
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
-	files    *dailylog.Writer       // nil: no daily files
-	feed     *feed                  // the live tail and the search index
-	cards    *cardFeed              // the caller cards
-	ledger   *ledger                // the accounting
-	watch    *watchman              // the alarms
-	notReady atomic.Pointer[string] // why; nil = ready
-	stopping chan struct{}          // closed when Run ends: the long streams end with it
+	files    *dailylog.Writer        // nil: no daily files
+	feed     *feed                   // the live tail and the search index
+	cards    *cardFeed               // the caller cards
+	ledger   *ledger                 // the accounting
+	watch    *watchman               // the alarms
+	notReady atomic.Pointer[unready] // nil = ready
+	stopping chan struct{}           // closed when Run ends: the long streams end with it
 }
 
 // New prepares the service; Redis is first asked by Run.
@@ -72,10 +72,16 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 
 // Ready is nil while Redis answers and holds our format.
 func (s *Service) Ready() error {
-	if why := s.notReady.Load(); why != nil {
-		return errors.New(*why)
+	if not := s.notReady.Load(); not != nil {
+		return errors.New(not.why)
 	}
 	return nil
+}
+
+// unready is why the service cannot do its work, and since when it cannot.
+type unready struct {
+	why   string
+	since time.Time
 }
 
 func (s *Service) setReady(why string) {
@@ -83,7 +89,11 @@ func (s *Service) setReady(why string) {
 		s.notReady.Store(nil)
 		return
 	}
-	s.notReady.Store(&why)
+	since := time.Now()
+	if not := s.notReady.Load(); not != nil {
+		since = not.since
+	}
+	s.notReady.Store(&unready{why, since})
 }
 
 // Run connects to Redis, watches it and hands out work until ctx ends. Without Redis it waits and says so; only data of
