@@ -193,7 +193,7 @@ func TestSplitDoesNotMistakeAnotherRelayForItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "state: ") || !strings.Contains(err.Error(), "address already in use") {
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "STATE_GRPC_ADDR: ") || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("got %v", err)
 	}
 }

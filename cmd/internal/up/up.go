@@ -66,7 +66,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		env["REDIS_URL"] = "unix:///set-below" // so that the configuration can be checked before anything is started
 		if !given(env, "SECRETS_KEY") {
 			if env["SECRETS_KEY"], err = ownKey(o.DataDir); err != nil {
-				return err
+				return fmt.Errorf("data directory: %w", err)
 			}
 		}
 	}
@@ -166,7 +166,7 @@ func ready(ctx context.Context, log *slog.Logger, name string, conn grpc.ClientC
 		case <-ended:
 			return fmt.Errorf("%s ended while it was starting", name)
 		case <-late:
-			log.Warn("still waiting for "+name, "health", answer.GetStatus(), "error", err)
+			log.Warn("still waiting for "+name, "health", answer.GetStatus().String(), "error", err)
 		case <-tick.C:
 		}
 	}
