@@ -214,7 +214,7 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 func (w *watchman) withoutRedis() (alarms []*operatorv1.Alarm) {
 	if not := w.notReady.Load(); not != nil {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "redis_away", SinceMs: not.since.UnixMilli(),
-			Text: not.why + ": callbacks go to the spool, nothing is delivered; all goes on by itself when it is back"})
+			Text: not.why + "; callbacks go to the spool and nothing is delivered until it is back, all by itself"})
 	}
 	return append(alarms, w.spoolAlarms(w.remembered())...)
 }
