@@ -497,6 +497,15 @@ func TestTail(t *testing.T) {
 	}
 }
 
+// Some records are a client's number: whoever may not see numbers does not see it in the journal either.
+func TestNumberOfARecordIsMasked(t *testing.T) {
+	for masked, want := range map[bool]string{true: "kommo-number/9001/******0142", false: "kommo-number/9001/3055550142"} {
+		if got := entries("kommo-number/9001/3055550142", []*statev1.JournalEntry{{}}, masked)[0].GetCall(); got != want {
+			t.Errorf("masked %v: %s", masked, got)
+		}
+	}
+}
+
 // What is asked of one destination is done, counted and listed for that one.
 func TestBulkOfOneDestination(t *testing.T) {
 	b := startHere(t, redistest.Start(t).URL(), nil)
