@@ -20,11 +20,13 @@ help: ## list the targets
 
 .PHONY: run
 run: install ## install what is missing, build, start the relay in one process with simulators of what is around it
+	@echo "building (the first time this takes minutes)"
 	@$(MAKE) -s build
 	@bin/callrelay up --sim --data-dir $(DATA_DIR)
 
 .PHONY: run-split
 run-split: install ## the same as four processes that speak gRPC
+	@echo "building (the first time this takes minutes)"
 	@$(MAKE) -s build
 	@bin/callrelay up --sim --split --data-dir $(DATA_DIR)
 

@@ -101,6 +101,8 @@ func newAlarms() *cobra.Command {
 		Short:   "List what somebody should look at now; exit code 4 when there is something",
 		Example: "  callrelay alarms || page-somebody",
 		Args:    cobra.NoArgs,
+
+		SuggestFor: []string{"status", "health"}, // what a tired person types first
 	}
 	asJSON := jsonFlag(c)
 	return asks(c, askTimeout, func(ctx context.Context, relay operatorClient, _ []string) error {
@@ -121,7 +123,7 @@ func newAlarms() *cobra.Command {
 			err = w.Flush()
 		}
 		if n := len(list.GetAlarms()); n > 0 && err == nil {
-			return fmt.Errorf("%w: %d alarms", errAlarm, n)
+			return fmt.Errorf("%w: alarms: %d", errAlarm, n)
 		}
 		return err
 	})

@@ -38,7 +38,7 @@ func newRequest() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 	}
 	return shows(c, func(ctx context.Context, relay operatorClient, args []string) (proto.Message, func(io.Writer) error, error) {
-		r, err := relay.GetRequest(ctx, &operatorv1.GetRequestRequest{RequestId: args[0]})
+		r, err := relay.GetRequest(ctx, &operatorv1.GetRequestRequest{RequestId: strings.TrimPrefix(args[0], "request/")})
 		return r, func(out io.Writer) error {
 			fmt.Fprintf(out, "request %s of %s: %s\n", r.GetRequestId(), printable(r.GetCall()), strings.ReplaceAll(r.GetBucket(), "_", " "))
 			return renderStory(out, r.GetJournal(), 0, r.GetDeliveries(), time.Local)

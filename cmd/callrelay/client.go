@@ -128,7 +128,7 @@ func inWords(err error, service, addr string, limit time.Duration) error {
 		if len(s.Details()) > 0 { // it did answer
 			return fmt.Errorf("%s at %s: %s", service, addr, s.Message())
 		}
-		return fmt.Errorf("%s at %s does not answer (is the relay running? --%[1]s says where): %s", service, addr, s.Message())
+		return fmt.Errorf("%s at %s does not answer (is the relay running? --%[1]s says where): %[3]s", service, addr, s.Message())
 	case codes.DeadlineExceeded:
 		late := "in time"
 		if limit > 0 {

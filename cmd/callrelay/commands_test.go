@@ -43,6 +43,10 @@ func (f *fakeState) GetCall(_ context.Context, r *operatorv1.GetCallRequest) (*o
 	return sampleCall(), nil
 }
 
+func (f *fakeState) GetRequest(_ context.Context, r *operatorv1.GetRequestRequest) (*operatorv1.Request, error) {
+	return nil, status.Error(codes.NotFound, "no request "+r.GetRequestId())
+}
+
 func (f *fakeState) SearchCalls(ctx context.Context, r *operatorv1.SearchCallsRequest) (*operatorv1.SearchCallsResponse, error) {
 	f.note(ctx, r)
 	return &operatorv1.SearchCallsResponse{NextPageToken: "next", Calls: []*operatorv1.CallSummary{
@@ -183,7 +187,7 @@ func TestExitCodes(t *testing.T) {
 	if err := nobody.Close(); err != nil {
 		t.Fatal(err)
 	}
-	away := nobody.Addr().String() + " does not answer (is the relay running? --state says where)"
+	away := nobody.Addr().String() + " does not answer (is the relay running? --state says where): connection error"
 	for _, c := range []struct {
 		args    string
 		want    int
@@ -204,6 +208,10 @@ func TestExitCodes(t *testing.T) {
 		{"retry 193416 one --state " + addr, 1, "not the number of a delivery"},
 		{"discard 193416 1 --state " + addr, 1, "reason"},
 		{"nonsense", 1, "unknown command"},
+		{"status", 1, "\tdestinations"},
+		{"status", 1, "\talarms"},
+		{"request request/ABC --state " + addr, 3, "no request ABC"},
+		{"integrations connect", 1, "usage: callrelay integrations connect <host>"},
 		{"integrations nonsense", 1, "unknown command"},
 		{"completion nonsense", 1, "unknown command"},
 		{"integrations", 0, ""},

@@ -18,6 +18,8 @@ func newDestinations() *cobra.Command {
 		Short:   "Show each destination: why nothing leaves, its backlog, dead deliveries, hold and maintenance",
 		Example: "  callrelay destinations",
 		Args:    cobra.NoArgs,
+
+		SuggestFor: []string{"status", "health"}, // what a tired person types first
 	}
 	return shows(c, func(ctx context.Context, relay operatorClient, _ []string) (proto.Message, func(io.Writer) error, error) {
 		list, err := relay.ListDestinations(ctx, &operatorv1.ListDestinationsRequest{})

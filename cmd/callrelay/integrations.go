@@ -73,7 +73,10 @@ Make the token in Kommo: Settings, Integrations, a private integration, Keys and
 	return asksUpstream(c, func(ctx context.Context, kommo upstreamv1.KommoServiceClient, args []string) error {
 		token, err := bufio.NewReader(c.InOrStdin()).ReadString('\n')
 		if token = strings.TrimSpace(token); token == "" {
-			return errors.Join(errors.New("no token on standard input"), err)
+			if err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			return fmt.Errorf("no token on standard input; it is meant to come from a file: callrelay integrations connect %s < token", args[0])
 		}
 		answer, err := kommo.Connect(ctx, &upstreamv1.ConnectRequest{Host: args[0], Token: token})
 		if err != nil {

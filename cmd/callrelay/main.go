@@ -62,8 +62,8 @@ look at (an accounting difference, an alarm, something refused, rules that diffe
 	add := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.GroupID = group
-			withUsage(c)
 			for _, one := range append(c.Commands(), c) {
+				withUsage(one)
 				if one.ValidArgsFunction == nil {
 					one.ValidArgsFunction = cobra.NoFileCompletions // ids are no files
 				}

@@ -2,11 +2,13 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"callrelay/cmd/internal/up"
 
@@ -47,6 +49,9 @@ environment. Ctrl-C stops everything in order, within 4 seconds.`,
 			o.SimAddr = *simAddr
 		}
 		err = up.Run(c.Context(), o)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; is another callrelay running? ss -ltnp says who listens there", err)
+		}
 		if err == nil {
 			_, err = fmt.Fprintln(c.OutOrStdout(), "stopped")
 		}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,7 @@ type Service interface {
 
 // HostConfig says where and how a service runs.
 type HostConfig struct {
-	Name        string               // in messages
+	Name        string               // in messages, and in that of its setting NAME_GRPC_ADDR
 	GRPCAddr    string               // empty: reachable only in process, through Conn
 	MetricsAddr string               // /metrics, /healthz, /readyz, /debug/pprof/; empty: not served
 	StopTimeout time.Duration        // how long Run, and then the calls under way, may take to end; 0 = 10 s
@@ -73,14 +74,14 @@ func Start(cfg HostConfig, svc Service) (*Host, error) {
 	}
 	grpcListener, err := listen(cfg.GRPCAddr)
 	if err != nil {
-		return nil, fmt.Errorf("%s: gRPC: %w", cfg.Name, err)
+		return nil, fmt.Errorf("%s_GRPC_ADDR: %w", strings.ToUpper(cfg.Name), err)
 	}
 	metricsListener, err := listen(cfg.MetricsAddr)
 	if err != nil {
 		if grpcListener != nil {
 			_ = grpcListener.Close()
 		}
-		return nil, fmt.Errorf("%s: metrics: %w", cfg.Name, err)
+		return nil, fmt.Errorf("METRICS_ADDR: %w", err)
 	}
 
 	ctx, cancel := context.WithCancel(context.Background())

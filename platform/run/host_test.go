@@ -246,11 +246,11 @@ func TestStartSaysWhichAddressIsTaken(t *testing.T) {
 	}
 	_ = free.Close()
 	for what, cfg := range map[string]run.HostConfig{
-		"gRPC":    {Name: "probe", GRPCAddr: l.Addr().String()},
-		"metrics": {Name: "probe", GRPCAddr: free.Addr().String(), MetricsAddr: l.Addr().String()},
+		"PROBE_GRPC_ADDR": {Name: "probe", GRPCAddr: l.Addr().String()},
+		"METRICS_ADDR":    {Name: "probe", GRPCAddr: free.Addr().String(), MetricsAddr: l.Addr().String()},
 	} {
 		_, err := run.Start(cfg, &service{})
-		if err == nil || !strings.Contains(err.Error(), l.Addr().String()) || !strings.HasPrefix(err.Error(), "probe: "+what) {
+		if err == nil || !strings.Contains(err.Error(), l.Addr().String()) || !strings.HasPrefix(err.Error(), what+": ") {
 			t.Errorf("%s: got %v", what, err)
 		}
 	}

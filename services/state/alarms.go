@@ -111,7 +111,7 @@ func (w *watchman) run(ctx context.Context) {
 			begun, over, err = w.store.Alarms(ctx, alarmKeys(alarms))
 		}
 		if err != nil { // Redis is gone, which the service says once
-			alarms = w.spoolAlarms(w.remembered())
+			alarms = w.withoutRedis()
 		}
 		for _, a := range alarms {
 			key := alarmKey(a)
@@ -209,6 +209,16 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 	return append(alarms, w.spoolAlarms(spool)...), nil
 }
 
+// withoutRedis says what is known while Redis is away: since when it is, and what ingress reported to this process. A single
+// command that failed is no alarm.
+func (w *watchman) withoutRedis() (alarms []*operatorv1.Alarm) {
+	if not := w.notReady.Load(); not != nil {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "redis_away", SinceMs: not.since.UnixMilli(),
+			Text: not.why + "; callbacks go to the spool and nothing is delivered until it is back, all by itself"})
+	}
+	return append(alarms, w.spoolAlarms(w.remembered())...)
+}
+
 func (w *watchman) spoolAlarms(spool *statev1.ReportRequest) (alarms []*operatorv1.Alarm) {
 	now := w.store.Now()
 	if n := spool.GetSpooled(); n > 0 {
@@ -229,11 +239,10 @@ func (w *watchman) spoolAlarms(spool *statev1.ReportRequest) (alarms []*operator
 // ListAlarms lists what somebody should look at now.
 func (o *operator) ListAlarms(ctx context.Context, _ *operatorv1.ListAlarmsRequest) (*operatorv1.ListAlarmsResponse, error) {
 	alarms, err := o.watch.look(ctx)
-	if spool := o.watch.spoolAlarms(o.watch.remembered()); err != nil && len(spool) > 0 {
-		return &operatorv1.ListAlarmsResponse{Alarms: spool}, nil // what is known without the store
-	}
 	if err != nil {
-		return nil, unavailable(err)
+		if alarms = o.watch.withoutRedis(); len(alarms) == 0 {
+			return nil, unavailable(err)
+		}
 	}
 	return &operatorv1.ListAlarmsResponse{Alarms: alarms}, nil
 }

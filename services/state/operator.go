@@ -16,6 +16,7 @@ import (
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 	"callrelay/services/state/internal/words"
 )
@@ -89,6 +90,9 @@ func (s *Service) call(ctx context.Context, key string) (*store.Call, error) {
 
 // entries makes the operator's view of a piece of journal, which it changes.
 func entries(call string, journal []*statev1.JournalEntry, masked bool) []*operatorv1.Entry {
+	if masked {
+		call = telemetry.MaskCall(call)
+	}
 	out := make([]*operatorv1.Entry, len(journal))
 	for i, e := range journal {
 		if masked {

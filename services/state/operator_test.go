@@ -498,6 +498,15 @@ func TestTail(t *testing.T) {
 	}
 }
 
+// Some records are a client's number: whoever may not see numbers does not see it in the journal either.
+func TestNumberOfARecordIsMasked(t *testing.T) {
+	for masked, want := range map[bool]string{true: "kommo-number/9001/******0142", false: "kommo-number/9001/3055550142"} {
+		if got := entries("kommo-number/9001/3055550142", []*statev1.JournalEntry{{}}, masked)[0].GetCall(); got != want {
+			t.Errorf("masked %v: %s", masked, got)
+		}
+	}
+}
+
 // What is asked of one destination is done, counted and listed for that one.
 func TestBulkOfOneDestination(t *testing.T) {
 	b := startHere(t, redistest.Start(t).URL(), nil)
@@ -721,8 +730,26 @@ func TestAlarmWebhook(t *testing.T) {
 	if m := next(); !strings.Contains(m.body, `"alarm.over"`) {
 		t.Errorf("got %s", m.body)
 	}
-	// The spool fills while Redis is away, so that alarm does without it.
+	// That Redis is away is told by each process, and so is what ingress reported to it: the spool fills meanwhile.
 	redis.Kill()
+	tells := func(kind string) {
+		t.Helper()
+		heard := map[string]int{}
+		for range 3 {
+			m := next()
+			if !strings.Contains(m.body, `"`+kind+`"`) {
+				t.Errorf("got %s, want %s", m.body, kind)
+			}
+			for _, name := range []string{"redis_away", "spool_in_use"} {
+				if strings.Contains(m.body, `"`+name+`"`) {
+					heard[name]++
+				}
+			}
+		}
+		if heard["redis_away"] != 2 || heard["spool_in_use"] != 1 {
+			t.Errorf("%s: got %v", kind, heard)
+		}
+	}
 	report := func(spooled int64) error {
 		_, err := (&server{Service: b.Service}).Report(t.Context(), &statev1.ReportRequest{Instance: "a", Spooled: spooled})
 		return err
@@ -730,18 +757,18 @@ func TestAlarmWebhook(t *testing.T) {
 	if report(3) == nil {
 		t.Error("a report without Redis is said to be kept")
 	}
-	if m := next(); !strings.Contains(m.body, `"alarm.begun"`) || !strings.Contains(m.body, "3 callbacks are in the spool") {
-		t.Errorf("got %s", m.body)
-	}
+	tells("alarm.begun")
 	list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
-	if err != nil || len(list.GetAlarms()) != 1 || list.GetAlarms()[0].GetName() != "spool_in_use" {
+	if err != nil || len(list.GetAlarms()) != 2 || !strings.HasPrefix(list.GetAlarms()[0].GetText(), "Redis does not answer") ||
+		!strings.HasPrefix(list.GetAlarms()[1].GetText(), "3 callbacks are in the spool") {
 		t.Errorf("without Redis: %v %v", list, err)
+	}
+	if away := time.Since(time.UnixMilli(list.GetAlarms()[0].GetSinceMs())); away < 0 || away > time.Minute {
+		t.Errorf("Redis is away for %s", away)
 	}
 	redis.Launch(t)
 	redistest.Poll(t, 20*time.Second, "a report is taken again", func() bool { return report(0) == nil })
-	if m := next(); !strings.Contains(m.body, `"alarm.over"`) || !strings.Contains(m.body, "spool_in_use") {
-		t.Errorf("got %s", m.body)
-	}
+	tells("alarm.over")
 	if len(got) > 0 {
 		t.Errorf("told twice: %v", <-got)
 	}

@@ -53,7 +53,7 @@ func (s *server) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, state
 }
 
 func unavailable(err error) *errkind.Error {
-	return errkind.Unavailable(err, "the store does not answer")
+	return errkind.Unavailable(err, "Redis does not answer, or takes no writes")
 }
 
 // Commit answers each message with one message. What can go out at once is handed out before the answer is sent.

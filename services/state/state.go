@@ -37,8 +37,8 @@ type Service struct {
 	unsureCommits unsure[*statev1.CommitItem] // by input id
 	unsureResults unsure[bool]                // by token
 
-	notReady atomic.Pointer[string] // why; nil = ready
-	stopping chan struct{}          // closed when Run ends: the long streams end with it
+	notReady atomic.Pointer[unready] // nil = ready
+	stopping chan struct{}           // closed when Run ends: the long streams end with it
 }
 
 // New prepares the service; Redis is first asked by Run.
@@ -76,10 +76,16 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 
 // Ready is nil while Redis answers and holds our format.
 func (s *Service) Ready() error {
-	if why := s.notReady.Load(); why != nil {
-		return errors.New(*why)
+	if not := s.notReady.Load(); not != nil {
+		return errors.New(not.why)
 	}
 	return nil
+}
+
+// unready is why the service cannot do its work, and since when it cannot.
+type unready struct {
+	why   string
+	since time.Time
 }
 
 func (s *Service) setReady(why string) {
@@ -87,7 +93,11 @@ func (s *Service) setReady(why string) {
 		s.notReady.Store(nil)
 		return
 	}
-	s.notReady.Store(&why)
+	since := time.Now()
+	if not := s.notReady.Load(); not != nil {
+		since = not.since
+	}
+	s.notReady.Store(&unready{why, since})
 }
 
 // Run connects to Redis, watches it and hands out work until ctx ends. Without Redis it waits and says so; only data of

@@ -3,9 +3,11 @@ package dialer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"hash/maphash"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -120,13 +122,16 @@ func waitUntil(ctx context.Context, at time.Time) bool {
 	return ctx.Err() == nil
 }
 
-func send(ctx context.Context, client *http.Client, url string) Answer {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func send(ctx context.Context, client *http.Client, address string) Answer {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return Answer{Outcome: NoAnswer, Err: err}
 	}
 	resp, err := client.Do(req)
 	if err != nil {
+		if failed, ok := errors.AsType[*url.Error](err); ok {
+			err = failed.Err // its text has the whole URL, which is full of phone numbers
+		}
 		return Answer{Outcome: NoAnswer, Err: err}
 	}
 	defer resp.Body.Close()

@@ -143,7 +143,7 @@ func TestAnswers(t *testing.T) {
 		if rep.Answers[0].Outcome != tc.want || rep.Outcomes[tc.want] != 1 || rep.Sent != 1 || (len(rep.Unexpected) == 1) != tc.unexpected {
 			t.Errorf("%d %s: %+v", tc.status, tc.body, rep)
 		}
-		if tc.err != nil && (rep.Answers[0].Err == nil || len(rep.Statuses) != 0) {
+		if tc.err != nil && (rep.Answers[0].Err != tc.err || len(rep.Statuses) != 0) {
 			t.Errorf("%+v", rep)
 		}
 	}

@@ -106,7 +106,7 @@ func (s *Server) start(ctx context.Context) error {
 	if err := s.ready(ctx, p); err != nil {
 		return errors.Join(err, p.Stop(time.Second))
 	}
-	s.keeper = supervise.Keep("private redis", s.opts.Log, p, s.launch)
+	s.keeper = supervise.Keep("private redis", s.opts.Log.With("see", s.path("redis.log")+", and whether its disk is full"), p, s.launch)
 	return nil
 }
 

@@ -147,7 +147,7 @@ func (k *Keeper) run(ctx context.Context) {
 		if time.Since(p.started) > lastDelay {
 			delay = firstDelay
 		}
-		k.log.Error(k.name+" ended by itself, starting it again", "how", p.Err(), "pid", p.PID(), "in", delay)
+		k.log.Error(k.name+" ended by itself, starting it again", "how", p.Err(), "pid", p.PID(), "in", delay.String())
 		for {
 			if !wait(ctx, delay) {
 				return
@@ -160,7 +160,7 @@ func (k *Keeper) run(ctx context.Context) {
 				k.mu.Unlock()
 				break
 			}
-			k.log.Error(k.name+" cannot be started", "error", err, "again_in", delay)
+			k.log.Error(k.name+" cannot be started", "error", err, "again_in", delay.String())
 		}
 	}
 }

@@ -177,6 +177,25 @@ func TestStopLosesNothing(t *testing.T) {
 	t.Logf("%d were acknowledged while it stopped", len(acknowledged))
 }
 
+// A machine that starts while its Redis is away takes callbacks all the same, and delivers them when Redis is there.
+func TestStartWithoutRedis(t *testing.T) {
+	redis := redistest.Start(t)
+	redis.Kill()
+	o := options(t)
+	o.Environment["REDIS_URL"] = redis.URL()
+	stop := start(t, o)
+	defer stop()
+	if status, body := send(o, 4713); status != http.StatusOK {
+		t.Fatalf("without Redis: %d %s", status, body)
+	}
+	redis.Launch(t)
+	deliver(t, o, 4714)
+	redistest.Poll(t, 20*time.Second, "what was taken without Redis is delivered", func() bool {
+		_, held := get("http://" + o.SimAddr + "/sim/held")
+		return strings.Contains(held, "4713")
+	})
+}
+
 func TestSplitNeedsThePrograms(t *testing.T) {
 	o := options(t)
 	o.Split, o.BinDir = true, t.TempDir()
@@ -193,7 +212,7 @@ func TestSplitDoesNotMistakeAnotherRelayForItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "state: ") || !strings.Contains(err.Error(), "address already in use") {
+	if err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "STATE_GRPC_ADDR: ") || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("got %v", err)
 	}
 }

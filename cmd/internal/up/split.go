@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"callrelay/cmd/internal/supervise"
@@ -43,7 +44,7 @@ func (a *apart) start(ctx context.Context, o Options, name, addr string, env map
 	// Whoever listens there already would answer the health check in its place.
 	listen, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s_GRPC_ADDR: %w", strings.ToUpper(name), err)
 	}
 	if err := listen.Close(); err != nil {
 		return err

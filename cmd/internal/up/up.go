@@ -27,6 +27,9 @@ const (
 	partTime = 400 * time.Millisecond
 )
 
+// patience is how long the start waits for each service.
+const patience = 5 * time.Second
+
 // Options of Run.
 type Options struct {
 	// Environment is what the process was started with; see settings.
@@ -66,7 +69,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		env["REDIS_URL"] = "unix:///set-below" // so that the configuration can be checked before anything is started
 		if !given(env, "SECRETS_KEY") {
 			if env["SECRETS_KEY"], err = ownKey(o.DataDir); err != nil {
-				return err
+				return fmt.Errorf("data directory: %w", err)
 			}
 		}
 	}
@@ -149,12 +152,13 @@ func (b *budget) next() time.Duration {
 	return max(partTime, time.Until(b.end)-time.Duration(b.parts)*partTime)
 }
 
-// ready waits until a service says that it serves. ended is closed when it will not any more.
+// ready waits until a service says that it serves, for patience at most: without Redis the rest has to start all the same, so
+// that callbacks are acknowledged from the spool. ended is closed when it will not any more.
 func ready(ctx context.Context, log *slog.Logger, name string, conn grpc.ClientConnInterface, ended <-chan struct{}) error {
 	health := grpc_health_v1.NewHealthClient(conn)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	late := time.After(5 * time.Second)
+	late := time.After(patience)
 	for {
 		answer, err := health.Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 		if answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING {
@@ -166,7 +170,8 @@ func ready(ctx context.Context, log *slog.Logger, name string, conn grpc.ClientC
 		case <-ended:
 			return fmt.Errorf("%s ended while it was starting", name)
 		case <-late:
-			log.Warn("still waiting for "+name, "health", answer.GetStatus(), "error", err)
+			log.Warn(name+" is not ready yet, the rest starts all the same", "health", answer.GetStatus().String(), "error", err)
+			return nil
 		case <-tick.C:
 		}
 	}

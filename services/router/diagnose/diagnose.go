@@ -104,17 +104,32 @@ func (d *diagnosis) find(step Step, level operatorv1.Level, code string, a about
 		words = append(words, "{"+a.words[i]+"}", cmp.Or(a.words[i+1], "-"))
 	}
 	fill := strings.NewReplacer(words...)
-	f := &operatorv1.Finding{Code: code, Level: level, RequestId: a.request, Delivery: a.delivery,
-		Why: &operatorv1.Text{En: fill.Replace(t.en), Ja: fill.Replace(t.ja)}}
+	say := func(en, ja string) *operatorv1.Text {
+		return &operatorv1.Text{En: fill.Replace(d.crm(en)), Ja: fill.Replace(d.crm(ja))}
+	}
+	f := &operatorv1.Finding{Code: code, Level: level, RequestId: a.request, Delivery: a.delivery, Why: say(t.en, t.ja)}
 	if t.adviceEN != "" {
-		f.Advice = &operatorv1.Text{En: fill.Replace(t.adviceEN), Ja: fill.Replace(t.adviceJA)}
+		f.Advice = say(t.adviceEN, t.adviceJA)
 	}
 	d.findings[step] = append(d.findings[step], f)
 }
 
+// inKommo says whether the call is one that is logged in Kommo: its deliveries go there.
+func (d *diagnosis) inKommo() bool {
+	return strings.HasPrefix(d.call.Key, "kommo/") || strings.HasPrefix(d.call.Key, "kommo-number/")
+}
+
+// crm makes a text name the CRM of the call.
+func (d *diagnosis) crm(text string) string {
+	if d.inKommo() {
+		return strings.ReplaceAll(text, "TopS.II", "Kommo")
+	}
+	return text
+}
+
 // received looks at which callbacks there are.
 func (d *diagnosis) received() {
-	starts, ends, refused, last := 0, 0, 0, ""
+	all, starts, ends, refused, last := 0, 0, 0, 0, ""
 	for _, e := range d.call.Journal {
 		if e.GetRejected() != nil {
 			refused++
@@ -124,6 +139,7 @@ func (d *diagnosis) received() {
 			continue
 		}
 		last = e.GetRequestId()
+		all++
 		switch r.GetSource() {
 		case "ameyo.call_start":
 			starts++
@@ -135,6 +151,8 @@ func (d *diagnosis) received() {
 		}
 	}
 	switch {
+	case last == "" && refused == 0 && d.inKommo() && len(d.call.Journal) > 0:
+		d.find(Received, ok, "received_inside", about{})
 	case last == "" && refused == 0:
 		d.find(Inputs, skipped, "inputs_unread", about{})
 		d.find(Dedupe, skipped, "dedupe_ok", about{})
@@ -146,7 +164,7 @@ func (d *diagnosis) received() {
 	case refused > 0:
 		d.find(Received, ok, "received_refused", about{})
 	default:
-		d.find(Received, ok, "received_ok", about{last, 0, []string{"count", fmt.Sprint(starts + ends)}})
+		d.find(Received, ok, "received_ok", about{last, 0, []string{"count", fmt.Sprint(all)}})
 		if ends == 0 && starts > 0 {
 			d.find(Received, note, "received_start_only", about{})
 		}
@@ -398,7 +416,7 @@ func (d *diagnosis) report(steps []Step) *operatorv1.DiagnoseResponse {
 		found := d.findings[step]
 		slices.SortStableFunc(found, func(a, b *operatorv1.Finding) int { return cmp.Compare(b.GetLevel(), a.GetLevel()) })
 		s := &operatorv1.DiagnosisStep{Step: string(step), Level: found[0].GetLevel(), Findings: found,
-			Title: &operatorv1.Text{En: titles[step].en, Ja: titles[step].ja}}
+			Title: &operatorv1.Text{En: d.crm(titles[step].en), Ja: d.crm(titles[step].ja)}}
 		if s.GetLevel() > r.GetLevel() {
 			r.Level, r.Step = s.GetLevel(), s.GetStep()
 		}

@@ -287,3 +287,18 @@ func TestAnyJournal(t *testing.T) {
 		}
 	})
 }
+
+// A call in Kommo is diagnosed as one: TopS.II has no part in it, and what was passed on inside was not forgotten by a dialer.
+func TestKommo(t *testing.T) {
+	reported := sent(queued, nil)
+	reported.Key, reported.Deliveries[0].Destination = "kommo/9001/a-1", "kommo/9001"
+	reported.Journal[0] = entry("r1", &statev1.Received{Source: "kommo.call"})
+	passedOn := sent(dead, nil)
+	passedOn.Key, passedOn.Journal = "kommo/9001/ameyo:1", passedOn.Journal[1:]
+	for want, call := range map[string]Call{"1 callbacks were received": reported, "It came from another call": passedOn} {
+		said := Diagnose(call).String()
+		if !strings.Contains(said, want) || !strings.Contains(said, "Sending to Kommo") || !strings.Contains(said, "Kommoへの送信") || strings.Contains(said, "TopS.II") {
+			t.Errorf("want %q: %s", want, said)
+		}
+	}
+}

@@ -32,6 +32,7 @@ var texts = map[string]text{
 	// Received.
 	"received_ok":           {"{count} callbacks were received, the last as request {request}.", "コールバックを {count} 件受信しました(最後のリクエストは {request})。", "", ""},
 	"received_refused":      {"The request was received, and refused.", "リクエストは受信しましたが、拒否しました。", "", ""},
+	"received_inside":       {"It came from another call of the relay, not from outside.", "外部からではなく、中継サーバ内の別の呼から引き継がれました。", "", ""},
 	"received_nothing":      {"Nothing of this call was received, or it ended so long ago that it is no longer kept.", "この呼のコールバックは受信していないか、保存期間を過ぎています。", "Check the call id, the callback URL in the dialer's settings and whether its address may send (AMEYO_ALLOWED_NETWORKS). A refused callback is found under its request id: callrelay call request/...", "呼のID、ダイヤラー側のコールバックURL、送信元アドレスの許可(AMEYO_ALLOWED_NETWORKS)を確認してください。拒否されたものは callrelay call request/... で確認できます。"},
 	"received_spooled":      {"Nothing of this call is recorded, but {count} callbacks that were acknowledged wait in ingress' spool, and may be of it.", "この呼の記録はありませんが、受付済みのコールバック {count} 件が ingress のスプールで待機しており、その中に含まれる可能性があります。", "They are decided by themselves once router, state and Redis work: callrelay alarms says when the spool is empty. Then look again.", "router、state、Redis が復旧すると自動で処理されます。callrelay alarms でスプールが空になったことを確認し、もう一度確認してください。"},
 	"received_late":         {"Request {request} was recorded {age} after it was received.", "リクエスト {request} は受信から {age} 後に記録されました。", "", ""},

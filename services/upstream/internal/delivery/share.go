@@ -74,7 +74,7 @@ func (c *Consumer) askShare(ctx context.Context) time.Duration {
 	switch {
 	case err != nil:
 		if !s.failing && c.down == nil && !c.stopping {
-			c.log.Warn("state does not say how many requests may run here", "error", err)
+			c.log.Warn("state does not say how many requests may run here at once, trying again", "error", err)
 		}
 		s.failing = true
 		return shareSoon
