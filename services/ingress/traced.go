@@ -3,6 +3,7 @@ package ingress
 import (
 	"cmp"
 	"net/http"
+	"strings"
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -19,7 +20,8 @@ func (s *Service) traced(next http.Handler) http.Handler {
 	server := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-		ctx, span := s.tel.Tracer().Start(ctx, r.Method+" "+r.URL.Path, server...)
+		path := strings.ToValidUTF8(r.URL.Path, "\uFFFD") // anything else would have the whole message of spans refused
+		ctx, span := s.tel.Tracer().Start(ctx, r.Method+" "+path, server...)
 		defer span.End()
 		r = r.WithContext(ctx)
 		if !span.IsRecording() {
@@ -29,7 +31,7 @@ func (s *Service) traced(next http.Handler) http.Handler {
 		answer := &noted{ResponseWriter: w}
 		next.ServeHTTP(answer, r)
 		status := cmp.Or(answer.status, http.StatusOK)
-		span.SetAttributes(semconv.HTTPRequestMethodKey.String(r.Method), semconv.URLPath(r.URL.Path), semconv.ClientAddress(s.peer(r)),
+		span.SetAttributes(semconv.HTTPRequestMethodKey.String(r.Method), semconv.URLPath(path), semconv.ClientAddress(s.peer(r)),
 			semconv.HTTPResponseStatusCode(status))
 		if status >= http.StatusInternalServerError {
 			span.SetStatus(codes.Error, "")
