@@ -129,7 +129,7 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		}
 		if err != nil {
 			failed = err
-			item = undecided(in, state.GetVersion(), nowMS, receivedMS, err)
+			item = undecided(in, state, nowMS, receivedMS, err)
 		}
 		if e.tel.Tracing() {
 			item.Traceparent = telemetry.Inject(ctx)
@@ -224,7 +224,7 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	if in.done {
 		return newCommit(in, state.GetVersion(), nowMS), effects, nil
 	}
-	if in.received != nil && len(state.GetDeliveries()) >= maxDeliveries {
+	if in.received != nil && full(state) {
 		return nil, effects, errkind.Refused("this call has had %d deliveries: its id seems to be used for more than one call", maxDeliveries)
 	}
 	if in.kommo != nil {
@@ -295,8 +295,18 @@ func newCommit(in *input, version string, nowMS int64, entries ...*statev1.Journ
 		Moves: moves(entries), Terms: in.terms, Phones: in.phones}
 }
 
-// undecided records an input that the rules could not process, so that it is found and nothing waits for it for ever.
-func undecided(in *input, version string, nowMS, receivedMS int64, err error) *statev1.CommitItem {
+// full says that a call has had so many deliveries that its id must be used for more than one call. Its journal is full long before.
+func full(state *statev1.CallState) bool { return len(state.GetDeliveries()) >= maxDeliveries }
+
+// undecided records an input that the rules could not process, so that it is found and nothing waits for it for ever: in its call,
+// but what its sender believes to be taken where there is room for sure, under its request id, if the call is full.
+func undecided(in *input, state *statev1.CallState, nowMS, receivedMS int64, err error) *statev1.CommitItem {
+	version := state.GetVersion()
+	if in.received.GetSpooled() && full(state) {
+		alone := *in
+		alone.call = callback.RequestKey(in.id)
+		in, version = &alone, ""
+	}
 	var entries []*statev1.JournalEntry
 	if in.received != nil {
 		entries = append(entries, received(in, nowMS, receivedMS))
