@@ -30,6 +30,9 @@ func (s *server) Share(ctx context.Context, req *statev1.ShareRequest) (*statev1
 		return nil, errkind.Invalid("held", "held must be 0 to %d, not %d", maxShared, req.GetHeld())
 	case req.GetForMs() < 1 || req.GetForMs() > maxShareTime.Milliseconds():
 		return nil, errkind.Invalid("for_ms", "for_ms must be 1 to %d", maxShareTime.Milliseconds())
+	case req.GetForMs() > s.cfg.LeaseTime.Milliseconds(): // without a share it sends nothing
+		return nil, errkind.Refused("LEASE_TIME is %v in upstream and only %v in state, so a request could outlive its lease and be sent twice: set both alike",
+			time.Duration(req.GetForMs())*time.Millisecond, s.cfg.LeaseTime)
 	}
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
