@@ -822,10 +822,10 @@ func TestManyLegs(t *testing.T) {
 
 	// Losers that may have answered are kept as long as there is room, and not at the price of who answers.
 	w = newWorld(t)
-	w.play(script(t, "102 0 dial-in first CallerIDNum=+7999\n102 1 answer first CallFlow=in\n102 2 hangup first CallFlow=in Duration=1000000"))
-	w.play(script(t, "101 10 dial-in a0 CallerIDNum=+7999\n101 11 hangup a0 CallFlow=in CallerIDNum=+7999"))
+	w.play(script(t, "101 0 dial-in a0 CallerIDNum=+7999\n101 1 hangup a0 CallFlow=in CallerIDNum=+7999"))
+	w.play(script(t, "102 2 dial-in first CallerIDNum=+7999\n102 3 answer first CallFlow=in\n102 4 hangup first CallFlow=in Duration=1000000"))
 	for i := 1; len(w.call.Legs) < maxLegs-2; i++ {
-		l := w.call.Legs[1]
+		l := w.call.Legs[0]
 		l.SubCallID = fmt.Sprint("a", i)
 		w.call.Legs = append(w.call.Legs, l)
 	}
@@ -838,7 +838,7 @@ func TestManyLegs(t *testing.T) {
 	if want := []string{"in answered 0003*102 +7999 1s u102", "in answered 0003*102 +7999 58s u102"}; !slices.Equal(w.summary(), want) || len(w.notes) > 0 {
 		t.Errorf("%q, want %q; %d notes", w.summary(), want, len(w.notes))
 	}
-	for _, leg := range []string{"first", "z", fmt.Sprint("a", maxLegs+9)} {
+	for _, leg := range []string{"a0", "first", "z", fmt.Sprint("a", maxLegs+9)} {
 		if !slices.ContainsFunc(w.call.Legs, func(l Leg) bool { return l.SubCallID == leg }) {
 			t.Errorf("%s was forgotten", leg)
 		}
