@@ -812,9 +812,18 @@ func TestManyLegs(t *testing.T) {
 		t.Errorf("nothing says %s", want)
 	}
 
+	copies := func(w *world, legs int) {
+		for i := 1; len(w.call.Legs) < legs; i++ {
+			l := w.call.Legs[0]
+			l.SubCallID = fmt.Sprint("a", i)
+			w.call.Legs = append(w.call.Legs, l)
+		}
+	}
 	w = newWorld(t)
-	for i := range maxLegs + 10 {
-		w.send(parse(t, fmt.Sprintf("101 %d dial-out a%d CalledNumber=+7999", i, i)))
+	w.send(parse(t, "104 0 dial-out a0 CalledNumber=+7999")) // 104 has no user, so no cards
+	copies(w, maxLegs-1)
+	for i := maxLegs - 1; i < maxLegs+10; i++ {
+		w.send(parse(t, fmt.Sprintf("104 %d dial-out a%d CalledNumber=+7999", i, i)))
 	}
 	if n := len(w.call.Legs); n != maxLegs || len(w.notes) != 10 {
 		t.Errorf("%d legs, %d notes", n, len(w.notes))
@@ -824,11 +833,7 @@ func TestManyLegs(t *testing.T) {
 	w = newWorld(t)
 	w.play(script(t, "101 0 dial-in a0 CallerIDNum=+7999\n101 1 hangup a0 CallFlow=in CallerIDNum=+7999"))
 	w.play(script(t, "102 2 dial-in first CallerIDNum=+7999\n102 3 answer first CallFlow=in\n102 4 hangup first CallFlow=in Duration=1000000"))
-	for i := 1; len(w.call.Legs) < maxLegs-2; i++ {
-		l := w.call.Legs[0]
-		l.SubCallID = fmt.Sprint("a", i)
-		w.call.Legs = append(w.call.Legs, l)
-	}
+	copies(w, maxLegs-2)
 	for i := maxLegs; i < maxLegs+10; i++ {
 		w.send(parse(t, fmt.Sprintf("101 %d dial-in a%d CallerIDNum=+7999", 20+i, i)))
 		w.send(parse(t, fmt.Sprintf("101 %d hangup a%d CallFlow=in CallerIDNum=+7999", 21+i, i)))
