@@ -30,6 +30,7 @@ type pbxConfig struct {
 	Grace       time.Duration `env:"PBX_GRACE" envDefault:"5s" desc:"How long after the last leg of a PBX call closed what its events did not say is decided."`
 	MaxRing     time.Duration `env:"PBX_MAX_RING" envDefault:"120s" desc:"A PBX leg that neither was answered nor hung up for so long is over."`
 	MaxTalk     time.Duration `env:"PBX_MAX_TALK" envDefault:"4h" desc:"An answered PBX leg that did not hang up for so long is over."`
+	MaxWait     time.Duration `env:"PBX_MAX_WAIT" envDefault:"30m" desc:"How long after a queue or IVR rang phones in vain its hangup is waited for; then the missed call is registered without it."`
 	InferAnswer config.Switch `env:"PBX_INFER_ANSWER" envDefault:"false" desc:"Take a hangup that says ANSWER for an answer whose event was lost; such registrations are marked."`
 }
 
@@ -40,11 +41,14 @@ func (c *pbxConfig) check() error {
 
 // of are the rules of an integration.
 func (c *pbxConfig) of(n *pbxtable.Integration) *pbx.Config {
-	rules := &pbx.Config{Grace: c.Grace, MaxRing: c.MaxRing, MaxTalk: c.MaxTalk, InferAnswer: bool(c.InferAnswer),
+	rules := &pbx.Config{Grace: c.Grace, MaxRing: c.MaxRing, MaxTalk: c.MaxTalk, MaxWait: c.MaxWait, InferAnswer: bool(c.InferAnswer),
 		Integration: n.ID, Destination: n.Destination(), Prefix: n.Prefix, ExtensionLen: n.ExtensionLen,
-		KeepLocal: n.KeepLocal, DirectMissed: n.DirectMissed == nil || *n.DirectMissed, Users: map[string]string{}}
+		KeepLocal: n.KeepLocal, DirectMissed: n.DirectMissed == nil || *n.DirectMissed, Users: map[string]string{}, Services: map[string]string{}}
 	for _, x := range n.Extensions {
 		rules.Users[x.Name] = x.User
+		if (x.Type == pbx.Queue || x.Type == pbx.IVR) && len(x.Tokens) > 0 { // without one its hangup cannot come
+			rules.Services[x.ID] = x.Name
+		}
 	}
 	return rules
 }

@@ -2,6 +2,7 @@ package router
 
 import (
 	"encoding/json"
+	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +16,17 @@ import (
 	"callrelay/platform/accounts"
 	"callrelay/platform/errkind"
 )
+
+// TestServices: hangups are to come from queues and IVRs that have a URL to send them to.
+func TestServices(t *testing.T) {
+	var c pbxConfig
+	rules := c.of(&pbxtable.Integration{Extensions: []pbxtable.Extension{
+		{ID: "1", Name: "0003*101", Type: "phone", Tokens: make([]pbxtable.Token, 1)}, {ID: "2", Name: "0003*700", Type: "queue", Tokens: make([]pbxtable.Token, 1)},
+		{ID: "3", Name: "0003*099", Type: "ivr", Tokens: make([]pbxtable.Token, 1)}, {ID: "4", Name: "0003*701", Type: "queue"}}})
+	if want := map[string]string{"2": "0003*700", "3": "0003*099"}; !maps.Equal(rules.Services, want) {
+		t.Errorf("%v, want %v", rules.Services, want)
+	}
+}
 
 // An event or a timer of an integration that is not known waits, until it is certain that it is gone and not only new.
 func TestIntegrationsComeAndGo(t *testing.T) {

@@ -80,8 +80,10 @@ func pbxReport(r *pbxRegistration) (id string, v *kommo.Voip) {
 	if d.Missed { // nobody spoke
 		return "missed:" + kommoID(d.CallID), v
 	}
-	if v.User, _ = strconv.ParseInt(d.User, 10, 64); v.User <= 0 {
-		v.User, v.UserName = 0, cmp.Or(d.User, d.Extension)
+	if user, err := strconv.ParseInt(d.User, 10, 64); err == nil && user > 0 {
+		v.User = user
+	} else {
+		v.UserName = cmp.Or(d.User, d.Extension)
 	}
 	return kommoID(d.SubCallID), v
 }

@@ -18,7 +18,7 @@ import (
 func TestPbxMessages(t *testing.T) {
 	config := pbx.DefaultConfig()
 	config.Integration, config.Destination, config.Prefix, config.ExtensionLen, config.KeepLocal = "acme", "webhook:acme", "0003", 3, true
-	config.Users = map[string]string{"0003*101": "8800123", "0003*102": "", "0003*103": "ann", "0003*700": ""}
+	config.Users = map[string]string{"0003*101": "8800123", "0003*102": "", "0003*103": "ann", "0003*104": "99999999999999999999", "0003*700": ""}
 	const leg, client = "33301-a1", "+79990000001"
 	began := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	event := func(kind, extension, kindOf, more string) string {
@@ -40,6 +40,8 @@ func TestPbxMessages(t *testing.T) {
 			&kommo.Facts{Direction: kommo.Inbound, Phone: client, Duration: 83, Status: kommo.StatusAnswered, StartedMS: began.UnixMilli(), UserName: "0003*102", DID: "78120000001"}},
 		"out, a user of another CRM": {talk("0003*103", "dial-out", out+"CallerIDNum=0003*103&"), leg,
 			&kommo.Facts{Direction: kommo.Outbound, Phone: client, Duration: 83, Status: kommo.StatusAnswered, StartedMS: began.UnixMilli(), UserName: "ann"}},
+		"a user whose number is too large": {talk("0003*104", "dial-out", out+"CallerIDNum=0003*104&"), leg,
+			&kommo.Facts{Direction: kommo.Outbound, Phone: client, Duration: 83, Status: kommo.StatusAnswered, StartedMS: began.UnixMilli(), UserName: "99999999999999999999"}},
 		"busy": {[]string{event("dial-out", "0003*103", "phone", out+"CallerIDNum=0003*103"), event("hangup", "0003*103", "phone", out+"CallerIDNum=0003*103&CallStatus=BUSY&Duration=0")}, leg,
 			&kommo.Facts{Direction: kommo.Outbound, Phone: client, Status: kommo.StatusBusy, StartedMS: began.UnixMilli(), UserName: "ann"}},
 		"missed": {[]string{event("hangup", "0003*700", "queue", in+"CallStatus=ANSWER&Bridged=no&Duration=5000000")}, "missed:c1",

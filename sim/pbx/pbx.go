@@ -125,22 +125,28 @@ func (p *PBX) Call(scenario string) (Call, error) {
 		m.call.Registered = 1
 	case "missed", "parallel":
 		legs := []string{p.leg(one), p.leg(two)}
+		rung := func(caller string) url.Values { // by the queue
+			v := in(caller, "")
+			v.Set("CallerExtension", p.queue.Name+"@pbx.example.net")
+			v.Set("CallerExtensionID", p.queue.ID)
+			return v
+		}
 		for i, x := range []Extension{one, two} {
-			m.event(x, legs[i], "dial-in", in(client, ""), "CallStatus", "CALLING")
+			m.event(x, legs[i], "dial-in", rung(client), "CallStatus", "CALLING")
 		}
 		m.at += 20 * time.Second
 		answered := scenario == "parallel"
 		if answered {
-			m.event(two, legs[1], "answer", in(two.Name, ""), "CallStatus", "ANSWER")
+			m.event(two, legs[1], "answer", rung(two.Name), "CallStatus", "ANSWER")
 		}
-		m.event(one, legs[0], "hangup", in(client, ""), "CallStatus", "CANCEL", "Duration", "0")
+		m.event(one, legs[0], "hangup", rung(client), "CallStatus", "CANCEL", "Duration", "0")
 		bridged := "no"
 		if answered {
 			bridged = "yes"
 			m.at += 30 * time.Second
-			m.event(two, legs[1], "hangup", in(client, ""), "CallStatus", "ANSWER", "Duration", "30000000", "RecID", p.leg(two))
+			m.event(two, legs[1], "hangup", rung(client), "CallStatus", "ANSWER", "Duration", "30000000", "RecID", p.leg(two))
 		} else {
-			m.event(two, legs[1], "hangup", in(client, ""), "CallStatus", "CANCEL", "Duration", "0")
+			m.event(two, legs[1], "hangup", rung(client), "CallStatus", "CANCEL", "Duration", "0")
 		}
 		m.event(p.queue, p.leg(p.queue), "hangup", in(client, ""), "CallStatus", "ANSWER", "Bridged", bridged, "Duration", micros(m.at))
 		m.call.Registered = 1

@@ -14,7 +14,8 @@ import (
 const (
 	// keepLegs is how many legs are kept whatever they are; beyond it those that rang in vain are forgotten, oldest first.
 	keepLegs = 64
-	// maxLegs is how many are kept at all; events of further legs are journaled and change nothing.
+	// maxLegs is how many are kept at all; where none can be forgotten, events of further legs are journaled and change
+	// nothing.
 	maxLegs = 512
 )
 
@@ -67,6 +68,8 @@ type decision struct {
 	in      Input
 	now     int64
 	effects Effects
+	// settlesMS is when the call is settled; 0: a leg is open.
+	settlesMS int64
 	// doubt: the PBX's history has to be asked before anything else is decided.
 	doubt bool
 }
@@ -137,7 +140,8 @@ func (d *decision) event(e *callback.PbxEvent) bool {
 	return news
 }
 
-// quiet notes since when all known legs are closed.
+// quiet notes since when all known legs are closed, and when the call is settled: the grace after, or PBX_MAX_WAIT after as
+// long as a queue or IVR may hold the caller.
 func (d *decision) quiet(news bool) {
 	switch {
 	case len(d.call.Legs) == 0, slices.ContainsFunc(d.call.Legs, func(l Leg) bool { return !d.closed(&l) }):
@@ -145,12 +149,35 @@ func (d *decision) quiet(news bool) {
 	case d.call.QuietMS == 0 || news:
 		d.call.QuietMS = d.now
 	}
+	if d.call.QuietMS == 0 {
+		return
+	}
+	graceMS := d.call.QuietMS + d.cfg.Grace.Milliseconds()
+	d.settlesMS = graceMS
+	if by := d.heldBy(); by != "" {
+		d.settlesMS = d.call.QuietMS + d.cfg.MaxWait.Milliseconds()
+		if d.in.Timer != "" && d.now >= graceMS && !d.settled() {
+			d.note("the caller may still be in %s, whose hangup has not come: whether the call was missed is decided when it comes, or after %v", by, d.cfg.MaxWait)
+		}
+	}
 }
 
-// settled: the grace after the last known leg closed is over.
-func (d *decision) settled() bool {
-	return d.call.QuietMS != 0 && d.now >= d.call.QuietMS+d.cfg.Grace.Milliseconds()
+// heldBy names a queue or IVR that may hold the caller: it rang phones in vain, and its hangup, all that it ever says, has
+// not come. It rings nobody for as long as all are busy; such a pause is not the end of the call.
+func (d *decision) heldBy() string {
+	for i := range d.call.Legs {
+		from := d.call.Legs[i].from()
+		if by := d.cfg.Services[from]; by != "" && !slices.ContainsFunc(d.call.Legs, func(l Leg) bool {
+			return l.ExtensionID == from || l.from() == from && l.answered() == yes
+		}) {
+			return by
+		}
+	}
+	return ""
 }
+
+// settled: what was not said by now is not waited for.
+func (d *decision) settled() bool { return d.settlesMS != 0 && d.now >= d.settlesMS }
 
 // legs decides every leg that is not registered yet, but those that may have lent their identity.
 func (d *decision) legs() {
@@ -210,7 +237,7 @@ func (d *decision) over(l *Leg, flow string) {
 		d.registerLeg(l, "P3", statusAnswered, inferred)
 	case flow == callback.PbxIn:
 		d.outcome(l, "P10", "not answered: "+cmp.Or(l.Hangup.Status, "no answer"))
-	case l.Hangup.Status != "" || d.settled():
+	case l.Hangup.Status != "" && l.Hangup.Status != callback.PbxAnswered, d.settled(): // else the answer event may still come (P5)
 		d.registerLeg(l, "P10", unsuccessful(l.Hangup.Status), false)
 	}
 }
@@ -363,6 +390,7 @@ func (d *decision) wake() {
 	}
 	if d.call.QuietMS != 0 {
 		due(d.call.QuietMS + d.cfg.Grace.Milliseconds())
+		due(d.settlesMS)
 	}
 	due(d.call.History.DueMS)
 	due(d.call.Recording.DueMS)
@@ -377,21 +405,24 @@ func (d *decision) wake() {
 }
 
 // prune forgets legs that rang in vain and that nothing depends on any more. A late repeat of an event of theirs would
-// show their card again for as long as a phone rings; there are keepLegs newer legs by then.
+// show their card again for as long as a phone rings; there are keepLegs newer legs by then. Where even that leaves no room
+// for another leg, which may be the one that answers, the oldest goes that hung up and is not known to have answered.
 func (d *decision) prune() {
-	excess := len(d.call.Legs) - keepLegs
+	excess, full := len(d.call.Legs)-keepLegs, len(d.call.Legs) == maxLegs
 	if excess <= 0 {
 		return
 	}
 	firstRang := d.firstRang()
 	d.call.Legs = slices.DeleteFunc(d.call.Legs, func(l Leg) bool {
-		vain := !l.service() && l.SubCallID != firstRang && d.flow(&l) == callback.PbxIn && l.Dial.seen() && l.Hangup.seen() &&
-			l.answered() == no && l.Hangup.Status != ""
-		if vain && excess > 0 {
-			excess--
-			return true
+		if l.service() || l.SubCallID == firstRang || d.flow(&l) != callback.PbxIn || !l.Hangup.seen() || l.Delivery != 0 || l.answered() == yes {
+			return false
 		}
-		return false
+		vain := l.Dial.seen() && l.answered() == no && l.Hangup.Status != ""
+		forget := vain && excess > 0 || full
+		if forget {
+			excess, full = excess-1, false
+		}
+		return forget
 	})
 }
 

@@ -57,6 +57,9 @@ func (l *Leg) first(field func(*Said) string) string {
 
 func (l *Leg) did() string        { return l.first(func(s *Said) string { return s.DID }) }
 func (l *Leg) callBackID() string { return l.first(func(s *Said) string { return s.CallBackID }) }
+func (l *Leg) from() string {
+	return l.first(func(s *Said) string { return s.CallerExtensionID })
+}
 func (l *Leg) transfered() bool {
 	return l.Dial.Transfered || l.Answer.Transfered || l.Hangup.Transfered
 }
@@ -153,7 +156,7 @@ func (d *decision) party(l *Leg) (number string, where side) {
 
 // internalForwarding says that forwarding between two extensions made the leg (P9).
 func (l *Leg) internalForwarding() bool {
-	return l.transfered() && digits(l.first(func(s *Said) string { return s.CallerExtensionID })) &&
+	return l.transfered() && digits(l.from()) &&
 		digits(l.first(func(s *Said) string { return s.CalledExtensionID }))
 }
 

@@ -64,8 +64,11 @@ func (d *decision) answeredAfterAll(service *Leg) string {
 			if l.Hangup.Bridged == "yes" && l.Hangup.AtUS >= service.Hangup.AtUS {
 				return "somebody answered in " + l.Extension
 			}
-		case !d.counts(l):
+		case !d.counts(l) && !d.mayCount(l):
 		case l.answeredUS() >= began, !l.Hangup.seen(), l.Hangup.AtUS >= service.Hangup.AtUS-stillUpUS:
+			if !d.counts(l) {
+				return l.Extension + " may have answered"
+			}
 			return l.Extension + " answered"
 		}
 	}
@@ -74,7 +77,17 @@ func (d *decision) answeredAfterAll(service *Leg) string {
 
 // counts says that a leg means that a caller was answered: an incoming one, or a forwarding to the outside.
 func (d *decision) counts(l *Leg) bool {
-	return !l.service() && (d.flow(l) == callback.PbxIn || l.transfered()) && (l.answered() == yes || l.answered() == perhaps && l.Delivery != 0)
+	return d.withCaller(l) && (l.answered() == yes || l.answered() == perhaps && l.Delivery != 0)
+}
+
+// mayCount says that only the answer event is missing: the leg hung up as answered, after talk. A loser of parallel ringing
+// may say ANSWER, too, but has not talked.
+func (d *decision) mayCount(l *Leg) bool {
+	return d.withCaller(l) && l.answered() == perhaps && l.Hangup.DurationUS > 0
+}
+
+func (d *decision) withCaller(l *Leg) bool {
+	return !l.service() && (d.flow(l) == callback.PbxIn || l.transfered())
 }
 
 // missedNumber is whom a service leg leaves without an answer. Behind an extension that passed a caller on, it is the

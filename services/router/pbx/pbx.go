@@ -31,6 +31,8 @@ type Config struct {
 	ExtensionLen int
 	// Users are the CRM users of the extensions by name; empty where none is mapped. Every extension of the table is in it.
 	Users map[string]string
+	// Services are the names of the queues and IVRs by id, whose hangups are to come.
+	Services map[string]string
 	// KeepLocal processes calls between extensions too (P6).
 	KeepLocal bool
 	// DirectMissed registers missed calls that came through no queue or IVR (P18).
@@ -43,11 +45,13 @@ type Config struct {
 	Grace time.Duration
 	// MaxRing and MaxTalk end legs whose hangup never came (P15; PBX_MAX_RING, PBX_MAX_TALK).
 	MaxRing, MaxTalk time.Duration
+	// MaxWait ends the stay of a caller in a queue or IVR whose hangup never came (PBX_MAX_WAIT).
+	MaxWait time.Duration
 }
 
 // DefaultConfig returns the defaults of the specification, without a PBX.
 func DefaultConfig() Config {
-	return Config{DirectMissed: true, Grace: 5 * time.Second, MaxRing: 120 * time.Second, MaxTalk: 4 * time.Hour}
+	return Config{DirectMissed: true, Grace: 5 * time.Second, MaxRing: 120 * time.Second, MaxTalk: 4 * time.Hour, MaxWait: 30 * time.Minute}
 }
 
 // Check reports everything that is wrong with the configuration. Decide needs one that passed.
@@ -65,6 +69,7 @@ func (c *Config) Check() error {
 	check(c.Grace >= time.Second && c.Grace <= time.Minute, "PBX_GRACE must be 1s to 1m, not %v", c.Grace)
 	check(c.MaxRing >= 10*time.Second, "PBX_MAX_RING must be at least 10s, not %v", c.MaxRing)
 	check(c.MaxTalk >= time.Minute, "PBX_MAX_TALK must be at least 1m, not %v", c.MaxTalk)
+	check(c.MaxWait >= time.Minute, "PBX_MAX_WAIT must be at least 1m, not %v", c.MaxWait)
 	return errors.Join(errs...)
 }
 
@@ -94,7 +99,8 @@ type Call struct {
 	NextDelivery uint32
 	// Missed is the number of the delivery that registered the missed call; 0: none did.
 	Missed uint32
-	// QuietMS is since when every known leg is closed; 0: one is open. Grace later the call is settled.
+	// QuietMS is since when every known leg is closed; 0: one is open. Grace later the call is settled, or MaxWait later
+	// while a queue or IVR may hold the caller.
 	QuietMS int64
 	// History is the asking for what events did not say (P15), Recording that for recordings that were late (P16).
 	History, Recording Ask

@@ -112,6 +112,13 @@ func TestRules(t *testing.T) {
 		{name: "P4 no answer event, no talk", config: inferAnswer, script: `
 			101 0 dial-in a CallerIDNum=+7999
 			101 15 hangup a CallFlow=in Duration=0`, want: []string{"in missed 0003*101 +7999 0s u101"}},
+		{name: "P5 an outgoing call of no time is answered", script: `
+			101 0 dial-out a CalledNumber=+7999
+			101 5 answer a CallFlow=out
+			101 5 hangup a CallFlow=out CalledNumber=+7999 Duration=0`, want: []string{"out answered 0003*101 +7999 0s u101"}},
+		{name: "P10 an outgoing call of no time whose answer never comes", script: `
+			101 0 dial-out a CalledNumber=+7999
+			101 5 hangup a CallFlow=out CalledNumber=+7999 Duration=0`, want: []string{"out failed 0003*101 +7999 0s u101"}},
 		{name: "P5 halves up", script: `
 			101 0 dial-in a CallerIDNum=+7999
 			101 5 answer a CallFlow=in
@@ -221,6 +228,19 @@ func TestRules(t *testing.T) {
 			700 20 hangup q Bridged=no CallerIDNum=+7999 Duration=1000000`, want: []string{one}},
 		{name: "P12 ended well before", script: answered + `
 			700 20.1 hangup q Bridged=no CallerIDNum=+7999 Duration=1000000`, want: []string{one, "in missed 0003*700 +7999 0s"}},
+		{name: "P12 answered, but the answer was lost", script: `
+			101 9 dial-in a CallerIDNum=+7999
+			099 11 hangup i Bridged=no CallerIDNum=+7999 Duration=10500000
+			101 75 hangup a CallFlow=in CallerIDNum=+7999 Duration=60000000`,
+			said: []string{"P12 not missed: 0003*101 may have answered i", "P15 unreconciled: it hung up as answered, but no answer was seen a"}},
+		{name: "P12 answered and ended well before, but the answer was lost", script: `
+			101 0 dial-in a CallerIDNum=+7999
+			101 15 hangup a CallFlow=in CallerIDNum=+7999 Duration=10000000
+			700 20.1 hangup q Bridged=no CallerIDNum=+7999 Duration=1000000`, want: []string{"in missed 0003*700 +7999 0s"}},
+		{name: "P12 a loser that says ANSWER and no Duration did not answer", script: `
+			101 9 dial-in a CallerIDNum=+7999
+			101 20 hangup a CallFlow=in CallerIDNum=+7999
+			700 21 hangup q Bridged=no CallerIDNum=+7999 Duration=12000000`, want: []string{"in missed 0003*700 +7999 0s"}},
 		{name: "P13 the extension only lent its identity", script: answered + `
 			102 -5 dial-out b CalledNumber=+7999 CallBackID=x
 			102 0 answer b CallFlow=out CallBackID=x
@@ -230,6 +250,15 @@ func TestRules(t *testing.T) {
 			102 0 answer b CallFlow=out CallBackID=x
 			102 15 hangup b CallFlow=out CalledNumber=+7999 CallBackID=x Duration=15000000
 			700 15 hangup q Bridged=no CallerIDNum=+7999 Duration=15000000`, want: []string{"in missed 0003*700 +7999 0s"}, said: []string{"P13 ignored"}},
+		{name: "P13 to a call that still waits in a queue", script: `
+			102 -5 dial-out b CalledNumber=+7999 CallBackID=x
+			102 0 answer b CallFlow=out CallBackID=x
+			101 1 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
+			101 6 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			102 7 hangup b CallFlow=out CalledNumber=+7999 CallBackID=x Duration=7000000
+			101 20 dial-in c CallerIDNum=+7999 CallerExtensionID=33334
+			101 25 hangup c CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			700 60 hangup q Bridged=no CallerIDNum=+7999 Duration=59000000`, want: []string{"in missed 0003*700 +7999 0s"}, said: []string{"P13 ignored"}},
 		{name: "P13 nothing else: an ordinary call", script: `
 			101 0 dial-out b CalledNumber=+7999 CallBackID=x
 			101 5 answer b CallFlow=out CallBackID=x
@@ -261,6 +290,34 @@ func TestRules(t *testing.T) {
 			101 0 dial-in a CallerIDNum=+7999
 			101 10 hangup a CallFlow=in CallStatus=CANCEL
 			700 10 hangup q Bridged=no CallerIDNum=+7999 Duration=9000000`, want: []string{"in missed 0003*700 +7999 0s"}},
+		{name: "P18 not between two rounds of a queue", script: `
+			101 0 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
+			101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER CallerExtensionID=33334
+			102 60 dial-in b CallerIDNum=+7999 CallerExtensionID=33334
+			102 65 answer b CallFlow=in
+			102 75 hangup b CallFlow=in CallerIDNum=+7999 Duration=10000000 CallerExtensionID=33334
+			700 75.1 hangup q Bridged=yes CallerIDNum=+7999 Duration=80000000`, want: []string{"in answered 0003*102 +7999 10s u102"}},
+		{name: "P18 not between two rounds of a queue that nobody answers", script: `
+			101 0 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
+			101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			102 60 dial-in b CallerIDNum=+7999 CallerExtensionID=33334
+			102 70 hangup b CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			700 90 hangup q Bridged=no CallerIDNum=+7999 Duration=95000000`, want: []string{"in missed 0003*700 +7999 0s"}, said: []string{"P11 registered as missed on 0003*700 q"}},
+		{name: "P11 not on an IVR while a queue after it rings", script: `
+			099 10 hangup i Bridged=no CallerIDNum=+7999 Duration=10000000
+			101 11 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
+			101 30 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			102 60 dial-in b CallerIDNum=+7999 CallerExtensionID=33334
+			102 65 answer b CallFlow=in
+			102 75 hangup b CallFlow=in CallerIDNum=+7999 Duration=10000000
+			700 75.1 hangup q Bridged=yes CallerIDNum=+7999 Duration=65000000`, want: []string{"in answered 0003*102 +7999 10s u102"}, said: []string{"P12 not missed"}},
+		{name: "P11 not on a queue while the next one rings", script: `
+			101 0 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
+			101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			700 20 hangup q Bridged=no CallerIDNum=+7999 Duration=21000000
+			102 21 dial-in b CallerIDNum=+7999 CallerExtensionID=33335
+			102 31 hangup b CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
+			701 60 hangup r Bridged=no CallerIDNum=+7999 Duration=39000000`, want: []string{"in missed 0003*701 +7999 0s"}},
 		{name: "P19 forwarded to the outside", script: `
 			101 0 dial-in a CallerIDNum=+7999 CalledDID=7812
 			101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER
@@ -495,6 +552,61 @@ func TestGrace(t *testing.T) {
 	}
 }
 
+// TestMaxWait: a caller whom a queue rang phones for in vain is not missed before its hangup has come; if that was lost,
+// PBX_MAX_WAIT after.
+func TestMaxWait(t *testing.T) {
+	rings := func(more string) string {
+		return `
+		101 0 dial-in a CallerIDNum=+7999 ` + more + `
+		101 10 hangup a CallFlow=in CallerIDNum=+7999 CallStatus=NOANSWER`
+	}
+	const hangup = `700 600 hangup q Bridged=no CallerIDNum=+7999 Duration=600000000`
+	direct, queue := []string{"in missed 0003*101 +7999 0s u101"}, []string{"in missed 0003*700 +7999 0s"}
+	for _, test := range []struct {
+		name, script, hangup string
+		after                int64 // seconds since the last event
+		want                 []string
+		notes                int
+	}{
+		{"the hangup comes", rings("CallerExtensionID=33334"), hangup, 5, queue, 1},
+		{"the hangup came before", rings("CallerExtensionID=33334") + "\n700 9.9 hangup q Bridged=no CallerIDNum=+7999 Duration=10000000", "", 5, queue, 0},
+		{"the hangup is lost", rings("CallerExtensionID=33334"), "", 30 * 60, direct, 1},
+		{"that of another queue comes", rings("CallerExtensionID=33335"), hangup, 30 * 60, queue, 2},
+		{"no queue", rings(""), "", 5, direct, 0},
+		{"from a phone", rings("CallerExtensionID=33302"), "", 5, direct, 0},
+		{"from an extension that is not in the table", rings("CallerExtensionID=33377"), "", 5, direct, 0},
+		{"only its name", rings("CallerExtensionID=0003*700"), "", 5, direct, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.play(script(t, test.script))
+			w.play(script(t, test.hangup))
+			w.pass(test.after*1000 - 1)
+			if len(w.records) > 0 {
+				t.Fatalf("registered too early: %q", w.summary())
+			}
+			if w.pass(1); !slices.Equal(w.summary(), test.want) || w.timer != 0 {
+				t.Errorf("%q, want %q", w.summary(), test.want)
+			}
+			if len(w.notes) != test.notes || test.notes > 0 && !strings.Contains(w.notes[0], "still be in 0003*70") {
+				t.Errorf("notes %q", w.notes)
+			}
+		})
+	}
+
+	// Who was answered does not wait for anything.
+	w := newWorld(t)
+	w.play(script(t, `
+		101 0 dial-in a CallerIDNum=+7999 CallerExtensionID=33334
+		102 0 dial-in b CallerIDNum=+7999 CallerExtensionID=33334
+		101 5 answer a CallFlow=in
+		102 5 hangup b CallFlow=in CallStatus=CANCEL
+		101 15 hangup a CallFlow=in Duration=10000000`))
+	if w.pass(5000); w.timer != 0 || len(w.notes) > 0 {
+		t.Errorf("answered, but %q, the timer is due at %d", w.notes, w.timer)
+	}
+}
+
 // TestStarted: a callback that callrelay started is an ordinary outgoing call (P13), with its card.
 func TestStarted(t *testing.T) {
 	for _, late := range []bool{false, true} {
@@ -700,19 +812,51 @@ func TestManyLegs(t *testing.T) {
 		t.Errorf("nothing says %s", want)
 	}
 
+	copies := func(w *world, legs int) {
+		for i := 1; len(w.call.Legs) < legs; i++ {
+			l := w.call.Legs[0]
+			l.SubCallID = fmt.Sprint("a", i)
+			w.call.Legs = append(w.call.Legs, l)
+		}
+	}
 	w = newWorld(t)
-	for i := range maxLegs + 10 {
-		w.send(parse(t, fmt.Sprintf("101 %d dial-out a%d CalledNumber=+7999", i, i)))
+	w.send(parse(t, "104 0 dial-out a0 CalledNumber=+7999")) // 104 has no user, so no cards
+	copies(w, maxLegs-1)
+	for i := maxLegs - 1; i < maxLegs+10; i++ {
+		w.send(parse(t, fmt.Sprintf("104 %d dial-out a%d CalledNumber=+7999", i, i)))
 	}
 	if n := len(w.call.Legs); n != maxLegs || len(w.notes) != 10 {
 		t.Errorf("%d legs, %d notes", n, len(w.notes))
+	}
+
+	// Losers that may have answered are kept as long as there is room, and not at the price of who answers.
+	w = newWorld(t)
+	w.play(script(t, "101 0 dial-in a0 CallerIDNum=+7999\n101 1 hangup a0 CallFlow=in CallerIDNum=+7999"))
+	w.play(script(t, "102 2 dial-in first CallerIDNum=+7999\n102 3 answer first CallFlow=in\n102 4 hangup first CallFlow=in Duration=1000000"))
+	copies(w, maxLegs-2)
+	for i := maxLegs; i < maxLegs+10; i++ {
+		w.send(parse(t, fmt.Sprintf("101 %d dial-in a%d CallerIDNum=+7999", 20+i, i)))
+		w.send(parse(t, fmt.Sprintf("101 %d hangup a%d CallFlow=in CallerIDNum=+7999", 21+i, i)))
+	}
+	w.play(script(t, "102 600 dial-in z CallerIDNum=+7999\n102 602 answer z CallFlow=in\n102 660 hangup z CallFlow=in CallerIDNum=+7999 Duration=58000000"))
+	w.settle()
+	if want := []string{"in answered 0003*102 +7999 1s u102", "in answered 0003*102 +7999 58s u102"}; !slices.Equal(w.summary(), want) || len(w.notes) > 0 {
+		t.Errorf("%q, want %q; %d notes", w.summary(), want, len(w.notes))
+	}
+	for _, leg := range []string{"a0", "first", "z", fmt.Sprint("a", maxLegs+9)} {
+		if !slices.ContainsFunc(w.call.Legs, func(l Leg) bool { return l.SubCallID == leg }) {
+			t.Errorf("%s was forgotten", leg)
+		}
+	}
+	if n := len(w.call.Legs); n != maxLegs-1 {
+		t.Errorf("%d legs are kept", n)
 	}
 }
 
 func TestConfig(t *testing.T) {
 	bad := Config{Prefix: "12", ExtensionLen: 5}
 	err := bad.Check()
-	for _, want := range []string{"must have an id", "destination is required", "prefix must be", "extension_len must be", "PBX_GRACE", "PBX_MAX_RING", "PBX_MAX_TALK"} {
+	for _, want := range []string{"must have an id", "destination is required", "prefix must be", "extension_len must be", "PBX_GRACE", "PBX_MAX_RING", "PBX_MAX_TALK", "PBX_MAX_WAIT"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}

@@ -47,6 +47,12 @@ func newWorld(t tester, change ...func(*Config)) *world {
 	cfg := DefaultConfig()
 	cfg.Integration, cfg.Destination, cfg.Prefix, cfg.ExtensionLen = "acme", "webhook:acme", "0003", 3
 	cfg.Users = map[string]string{"0003*101": "u101", "0003*102": "u102", "0003*103": "u103", "0003*104": "", "0003*099": "", "0003*700": "", "0003*701": ""}
+	cfg.Services = map[string]string{}
+	for name, x := range extensions {
+		if x.kind != Phone {
+			cfg.Services[x.id] = name
+		}
+	}
 	for _, c := range change {
 		c(&cfg)
 	}
