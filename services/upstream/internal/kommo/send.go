@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
 )
 
@@ -97,14 +98,14 @@ func (a *Account) do(ctx context.Context, op operation) (Reply, result) {
 	case NotesCreate:
 		q.path = fmt.Sprintf(q.path, collections[op.path.EntityType], op.path.EntityID)
 	}
-	r := a.request(ctx, q)
+	reply, r := Reply{}, a.request(ctx, q)
+	if r.kind == done {
+		reply, r = created(op, r)
+	}
 	if op.endpoint == UnsortedSIP && r.kind == invalid {
 		return a.unsortedRefused(ctx, r)
 	}
-	if r.kind != done {
-		return Reply{}, r
-	}
-	return created(op, r)
+	return reply, r
 }
 
 // unsortedRefused finds out whether an incoming lead was refused because the account has them switched off: the answer to
@@ -118,13 +119,15 @@ func (a *Account) unsortedRefused(ctx context.Context, refused result) (Reply, r
 	return Reply{}, refused
 }
 
-// created reads the ids out of an answer. The effect is there, so an answer that names no id is still a success: what is
-// not known can be looked up by its uniq.
+// created reads what was made out of an answer of success. One that does not say what it made may have made nothing
+// (Kommo names refused items in "errors", with HTTP 200), so it is looked for; unless it says that it made nothing, and why.
 func created(op operation, r result) (Reply, result) {
 	type identified struct {
 		ID int64 `json:"id"`
 	}
 	var answer struct {
+		Total    *int              `json:"_total_items"`
+		Errors   []json.RawMessage `json:"errors"` // of any shape
 		Embedded struct {
 			Calls []struct {
 				ID         int64  `json:"id"`
@@ -142,18 +145,18 @@ func created(op operation, r result) (Reply, result) {
 		} `json:"_embedded"`
 	}
 	reply := Reply{Outcome: OK}
-	if op.endpoint == EventsPopup || json.Unmarshal(r.body, &answer) != nil {
-		return reply, r
+	if op.endpoint == EventsPopup {
+		return reply, r // a card is not worth asking for
 	}
-	e := answer.Embedded
+	_ = json.Unmarshal(r.body, &answer) // what can be read counts
+	e, made := answer.Embedded, false
 	switch {
 	case op.endpoint == Calls && len(e.Calls) > 0:
 		reply.NoteID, reply.EntityID, reply.EntityType = e.Calls[0].ID, e.Calls[0].EntityID, e.Calls[0].EntityType
-	case op.endpoint == NotesCreate:
-		reply.EntityID, reply.EntityType = op.path.EntityID, op.path.EntityType
-		if len(e.Notes) > 0 {
-			reply.NoteID = e.Notes[0].ID
-		}
+		made = reply.NoteID != 0 || reply.EntityID != 0
+	case op.endpoint == NotesCreate && len(e.Notes) > 0:
+		reply.NoteID, reply.EntityID, reply.EntityType = e.Notes[0].ID, op.path.EntityID, op.path.EntityType
+		made = reply.NoteID != 0
 	case op.endpoint == UnsortedSIP && len(e.Unsorted) > 0:
 		u := e.Unsorted[0]
 		reply.UID = u.UID
@@ -164,8 +167,17 @@ func created(op operation, r result) (Reply, result) {
 		if len(u.Embedded.Contacts) > 0 {
 			reply.ContactID = u.Embedded.Contacts[0].ID
 		}
+		made = reply.UID != "" || reply.LeadID != 0
 	}
-	return reply, r
+	switch {
+	case made:
+		return reply, r
+	case answer.Total != nil && *answer.Total == 0 && len(answer.Errors) > 0:
+		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(bounded(string(answer.Errors[0]), 500))
+	default:
+		r.kind, r.reason = uncertain, "Kommo says yes, but not what it made"
+	}
+	return Reply{}, r
 }
 
 // patch changes a note. The id may be one that is not a note's (unconfirmed.go), so the note is changed only when it carries
