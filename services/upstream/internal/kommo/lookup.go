@@ -110,33 +110,32 @@ func (a *Account) Contacts(ctx context.Context, phone string) ([]Found, error) {
 }
 
 func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, result) {
-	var page struct {
-		Embedded map[string][]struct {
-			ID     int64  `json:"id"`
-			Name   string `json:"name"`
-			Fields []struct {
-				Code   string `json:"field_code"`
-				Values []struct {
-					Value json.RawMessage `json:"value"`
-				} `json:"values"`
-			} `json:"custom_fields_values"`
-			Embedded struct {
-				Leads []struct {
-					ID int64 `json:"id"`
-				} `json:"leads"`
-			} `json:"_embedded"`
+	type owner struct {
+		ID     int64  `json:"id"`
+		Name   string `json:"name"`
+		Fields []struct {
+			Code   string `json:"field_code"`
+			Values []struct {
+				Value json.RawMessage `json:"value"`
+			} `json:"values"`
+		} `json:"custom_fields_values"`
+		Embedded struct {
+			Leads []struct {
+				ID int64 `json:"id"`
+			} `json:"leads"`
 		} `json:"_embedded"`
 	}
 	collection := collections[kind]
-	r := a.get(ctx, "/api/v4/"+collection, url.Values{"query": {lastDigits(phone)}, "with": {"leads"}, "limit": {strconv.Itoa(pageSize)}}, &page)
+	r := a.get(ctx, "/api/v4/"+collection, url.Values{"query": {lastDigits(phone)}, "with": {"leads"}, "limit": {strconv.Itoa(pageSize)}})
+	owners, r := list[owner](r, collection)
 	if r.kind != done {
 		return nil, r
 	}
-	if len(page.Embedded[collection]) >= pageSize {
+	if len(owners) >= pageSize {
 		return nil, result{kind: unavailable, reason: "too many entities have a number like this one"}
 	}
 	var found []Found
-	for _, e := range page.Embedded[collection] {
+	for _, e := range owners {
 		has := false
 		for _, f := range e.Fields {
 			for _, v := range f.Values {
@@ -158,25 +157,20 @@ func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, resu
 // noteOf is the call note of an entity that carries the uniq; 0 = there is none.
 func (a *Account) noteOf(ctx context.Context, e entity, uniq string) (int64, result) {
 	for page := 1; page <= maxPages; page++ {
-		var answer struct {
-			Embedded struct {
-				Notes []note `json:"notes"`
-			} `json:"_embedded"`
-		}
-		r := decode(a.request(ctx, call{endpoint: noteGet, method: http.MethodGet, path: fmt.Sprintf("/api/v4/%s/%d/notes", collections[e.kind], e.id), query: url.Values{
-			"filter[note_type][]": {"call_in", "call_out"}, "order[id]": {"desc"}, "limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}}), &answer)
+		notes, r := list[note](a.request(ctx, call{endpoint: noteGet, method: http.MethodGet, path: fmt.Sprintf("/api/v4/%s/%d/notes", collections[e.kind], e.id), query: url.Values{
+			"filter[note_type][]": {"call_in", "call_out"}, "order[id]": {"desc"}, "limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}}), "notes")
 		if r.kind == notFound {
 			return 0, result{kind: done} // the entity is gone, and its notes
 		}
 		if r.kind != done {
 			return 0, r
 		}
-		for _, n := range answer.Embedded.Notes {
+		for _, n := range notes {
 			if n.Params.Uniq == uniq {
 				return n.ID, r
 			}
 		}
-		if len(answer.Embedded.Notes) < pageSize {
+		if len(notes) < pageSize {
 			return 0, r
 		}
 	}
@@ -195,28 +189,25 @@ func (a *Account) note(ctx context.Context, collection string, id int64) (note, 
 
 // unsortedOf is the incoming lead that carries the uniq.
 func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
+	type incoming struct {
+		UID      string `json:"uid"`
+		Metadata struct {
+			Uniq string `json:"uniq"`
+		} `json:"metadata"`
+		Embedded struct {
+			Leads, Contacts []struct {
+				ID int64 `json:"id"`
+			}
+		} `json:"_embedded"`
+	}
 	for page := 1; page <= maxPages; page++ {
-		var answer struct {
-			Embedded struct {
-				Unsorted []struct {
-					UID      string `json:"uid"`
-					Metadata struct {
-						Uniq string `json:"uniq"`
-					} `json:"metadata"`
-					Embedded struct {
-						Leads, Contacts []struct {
-							ID int64 `json:"id"`
-						}
-					} `json:"_embedded"`
-				} `json:"unsorted"`
-			} `json:"_embedded"`
-		}
 		r := a.get(ctx, "/api/v4/leads/unsorted", url.Values{"filter[category][]": {"sip"}, "order[created_at]": {"desc"},
-			"limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}, &answer)
+			"limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}})
+		leads, r := list[incoming](r, "unsorted")
 		if r.kind != done {
 			return Reply{}, r
 		}
-		for _, u := range answer.Embedded.Unsorted {
+		for _, u := range leads {
 			if u.Metadata.Uniq != uniq {
 				continue
 			}
@@ -230,7 +221,7 @@ func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
 			}
 			return reply, r
 		}
-		if len(answer.Embedded.Unsorted) < pageSize {
+		if len(leads) < pageSize {
 			return Reply{Outcome: NotFound}, r
 		}
 	}
@@ -246,14 +237,28 @@ type About struct {
 }
 
 func (a *Account) about(ctx context.Context) (about About, r result) {
-	r = a.get(ctx, "/api/v4/account", url.Values{"with": {"is_unsorted_on"}}, &about)
-	return about, r
+	r = a.get(ctx, "/api/v4/account", url.Values{"with": {"is_unsorted_on"}})
+	return about, decode(r, &about)
 }
 
-// get reads something. An empty list is 204 and leaves `into` as it is.
-func (a *Account) get(ctx context.Context, path string, query url.Values, into any) result {
-	r := a.request(ctx, call{endpoint: lookup, method: http.MethodGet, path: path, query: query})
-	return decode(r, into)
+// get reads something.
+func (a *Account) get(ctx context.Context, path string, query url.Values) result {
+	return a.request(ctx, call{endpoint: lookup, method: http.MethodGet, path: path, query: query})
+}
+
+// list is a page of a collection. Nothing is what 204 and an empty list say; an answer without its list says nothing.
+func list[T any](r result, name string) ([]T, result) {
+	var page struct {
+		Embedded map[string]json.RawMessage `json:"_embedded"`
+	}
+	if r = decode(r, &page); r.kind != done || r.status == http.StatusNoContent {
+		return nil, r
+	}
+	var items []T
+	if err := json.Unmarshal(page.Embedded[name], &items); err != nil || items == nil {
+		r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: there is no list of "+name
+	}
+	return items, r
 }
 
 func decode(r result, into any) result {

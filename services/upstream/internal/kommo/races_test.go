@@ -193,3 +193,39 @@ func TestGoneEntity(t *testing.T) {
 		}
 	})
 }
+
+// An answer without its list is no answer to whether the call is there.
+func TestNoListIsNoAnswer(t *testing.T) {
+	for _, list := range []string{"contacts.list", "companies.list", "notes.list", "unsorted.list"} {
+		for _, body := range []string{`{}`, `null`, `[]`, `{"_embedded":{}}`, `{"_embedded":[]}`, `{"_embedded":{"contacts":null,"companies":null,"notes":null,"unsorted":null}}`,
+			`{"status":"maintenance"}`, `{"_embedded":{"contacts":{},"companies":{},"notes":{},"unsorted":{}}}`} {
+			synctest.Test(t, func(t *testing.T) {
+				w := start(t, sim.Config{})
+				a := w.connect()
+				payload := aCall
+				if list == "unsorted.list" {
+					payload = aLead
+					send(t, a, UnsortedSIP, payload)
+				} else {
+					w.acc.Add(map[bool]string{true: "company", false: "contact"}[list == "companies.list"], "Ann", []string{number})
+					send(t, a, Calls, payload)
+				}
+				fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: body, Endpoint: list, Times: 1})(w)
+				answer := a.SendAgain(t.Context(), map[string]string{aCall: Calls, aLead: UnsortedSIP}[payload], []byte(payload))
+				if v := w.acc.View(); answer.Outcome != delivery.Transport || v.Calls["u1"] != 1 {
+					t.Errorf("%s says %s: %+v, there %d times", list, body, answer, v.Calls["u1"])
+				}
+			})
+		}
+	}
+	// An empty list is one.
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, sim.Config{})
+		a := w.connect()
+		fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: `{"_embedded":{"contacts":[]}}`, Endpoint: "contacts.list"})(w)
+		fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: `{"_embedded":{"unsorted":[]}}`, Endpoint: "unsorted.list"})(w)
+		if reply, answer := send(t, a, LookupUniq, aLookup); reply.Outcome != NotFound {
+			t.Errorf("%+v", answer)
+		}
+	})
+}

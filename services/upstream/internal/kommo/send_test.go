@@ -250,7 +250,7 @@ func TestAnyFaults(t *testing.T) {
 		endpoint := rapid.SampledFrom([]string{Calls, UnsortedSIP}).Draw(rt, "endpoint")
 		cfg := sim.Config{CallIDsAreNotNotes: rapid.Bool().Draw(rt, "other ids"), PerSecond: 7}
 		faults := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) sim.Fault {
-			return sim.Fault{Kind: rapid.SampledFrom([]sim.Kind{sim.Cut, sim.HTTP, sim.Hang, sim.Partial, sim.NonJSON}).Draw(rt, "kind"), Status: rapid.SampledFrom([]int{500, 504, 408}).Draw(rt, "status"),
+			return sim.Fault{Kind: rapid.SampledFrom([]sim.Kind{sim.Cut, sim.HTTP, sim.Hang, sim.Partial, sim.NonJSON, sim.Hollow}).Draw(rt, "kind"), Status: rapid.SampledFrom([]int{500, 504, 408}).Draw(rt, "status"),
 				Effect: rapid.Bool().Draw(rt, "effect"), Times: rapid.IntRange(1, 2).Draw(rt, "times"), Probability: rapid.SampledFrom([]float64{0, 0.5}).Draw(rt, "p"),
 				Endpoint: rapid.SampledFrom([]string{"", endpoint, "contacts.list", "notes.list", "unsorted.list"}).Draw(rt, "where")}
 		}), 0, 6).Draw(rt, "faults")
