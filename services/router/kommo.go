@@ -28,6 +28,7 @@ type kommoConfig struct {
 	Retention  time.Duration `env:"KOMMO_RETENTION" envDefault:"26280h" desc:"How long a call of Kommo is kept after the last open thing in it ended, so that it is never logged twice: 3 years."`
 	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say."`
 	WindowMax  time.Duration `env:"KOMMO_WINDOW_MAX" envDefault:"15m" desc:"How long an open call-result window holds its call."`
+	Settle     time.Duration `env:"KOMMO_SETTLE" envDefault:"20s" desc:"How long Kommo may still work on a request whose answer did not come, at most 1h; not looked for and not sent again before. Unconfirmed."`
 	JoinLead   config.Switch `env:"KOMMO_JOIN_LEAD" envDefault:"true" desc:"Put further calls of an unknown number as notes on its open incoming lead; off: they wait until it is accepted. Unconfirmed."`
 }
 
@@ -39,6 +40,9 @@ func (c *kommoConfig) check() (routes, error) {
 	}
 	if c.Retention < 72*time.Hour || c.Retention > 20*365*24*time.Hour {
 		err = errors.Join(err, fmt.Errorf("KOMMO_RETENTION: must be 72h to 20 years, not %v", c.Retention))
+	}
+	if c.Settle <= 0 || c.Settle > time.Hour { // the longest pause of the rules
+		err = errors.Join(err, fmt.Errorf("KOMMO_SETTLE: must be positive and at most 1h, not %v", c.Settle))
 	}
 	_, wrong := c.account(1, nil)
 	return routes, errors.Join(err, wrong)
@@ -70,7 +74,7 @@ func (c *kommoConfig) account(id int64, settings []byte) (*kommo.Config, error) 
 		}
 	}
 	rules := kommo.DefaultConfig(id)
-	rules.ClaimDelay, rules.WindowMax = c.ClaimDelay, c.WindowMax
+	rules.ClaimDelay, rules.WindowMax, rules.LookFirst = c.ClaimDelay, c.WindowMax, max(rules.LookFirst, c.Settle)
 	if !c.JoinLead {
 		rules.Unconfirmed.JoinLead = kommo.JoinByWaiting
 	}

@@ -456,7 +456,7 @@ type Config struct {
 	// PollFirst is the pause before the first poll of a parked call, twice as long each time; 0 = no polls, only webhooks.
 	PollFirst time.Duration
 	// LookFirst is the pause before an uncertain request is looked for, and before a change in vain is tried again; twice as long
-	// each time, at most an hour.
+	// each time, at most an hour. Kommo must be done with the request by then (KOMMO_SETTLE).
 	LookFirst time.Duration
 	// UpdateFor is how long after its last fact a call that cannot be found is tried to be changed.
 	UpdateFor time.Duration
