@@ -26,7 +26,7 @@ import (
 type kommoConfig struct {
 	Routes     string        `env:"ROUTES" desc:"Where calls of a source are logged besides: e.g. ameyo=kommo/9001;pbx/acme=kommo/9001 for the calls of the dialer and of the PBX integration acme; several accounts separated by commas. Empty means nowhere."`
 	Retention  time.Duration `env:"KOMMO_RETENTION" envDefault:"26280h" desc:"How long a call of Kommo is kept after the last open thing in it ended, so that it is never logged twice: 3 years."`
-	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say."`
+	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say; at most 1h."`
 	WindowMax  time.Duration `env:"KOMMO_WINDOW_MAX" envDefault:"15m" desc:"How long an open call-result window holds its call."`
 	Settle     time.Duration `env:"KOMMO_SETTLE" envDefault:"20s" desc:"How long Kommo may still work on a request whose answer did not come, at most 1h; not looked for and not sent again before. Unconfirmed."`
 	JoinLead   config.Switch `env:"KOMMO_JOIN_LEAD" envDefault:"true" desc:"Put further calls of an unknown number as notes on its open incoming lead; off: they wait until it is accepted. Unconfirmed."`
@@ -83,6 +83,9 @@ func (c *kommoConfig) account(id int64, settings []byte) (*kommo.Config, error) 
 	rules.SourceName = cmp.Or(s.SourceName, rules.SourceName)
 	rules.SourceFormat = cmp.Or(s.SourceFormat, rules.SourceFormat)
 	if s.ClaimDelay != nil {
+		if most := int(kommo.MaxClaimDelay / time.Second); *s.ClaimDelay < 0 || *s.ClaimDelay > most {
+			return nil, fmt.Errorf("settings: claim_delay must be 0 to %d seconds, not %d", most, *s.ClaimDelay)
+		}
 		rules.ClaimDelay = time.Duration(*s.ClaimDelay) * time.Second
 	}
 	rules.Link = func(string) string { return "" } // no source of this router gives recordings

@@ -211,6 +211,18 @@ func TestKommoSettings(t *testing.T) {
 	}
 }
 
+// A pause that nobody would wait for is refused in words, however it would wrap.
+func TestKommoClaimDelay(t *testing.T) {
+	for settings, want := range map[string]string{
+		`{"claim_delay":0}`: "", `{"claim_delay":3600}`: "",
+		`{"claim_delay":3601}`: "claim_delay", `{"claim_delay":-1}`: "claim_delay", `{"claim_delay":18446744075}`: "claim_delay",
+	} {
+		if err := CheckKommoSettings([]byte(settings)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", settings, err)
+		}
+	}
+}
+
 // A card is of no use later, and its end is nobody's business; all else that is sent is the rules' to know.
 func TestKommoDeliveries(t *testing.T) {
 	got := kommoDeliveries([]kommo.NewDelivery{{Number: 1, Endpoint: kommo.EndpointPopup, MaxAgeMS: 30_000}, {Number: 2, Endpoint: kommo.EndpointCalls}})

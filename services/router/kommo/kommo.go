@@ -502,7 +502,7 @@ func (c *Config) Check() error {
 	need(c.WidgetCode != "", "widget_code is required")
 	need(c.ResponsibleUser >= 0, "responsible_user_id must not be negative")
 	need(c.Link != nil, "there is no link to recordings")
-	need(c.ClaimDelay >= 0, "KOMMO_CLAIM_DELAY must not be negative")
+	need(c.ClaimDelay >= 0 && c.ClaimDelay <= MaxClaimDelay, "KOMMO_CLAIM_DELAY must be 0 to 1h")
 	need(c.WindowMax > 0, "KOMMO_WINDOW_MAX must be positive")
 	need(c.ParkFor > 0, "the time a call waits for a contact must be positive")
 	need(c.PollFirst >= 0, "the pause between polls must not be negative")
@@ -513,6 +513,9 @@ func (c *Config) Check() error {
 	errs = append(errs, c.Unconfirmed.check())
 	return errors.Join(errs...)
 }
+
+// MaxClaimDelay bounds ClaimDelay: a call that is not in Kommo after an hour is a lost call to whoever looks for it.
+const MaxClaimDelay = time.Hour
 
 // Prefixes of the keys of records.
 const (
