@@ -10,11 +10,12 @@ import (
 	"strconv"
 )
 
-// Bounds of a look-up. What does not fit makes it inconclusive: nothing is sent again, and a person is told.
+// Bounds of a look-up. What does not fit is tooMany: nothing is sent again before a person has looked. Each entity is a request,
+// and all of them have KOMMO_TIMEOUT.
 const (
 	pageSize    = 250
 	maxPages    = 4  // of notes of one entity, or of incoming leads
-	maxEntities = 12 // that share the number, their leads included
+	maxEntities = 30 // that share the number, their leads included
 )
 
 // lookup is the endpoint name of reads, for classify.
@@ -37,7 +38,7 @@ type note struct {
 
 // find looks for a call by its uniq: among the call notes of the entity in the path, of those that have the phone and of
 // their leads, then among the incoming leads (spec/kommo.md, K10). Done with OK or NotFound; any other kind says why it
-// could not be found out.
+// could not be found out, tooMany that looking again is no use.
 func (a *Account) find(ctx context.Context, p Path) (Reply, result) {
 	if p.Uniq == "" {
 		return Reply{}, result{kind: held, reason: "the call has no uniq by which it could be found"}
@@ -91,7 +92,7 @@ func (a *Account) owners(ctx context.Context, phone string) ([]entity, result) {
 		}
 	}
 	if len(owners) > maxEntities {
-		return nil, result{kind: unavailable, reason: fmt.Sprintf("%d entities share the number, more than can be looked through", len(owners))}
+		return nil, result{kind: tooMany, reason: fmt.Sprintf("%d entities share the number, more than can be looked through", len(owners))}
 	}
 	return owners, last
 }
@@ -132,7 +133,7 @@ func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, resu
 		return nil, r
 	}
 	if len(owners) >= pageSize {
-		return nil, result{kind: unavailable, reason: "too many entities have a number like this one"}
+		return nil, result{kind: tooMany, reason: "too many entities have a number like this one"}
 	}
 	var found []Found
 	for _, e := range owners {
@@ -174,7 +175,7 @@ func (a *Account) noteOf(ctx context.Context, e entity, uniq string) (int64, res
 			return 0, r
 		}
 	}
-	return 0, result{kind: unavailable, reason: fmt.Sprintf("a %s has more than %d call notes, too many to look through", e.kind, maxPages*pageSize)}
+	return 0, result{kind: tooMany, reason: fmt.Sprintf("a %s has more than %d call notes, too many to look through", e.kind, maxPages*pageSize)}
 }
 
 // note reads one note.
@@ -225,7 +226,7 @@ func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
 			return Reply{Outcome: NotFound}, r
 		}
 	}
-	return Reply{}, result{kind: unavailable, reason: fmt.Sprintf("there are more than %d incoming leads, too many to look through", maxPages*pageSize)}
+	return Reply{}, result{kind: tooMany, reason: fmt.Sprintf("there are more than %d incoming leads, too many to look through", maxPages*pageSize)}
 }
 
 // About is what an account says about itself.

@@ -35,16 +35,17 @@ func (a *Account) URL(endpoint string) string {
 
 // Send carries out one delivery.
 func (a *Account) Send(ctx context.Context, endpoint string, payload []byte) delivery.Answer {
-	return a.carry(ctx, endpoint, payload, false)
+	return a.carry(ctx, endpoint, payload, false, false)
 }
 
 // SendAgain carries out a delivery that may have arrived before: it is looked for first, and sent only when it is
-// definitely not there. A card is not shown a second time.
-func (a *Account) SendAgain(ctx context.Context, endpoint string, payload []byte) delivery.Answer {
-	return a.carry(ctx, endpoint, payload, true)
+// definitely not there. Where that is too much for us, a person who looked and retried it (looked) is believed. A card is not
+// shown a second time.
+func (a *Account) SendAgain(ctx context.Context, endpoint string, payload []byte, looked bool) delivery.Answer {
+	return a.carry(ctx, endpoint, payload, true, looked)
 }
 
-func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, again bool) delivery.Answer {
+func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, again, looked bool) delivery.Answer {
 	op, err := parse(endpoint, payload)
 	if err != nil {
 		return delivery.Answer{Outcome: delivery.Dead, Reason: "the payload is not one for Kommo: " + bounded(err.Error(), 300)}
@@ -60,7 +61,12 @@ func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, ag
 			if r.kind == done && reply.Outcome == OK {
 				return a.answer(r, reply)
 			}
-			if r.kind != done {
+			switch {
+			case r.kind == done, r.kind == tooMany && looked:
+			case r.kind == tooMany:
+				r.reason = "it may have arrived, and cannot be looked for: " + r.reason + "; look in Kommo whether it is there, then discard it or, if it is not, retry it"
+				return a.answer(r, Reply{})
+			default:
 				// Whatever kept us from looking: what may have arrived stays uncertain, for state keeps that mark.
 				r.reason = "it may have arrived, and looking for it failed: " + r.reason
 				return a.answer(r, Reply{})
@@ -92,7 +98,11 @@ func (a *Account) do(ctx context.Context, op operation) (Reply, result) {
 	q := call{endpoint: op.endpoint, method: http.MethodPost, path: paths[op.endpoint], body: op.body}
 	switch op.endpoint {
 	case LookupUniq:
-		return a.find(ctx, op.path)
+		reply, r := a.find(ctx, op.path)
+		if r.kind == tooMany {
+			return Reply{Outcome: TooMany}, result{kind: done}
+		}
+		return reply, r
 	case NotesPatch:
 		return a.patch(ctx, op)
 	case NotesCreate:
