@@ -437,6 +437,9 @@ func (d *decision) posted(r *Result) {
 		d.cancel(timerCheck)
 		d.notFound()
 	case d.Phase == Checking: // it is looked for already
+		if r.Outcome == Dropped {
+			d.Post = 0 // nobody can retry it any more
+		}
 	case r.Outcome == Uncertain:
 		d.Phase, d.Look = Checking, 0
 		d.rest()
@@ -444,10 +447,18 @@ func (d *decision) posted(r *Result) {
 		d.Phase = Discarded
 		d.journal(CallOutcome{Name: OutcomeDiscarded, Reason: r.Reason})
 	default:
-		d.Phase = Failed
-		d.journal(CallOutcome{Name: OutcomeCreateError, Reason: r.Reason})
+		d.fail(r.Reason)
 	}
 }
+
+// fail leaves the call to a person, who can retry or discard the delivery.
+func (d *decision) fail(reason string) {
+	d.Phase = Failed
+	d.journal(CallOutcome{Name: OutcomeCreateError, Reason: reason})
+}
+
+// reasonTooMany says what a person has to do where a look-up cannot say whether something arrived.
+const reasonTooMany = "it may have arrived, and there is too much in Kommo to look for it: look there, then discard the delivery or, if it is not there, retry it"
 
 // rest lets some time pass before the next look-up or change.
 func (d *decision) rest() {
@@ -463,6 +474,13 @@ func (d *decision) looked(r *Result) {
 		d.written(OutcomeCreated, r.Reply.place(d.cfg.Unconfirmed.EventOnto), r.Reply.NoteID, d.PostRev)
 	case NotFound:
 		d.post()
+	case TooMany:
+		if d.Post == 0 {
+			d.Phase = Discarded
+			d.journal(CallOutcome{Name: OutcomeDiscarded, Reason: reasonTooMany})
+			return
+		}
+		d.fail(reasonTooMany)
 	default:
 		d.rest()
 	}

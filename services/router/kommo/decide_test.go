@@ -254,6 +254,38 @@ func TestRules(t *testing.T) {
 			w.deliver(w.records[len(w.records)-1], arrivesLost)
 			w.pass(minute)
 		}, "Call event sent, Looking for the call event, Call event created", "contact", "calls lookup.uniq"},
+		{"K10 nobody can say: a person retries it", func(w *world) {
+			w.appear(digits, false)
+			w.input("a", voip(Inbound, ""))
+			w.fire(1 << 62)
+			r := w.record(CallKey(account, "a"))
+			post := r.line[0]
+			w.deliver(r, lost)
+			w.tooMany(r)
+			w.pass(100 * hour)
+			if c := w.call("a"); c.Phase != Failed || len(r.timers)+len(r.line) != 0 {
+				w.t.Errorf("%+v", c)
+			}
+			r.line = append(r.line, post)
+			w.settle()
+		}, "Call event sent, Looking for the call event, Create call event error, Call event created", "contact", "calls"},
+		{"K10 nobody can say about a lead: a person retries it", func(w *world) {
+			w.input("a", voip(Inbound, ""))
+			w.fire(1 << 62)
+			w.deliver(w.record(CallKey(account, "a")), arrives)
+			w.take(0)
+			n := w.record(NumberKey(account, digits))
+			post := n.line[0]
+			w.deliver(n, lost)
+			w.tooMany(n)
+			w.pass(hour)
+			if c := w.call("a"); c.Phase != Stuck || n.number.Phase != Refused {
+				w.t.Errorf("%+v %+v", c, n.number)
+			}
+			n.line = append(n.line, post)
+			w.settle()
+		}, "Call event sent, No entity found by number, Incoming lead sent, Looking for the call event, Create call event error, Create call event error, " +
+			"Incoming lead created, Incoming lead created", "lead", "calls unsorted.sip"},
 		{"K10 it had not arrived", func(w *world) {
 			w.appear(digits, false)
 			w.input("a", voip(Inbound, ""))
@@ -396,6 +428,33 @@ func TestPopup(t *testing.T) {
 	w.commit(CallKey(account, "e"), "late", ring)
 	if d := w.last.Deliveries; len(d) != 1 || d[0].MaxAgeMS != 1000 {
 		t.Errorf("%+v", d)
+	}
+}
+
+// TestDiscardedWhileLookedFor: what nobody can retry any more is not left to somebody who would have to.
+func TestDiscardedWhileLookedFor(t *testing.T) {
+	w := newWorld(t)
+	w.input("a", voip(Inbound, ""))
+	w.fire(1 << 62)
+	r := w.record(CallKey(account, "a"))
+	w.deliver(r, lost)
+	w.result(r, Result{Delivery: 1, Endpoint: EndpointCalls, Outcome: Dropped, Reason: "test call"})
+	w.tooMany(r)
+	if c := w.call("a"); c.Phase != Discarded {
+		t.Errorf("%+v", c)
+	}
+	w = newWorld(t)
+	w.input("a", voip(Inbound, ""))
+	w.fire(1 << 62)
+	w.deliver(w.record(CallKey(account, "a")), arrives)
+	w.take(0)
+	n := w.record(NumberKey(account, digits))
+	w.deliver(n, lost)
+	w.result(n, Result{Delivery: 1, Endpoint: EndpointLead, Outcome: Dropped, Reason: "test call"})
+	w.tooMany(n)
+	w.settle()
+	if c := w.call("a"); c.Phase != Discarded || n.number.Phase != Idle {
+		t.Errorf("%+v %+v", c, n.number)
 	}
 }
 

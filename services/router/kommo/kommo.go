@@ -112,7 +112,7 @@ const (
 	Seeking NumberPhase = 2
 	// Verifying: it is asked whether the lead is still there.
 	Verifying NumberPhase = 3
-	// Refused: Kommo refused it. The dead delivery waits for a person.
+	// Refused: Kommo refused it, or nobody can say whether it arrived. The dead delivery waits for a person.
 	Refused NumberPhase = 4
 )
 
@@ -146,7 +146,7 @@ const (
 	Written Phase = 5
 	// NoEntity: the time of waiting for a contact is over.
 	NoEntity Phase = 6
-	// Failed: Kommo refused it. The dead delivery waits for a person.
+	// Failed: Kommo refused it, or nobody can say whether it arrived. The dead delivery waits for a person.
 	Failed Phase = 7
 	// Stuck: Kommo refused the incoming lead of its number. The dead delivery of the number's record waits for a person.
 	Stuck Phase = 8
@@ -272,6 +272,8 @@ const (
 	NotFound Outcome = "not_found"
 	// UnsortedOff: incoming leads are switched off in the account.
 	UnsortedOff Outcome = "unsorted_off"
+	// TooMany: the look-up cannot say; a person has to look.
+	TooMany Outcome = "too_many"
 	// Unknown outcome: it may have arrived.
 	Uncertain Outcome = "uncertain"
 	// Dead: Kommo refused it, or it was tried too often. A person may retry it, and then there is another result.

@@ -378,6 +378,19 @@ func (w *world) deliver(r *record, ending int) {
 	w.result(r, result)
 }
 
+// tooMany lets the look-up of a record come due, and Kommo hold too much for it.
+func (w *world) tooMany(r *record) {
+	w.t.Helper()
+	for len(r.line) == 0 && w.fire(1<<62) {
+	}
+	look := r.line[0]
+	r.line = r.line[1:]
+	if look.Endpoint != EndpointLookup {
+		w.t.Fatalf("%s, not a look-up", look.Endpoint)
+	}
+	w.result(r, Result{Delivery: look.Number, Endpoint: look.Endpoint, Outcome: TooMany})
+}
+
 func (w *world) result(r *record, result Result) {
 	w.t.Helper()
 	r.results++
