@@ -457,8 +457,11 @@ func (d *decision) fail(reason string) {
 	d.journal(CallOutcome{Name: OutcomeCreateError, Reason: reason})
 }
 
-// reasonTooMany says what a person has to do where a look-up cannot say whether something arrived.
-const reasonTooMany = "it may have arrived, and there is too much in Kommo to look for it: look there, then discard the delivery or, if it is not there, retry it"
+// What a person is told: why it cannot go on by itself, and what to do.
+const (
+	reasonNever   = "it is not in Kommo, which does not answer it: find out why, then retry or discard the delivery"
+	reasonTooMany = "it may have arrived, and there is too much in Kommo to look for it: look there, then discard the delivery or, if it is not there, retry it"
+)
 
 // rest lets some time pass before the next look-up or change.
 func (d *decision) rest() {
@@ -469,21 +472,28 @@ func (d *decision) rest() {
 // looked takes the result of the look-up for what may have arrived.
 func (d *decision) looked(r *Result) {
 	d.Look = 0
-	switch r.Outcome {
-	case OK:
+	switch {
+	case r.Outcome == OK:
 		d.written(OutcomeCreated, r.Reply.place(d.cfg.Unconfirmed.EventOnto), r.Reply.NoteID, d.PostRev)
-	case NotFound:
+	case r.Outcome == NotFound && d.now < d.FactMS+d.cfg.UpdateFor.Milliseconds():
 		d.post()
-	case TooMany:
-		if d.Post == 0 {
-			d.Phase = Discarded
-			d.journal(CallOutcome{Name: OutcomeDiscarded, Reason: reasonTooMany})
-			return
-		}
-		d.fail(reasonTooMany)
+	case r.Outcome == NotFound:
+		d.giveBack(reasonNever)
+	case r.Outcome == TooMany:
+		d.giveBack(reasonTooMany)
 	default:
 		d.rest()
 	}
+}
+
+// giveBack leaves the call to a person, unless one discarded the delivery meanwhile.
+func (d *decision) giveBack(reason string) {
+	if d.Post != 0 {
+		d.fail(reason)
+		return
+	}
+	d.Phase = Discarded
+	d.journal(CallOutcome{Name: OutcomeDiscarded, Reason: reason})
 }
 
 // place is where a reply says that a call is; of an incoming lead, the entity of the kind.

@@ -431,6 +431,47 @@ func TestPopup(t *testing.T) {
 	}
 }
 
+// TestPoison: what Kommo never answers is sent anew for three days, and then left to a person, who can retry it.
+func TestPoison(t *testing.T) {
+	for _, contact := range []bool{true, false} {
+		w := newWorld(t)
+		r, bad := w.record(CallKey(account, "a")), EndpointCalls
+		if contact {
+			w.appear(digits, false)
+		} else {
+			r, bad = w.record(NumberKey(account, digits)), EndpointLead
+		}
+		w.input("a", voip(Inbound, ""))
+		var post NewDelivery
+		sent := 0
+		for end := w.now + 30*24*hour; w.now < end; {
+			switch {
+			case len(w.messages) > 0:
+				w.take(0)
+			case len(r.line) > 0 && r.line[0].Endpoint == bad:
+				sent, post = sent+1, r.line[0]
+				w.deliver(r, lost)
+			case len(r.line) > 0:
+				w.deliver(r, arrives)
+			case len(w.record(CallKey(account, "a")).line) > 0:
+				w.deliver(w.record(CallKey(account, "a")), arrives)
+			default:
+				if !w.fire(end) {
+					end = w.now
+				}
+			}
+		}
+		if c := w.call("a"); sent < 50 || sent > 110 || !contact && c.Phase != Stuck || contact && (c.Phase != Failed || c.Post != post.Number) {
+			t.Errorf("contact %t: sent %d times, %+v", contact, sent, c)
+		}
+		r.line = append(r.line, post)
+		w.settle()
+		if c := w.call("a"); c.Phase != Written {
+			t.Errorf("retried: %+v", c)
+		}
+	}
+}
+
 // TestDiscardedWhileLookedFor: what nobody can retry any more is not left to somebody who would have to.
 func TestDiscardedWhileLookedFor(t *testing.T) {
 	w := newWorld(t)

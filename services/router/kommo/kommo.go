@@ -460,7 +460,7 @@ type Config struct {
 	// LookFirst is the pause before an uncertain request is looked for, and before a change in vain is tried again; twice as long
 	// each time, at most an hour. Kommo must be done with the request by then (KOMMO_SETTLE).
 	LookFirst time.Duration
-	// UpdateFor is how long after its last fact a call that cannot be found is tried to be changed.
+	// UpdateFor is how long after its last fact a call that cannot be found is tried to be changed, or to be written.
 	UpdateFor time.Duration
 	// LeadFresh is how long an incoming lead is believed to be open without asking.
 	LeadFresh time.Duration
@@ -509,7 +509,7 @@ func (c *Config) Check() error {
 	need(c.ParkFor > 0, "the time a call waits for a contact must be positive")
 	need(c.PollFirst >= 0, "the pause between polls must not be negative")
 	need(c.LookFirst > 0, "the pause before a look-up must be positive")
-	need(c.UpdateFor > 0, "the time a change is tried must be positive")
+	need(c.UpdateFor > 0, "the time that a call or change is tried must be positive")
 	need(c.LeadFresh >= 0, "the time an incoming lead is believed to be open must not be negative")
 	need(c.PopupMaxAge > 0, "the age of a card must be positive")
 	errs = append(errs, c.Unconfirmed.check())

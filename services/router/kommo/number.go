@@ -151,17 +151,15 @@ func (d *numberDecision) result(r *Result) {
 		d.verified(r)
 	case r.Delivery != 0 && r.Delivery == d.Look && d.Phase == Seeking:
 		d.Look = 0
-		switch r.Outcome {
-		case OK:
+		switch {
+		case r.Outcome == OK:
 			d.created(r)
-		case NotFound:
+		case r.Outcome == NotFound && d.now < d.Creator.UntilMS+d.cfg.UpdateFor.Milliseconds():
 			d.create()
-		case TooMany:
-			if d.Post == 0 {
-				d.discard(reasonTooManyLeads)
-				return
-			}
-			d.refuse(reasonTooManyLeads)
+		case r.Outcome == NotFound:
+			d.giveBack(reasonNever)
+		case r.Outcome == TooMany:
+			d.giveBack(reasonTooManyLeads)
 		default:
 			d.rest()
 		}
@@ -193,6 +191,15 @@ func (d *numberDecision) posted(r *Result) {
 
 // reasonTooManyLeads is reasonTooMany of an incoming lead. One that is accepted or declined cannot get a second beside it.
 const reasonTooManyLeads = "it may have arrived, and there is too much in Kommo to look for it: look there; if it is there, accept or decline it and discard the delivery, else retry it"
+
+// giveBack leaves the lead to a person, unless one discarded the delivery meanwhile.
+func (d *numberDecision) giveBack(reason string) {
+	if d.Post == 0 {
+		d.discard(reason)
+		return
+	}
+	d.refuse(reason)
+}
 
 // discard gives the lead up, as a person decided.
 func (d *numberDecision) discard(reason string) {
