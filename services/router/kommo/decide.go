@@ -225,15 +225,21 @@ func (c *Call) due(cfg *Config) (ms int64, ok bool) {
 	return 0, true
 }
 
-// voip takes the report of the VoIP side. The first one counts.
+// voip takes the report of the VoIP side. The first one counts, unless a later attempt was answered.
 func (d *decision) voip(v *Voip) {
 	if d.Phase == Written {
 		d.journal(CallOutcome{Name: OutcomeAlreadyCreated, Entity: d.Entity})
 	}
 	known := d.Voip != nil
-	if !known {
+	if again := known && d.Voip.answeredBy(&v.Facts); again || !known {
 		facts := v.Facts
-		d.Voip, d.VoipMS = &facts, d.at
+		d.Voip, d.VoipMS, known = &facts, d.at, false
+		if again {
+			d.journal(Note("a later attempt was answered; it counts instead of the one reported before"))
+		}
+		if again && (d.Phase == Parked || d.Phase == NoEntity) {
+			d.Phase, d.Asked = Collecting, false // it waits for a contact on its own account
+		}
 	} else if *d.Voip != v.Facts {
 		d.journal(Note("the VoIP side reported this call before, in other words; the first report counts"))
 	}
@@ -242,6 +248,12 @@ func (d *decision) voip(v *Voip) {
 		known = false
 	}
 	d.effects.Duplicate = known
+}
+
+// answeredBy says whether a report is of a later attempt that was answered, after one that was not: a dialer dials with one
+// call id until somebody answers.
+func (f *Facts) answeredBy(later *Facts) bool {
+	return f.Direction == Outbound && later.Direction == Outbound && f.Status != StatusAnswered && later.Status == StatusAnswered
 }
 
 // window takes what the call-result window said. What was saved stays saved: a cancel or opening that comes after it is

@@ -40,6 +40,46 @@ func TestRules(t *testing.T) {
 				w.t.Errorf("duration %d", e.length)
 			}
 		}, "Call event sent, Call event created", "contact", "calls"},
+		{"K1, K7 a dialer's later attempt is answered", func(w *world) {
+			w.appear(digits, false)
+			w.input("a", attempt(StatusBusy))
+			w.pass(hour)
+			w.input("a", attempt(StatusAnswered))
+			if w.last.Duplicate {
+				w.t.Errorf("a duplicate")
+			}
+			w.pass(minute)
+			w.input("a", attempt(StatusNoAnswer))
+			w.pass(minute)
+			if e := w.crm.event("a"); e.length != 73 {
+				w.t.Errorf("duration %d", e.length)
+			}
+		}, "Call event sent, Call event created, Already created, Call event update sent, Call event updated, Already created", "contact", "calls notes.patch"},
+		{"K1, K9 a later attempt is answered while it waits for a contact", func(w *world) {
+			w.cfg.PollFirst = 0
+			w.input("a", attempt(StatusBusy))
+			w.pass(17 * hour)
+			w.input("a", attempt(StatusAnswered))
+			w.pass(17 * hour)
+			if c := w.call("a"); c.Phase != Parked {
+				w.t.Errorf("%+v", c)
+			}
+			w.appear(digits, false)
+			w.pass(hour)
+			if e := w.crm.event("a"); e == nil || e.length != 73 {
+				w.t.Errorf("%+v", e)
+			}
+		}, "Call event sent, No entity found by number, Waits for a contact, Call event sent, No entity found by number, Waits for a contact, " +
+			"Call event sent, Call event created", "contact", "calls"},
+		{"K1, K9 and after that", func(w *world) {
+			w.input("a", attempt(StatusBusy))
+			w.pass(19 * hour)
+			w.seen()
+			clear(w.crm.requests)
+			w.appear(digits, false)
+			w.input("a", attempt(StatusAnswered))
+			w.pass(minute)
+		}, "Call event sent, Call event created", "contact", "calls"},
 		{"K2 it waits for the window", func(w *world) {
 			w.appear(digits, false)
 			w.input("a", voip(Inbound, ""))

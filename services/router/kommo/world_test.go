@@ -493,6 +493,16 @@ func (w *world) close(l *crmLead, accept, webhook bool) {
 	w.appear(l.digits, webhook)
 }
 
+// attempt is a dialer's report of an attempt that ended just now.
+func attempt(status Status) Input {
+	in := voip(Outbound, "")
+	in.Voip.Status, in.Voip.StartedMS = status, 0
+	if status != StatusAnswered {
+		in.Voip.Duration = 0
+	}
+	return in
+}
+
 // seen are the outcomes journaled since the last time, in order.
 func (w *world) seen() string {
 	all := strings.Join(w.facts, ", ")
