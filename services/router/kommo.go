@@ -202,6 +202,10 @@ type kommoInput struct {
 	result *statev1.DeliveryResult
 }
 
+// accountPatience is how long a report that was acknowledged into a spool waits for its account to be connected, again maybe: its
+// sender was told 200 and never 404. It keeps its place on ingress' disk meanwhile.
+const accountPatience = time.Hour
+
 // report makes what the engine takes of a call that a VoIP service reported.
 func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 	c := callback.KommoCall{CallID: m.GetCallId(), Direction: m.GetDirection(), Phone: m.GetPhone(), Duration: m.GetDuration(), Status: m.GetStatus(),
@@ -212,9 +216,12 @@ func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 	in.received.Source, in.call = "kommo.call", kommo.CallKey(m.GetAccountId(), c.CallID)
 	rules, err := r.of(m.GetAccountId())
 	var gone errNotConnected
-	if errors.As(err, &gone) {
+	switch {
+	case errors.As(err, &gone) && in.received.Spooled && time.Since(in.since) < accountPatience:
+		return errkind.Unavailable(gone, "%s", gone.Error())
+	case errors.As(err, &gone):
 		return errkind.NotFound("%s", gone.Error())
-	} else if err != nil {
+	case err != nil:
 		return err
 	}
 	in.kommo = &kommoInput{rules: rules, input: kommo.Input{RequestID: in.id, Traceparent: in.traceparent, Voip: &kommo.Voip{Facts: kommo.Facts{
