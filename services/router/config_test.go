@@ -24,6 +24,8 @@ func TestValidate(t *testing.T) {
 		{"CALL_START_MAX_AGE_SECONDS", "-1"},
 		{"TIMEZONE", "Moon/Base"},
 		{"CALL_START_TARGET_TEL", "phone,fax"},
+		{"KOMMO_SETTLE", "61m"},
+		{"KOMMO_CLAIM_DELAY", "61m"},
 	} {
 		env := maps.Clone(valid)
 		env[wrong.variable], all[wrong.variable] = wrong.value, wrong.value

@@ -77,11 +77,15 @@ func writeKommo(call *kommo.Call, number *kommo.Number, before *statev1.CallStat
 
 // supersede sees to it that nobody retries a request that writes a call once the rules have taken that into their own
 // hands: they look for what is uncertain and send it again themselves. Such a request's gate has another owner then, which
-// is what makes state refuse the retry.
+// is what makes state refuse the retry. What they gave back to a person may be retried again.
 func supersede(record *statev1.Record, live bool, now, before uint32) {
 	for _, post := range []uint32{before, now} {
 		key := kommoGate(post)
-		if post == 0 || live && post == now || slices.ContainsFunc(record.GetGates(), func(g *statev1.Gate) bool { return g.GetKey() == key }) {
+		if live && post == now {
+			record.Gates = slices.DeleteFunc(record.GetGates(), func(g *statev1.Gate) bool { return g.GetKey() == key })
+			continue
+		}
+		if post == 0 || slices.ContainsFunc(record.GetGates(), func(g *statev1.Gate) bool { return g.GetKey() == key }) {
 			continue
 		}
 		record.Gates = append(record.Gates, &statev1.Gate{Key: key, Owner: "(the rules of Kommo)"})
@@ -259,9 +263,9 @@ func kommoResult(d *statev1.Delivery, reply []byte) (*kommo.Result, error) {
 			result.Reply.Entity = kommo.Entity{Type: said.EntityType, ID: said.EntityID}
 		}
 		switch said.Outcome {
-		case kommo.OK, kommo.NotFound, kommo.UnsortedOff:
+		case kommo.OK, kommo.NotFound, kommo.UnsortedOff, kommo.TooMany:
 		default:
-			return nil, fmt.Errorf("the reply to delivery %d has the outcome %q: want ok, not_found or unsorted_off", d.GetNumber(), said.Outcome)
+			return nil, fmt.Errorf("the reply to delivery %d has the outcome %q: want ok, not_found, unsorted_off or too_many", d.GetNumber(), said.Outcome)
 		}
 	case statev1.DeliveryState_DELIVERY_STATE_DISCARDED, statev1.DeliveryState_DELIVERY_STATE_SEND_DISABLED:
 		result.Outcome = kommo.Dropped

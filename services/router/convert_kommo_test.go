@@ -136,6 +136,7 @@ func TestKommoResults(t *testing.T) {
 		{delivered, false, `{"outcome":"ok","note_id":5,"entity_type":"lead","entity_id":6}`, kommo.OK},
 		{delivered, true, `{"outcome":"not_found"}`, kommo.NotFound},
 		{delivered, false, `{"outcome":"unsorted_off"}`, kommo.UnsortedOff},
+		{delivered, false, `{"outcome":"too_many"}`, kommo.TooMany},
 		{delivered, false, `{"outcome":"great"}`, ""},
 		{delivered, false, ``, ""},
 		{dead, false, "", kommo.Dead},
@@ -165,6 +166,8 @@ func TestKommoSupersededPosts(t *testing.T) {
 		{kommo.Call{Phase: kommo.Adding, Post: 1}, ""},
 		{kommo.Call{Phase: kommo.Failed, Post: 1}, ""},
 		{kommo.Call{Phase: kommo.Checking, Post: 1}, "delivery/1"},
+		{kommo.Call{Phase: kommo.Failed, Post: 1}, ""}, // given back
+		{kommo.Call{Phase: kommo.Checking, Post: 1}, "delivery/1"},
 		{kommo.Call{Phase: kommo.Adding, Post: 3}, "delivery/1"},
 		{kommo.Call{Phase: kommo.Written, Post: 3}, "delivery/1 delivery/3"},
 	} {
@@ -185,7 +188,7 @@ func TestKommoSupersededPosts(t *testing.T) {
 		}
 	}
 	state = &statev1.CallState{}
-	for _, number := range []kommo.Number{{Phase: kommo.Creating, Post: 1}, {Phase: kommo.Seeking, Post: 1}, {Phase: kommo.Creating, Post: 3}, {Phase: kommo.Refused, Post: 3}, {}} {
+	for _, number := range []kommo.Number{{Phase: kommo.Creating, Post: 1}, {Phase: kommo.Seeking, Post: 1}, {Phase: kommo.Creating, Post: 3}, {Phase: kommo.Seeking, Post: 3}, {Phase: kommo.Refused, Post: 3}} {
 		record, err := writeKommo(nil, &number, state)
 		if err != nil {
 			t.Fatal(err)
@@ -193,7 +196,7 @@ func TestKommoSupersededPosts(t *testing.T) {
 		state.Record = record
 	}
 	stored := &statev1.Record{}
-	if err := proto.Unmarshal(state.Record, stored); err != nil || len(stored.GetGates()) != 2 {
+	if err := proto.Unmarshal(state.Record, stored); err != nil || len(stored.GetGates()) != 1 {
 		t.Errorf("%v: %v", err, stored.GetGates())
 	}
 }

@@ -26,8 +26,9 @@ import (
 type kommoConfig struct {
 	Routes     string        `env:"ROUTES" desc:"Where calls of a source are logged besides: e.g. ameyo=kommo/9001;pbx/acme=kommo/9001 for the calls of the dialer and of the PBX integration acme; several accounts separated by commas. Empty means nowhere."`
 	Retention  time.Duration `env:"KOMMO_RETENTION" envDefault:"26280h" desc:"How long a call of Kommo is kept after the last open thing in it ended, so that it is never logged twice: 3 years."`
-	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say."`
+	ClaimDelay time.Duration `env:"KOMMO_CLAIM_DELAY" envDefault:"5s" desc:"How long a call waits for the manager to choose its entity, where the account's settings do not say; at most 1h."`
 	WindowMax  time.Duration `env:"KOMMO_WINDOW_MAX" envDefault:"15m" desc:"How long an open call-result window holds its call."`
+	Settle     time.Duration `env:"KOMMO_SETTLE" envDefault:"20s" desc:"How long Kommo may still work on a request whose answer did not come, at most 1h; not looked for and not sent again before. Unconfirmed."`
 	JoinLead   config.Switch `env:"KOMMO_JOIN_LEAD" envDefault:"true" desc:"Put further calls of an unknown number as notes on its open incoming lead; off: they wait until it is accepted. Unconfirmed."`
 }
 
@@ -39,6 +40,9 @@ func (c *kommoConfig) check() (routes, error) {
 	}
 	if c.Retention < 72*time.Hour || c.Retention > 20*365*24*time.Hour {
 		err = errors.Join(err, fmt.Errorf("KOMMO_RETENTION: must be 72h to 20 years, not %v", c.Retention))
+	}
+	if c.Settle <= 0 || c.Settle > time.Hour { // the longest pause of the rules
+		err = errors.Join(err, fmt.Errorf("KOMMO_SETTLE: must be positive and at most 1h, not %v", c.Settle))
 	}
 	_, wrong := c.account(1, nil)
 	return routes, errors.Join(err, wrong)
@@ -70,7 +74,7 @@ func (c *kommoConfig) account(id int64, settings []byte) (*kommo.Config, error) 
 		}
 	}
 	rules := kommo.DefaultConfig(id)
-	rules.ClaimDelay, rules.WindowMax = c.ClaimDelay, c.WindowMax
+	rules.ClaimDelay, rules.WindowMax, rules.LookFirst = c.ClaimDelay, c.WindowMax, max(rules.LookFirst, c.Settle)
 	if !c.JoinLead {
 		rules.Unconfirmed.JoinLead = kommo.JoinByWaiting
 	}
@@ -79,6 +83,9 @@ func (c *kommoConfig) account(id int64, settings []byte) (*kommo.Config, error) 
 	rules.SourceName = cmp.Or(s.SourceName, rules.SourceName)
 	rules.SourceFormat = cmp.Or(s.SourceFormat, rules.SourceFormat)
 	if s.ClaimDelay != nil {
+		if most := int(kommo.MaxClaimDelay / time.Second); *s.ClaimDelay < 0 || *s.ClaimDelay > most {
+			return nil, fmt.Errorf("settings: claim_delay must be 0 to %d seconds, not %d", most, *s.ClaimDelay)
+		}
 		rules.ClaimDelay = time.Duration(*s.ClaimDelay) * time.Second
 	}
 	rules.Link = func(string) string { return "" } // no source of this router gives recordings
@@ -195,6 +202,10 @@ type kommoInput struct {
 	result *statev1.DeliveryResult
 }
 
+// accountPatience is how long a report that was acknowledged into a spool waits for its account to be connected, again maybe: its
+// sender was told 200 and never 404. It keeps its place on ingress' disk meanwhile.
+const accountPatience = time.Hour
+
 // report makes what the engine takes of a call that a VoIP service reported.
 func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 	c := callback.KommoCall{CallID: m.GetCallId(), Direction: m.GetDirection(), Phone: m.GetPhone(), Duration: m.GetDuration(), Status: m.GetStatus(),
@@ -205,9 +216,12 @@ func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 	in.received.Source, in.call = "kommo.call", kommo.CallKey(m.GetAccountId(), c.CallID)
 	rules, err := r.of(m.GetAccountId())
 	var gone errNotConnected
-	if errors.As(err, &gone) {
+	switch {
+	case errors.As(err, &gone) && in.received.Spooled && time.Since(in.since) < accountPatience:
+		return errkind.Unavailable(gone, "%s", gone.Error())
+	case errors.As(err, &gone):
 		return errkind.NotFound("%s", gone.Error())
-	} else if err != nil {
+	case err != nil:
 		return err
 	}
 	in.kommo = &kommoInput{rules: rules, input: kommo.Input{RequestID: in.id, Traceparent: in.traceparent, Voip: &kommo.Voip{Facts: kommo.Facts{

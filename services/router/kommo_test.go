@@ -62,6 +62,14 @@ func TestKommoReports(t *testing.T) {
 			t.Errorf("account %d: %v", account, a)
 		}
 	}
+	for age, waits := range map[time.Duration]bool{0: true, 59 * time.Minute: true, 61 * time.Minute: false} {
+		before := len(f.calls)
+		late := report("late", 9003)
+		late.Spooled, late.AgeMs = true, age.Milliseconds()
+		if a := e.send(late); (a.GetError().GetKind() == errorsv1.Kind_KIND_UNAVAILABLE) != waits || (len(f.calls) == before) != waits {
+			t.Errorf("acknowledged %v ago, the account is not connected: %v", age, a)
+		}
+	}
 	bad := report("r9", 9001)
 	bad.GetKommoCall().Direction = "up"
 	if a := e.send(bad); a.GetError().GetField() != "direction" {

@@ -137,6 +137,30 @@ func TestKommoWiring(t *testing.T) {
 	}
 }
 
+// Nobody looks for a request that may have arrived before KOMMO_SETTLE, nor before the rules' own pause.
+func TestKommoSettles(t *testing.T) {
+	for settle, want := range map[time.Duration]time.Duration{time.Minute: time.Minute, time.Second: 10 * time.Second} {
+		e, _ := newTestEngine(t)
+		connected(t, e)
+		e.kommo.config.Settle = settle
+		rules, err := e.kommo.config.account(9001, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.kommo.accounts.Store(&map[int64]kommoAccount{9001: {rules: rules}})
+		call := &record{t, e, "kommo/9001/a", &statev1.CallState{}, 0}
+		in := &input{id: "r1", received: &statev1.Received{}}
+		if err := e.kommo.report(in, report("r1", 9001).GetKommoCall()); err != nil {
+			t.Fatal(err)
+		}
+		call.entry(call.decide(in).GetSetTimers()[0].GetName(), nil)
+		call.state.Deliveries[0].State, call.state.Deliveries[0].Uncertain = statev1.DeliveryState_DELIVERY_STATE_DEAD, true
+		if looks := call.entry("=1", &statev1.DeliveryResult{Delivery: 1}).GetSetTimers(); len(looks) != 1 || looks[0].GetInMs() != want.Milliseconds() {
+			t.Errorf("KOMMO_SETTLE=%v: %v, want %v", settle, looks, want)
+		}
+	}
+}
+
 // What ends a call's waiting cancels its timers.
 func TestKommoTimersAreCancelled(t *testing.T) {
 	e, _ := newTestEngine(t)
@@ -184,6 +208,18 @@ func TestKommoSettings(t *testing.T) {
 	got := []any{now.PipelineID, now.WidgetCode, now.ResponsibleUser, now.SourceName, now.SourceFormat, now.ClaimDelay}
 	if want := []any{int64(1), "w", int64(2), "s", "{did} {name}", time.Duration(0)}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// A pause that nobody would wait for is refused in words, however it would wrap.
+func TestKommoClaimDelay(t *testing.T) {
+	for settings, want := range map[string]string{
+		`{"claim_delay":0}`: "", `{"claim_delay":3600}`: "",
+		`{"claim_delay":3601}`: "claim_delay", `{"claim_delay":-1}`: "claim_delay", `{"claim_delay":18446744075}`: "claim_delay",
+	} {
+		if err := CheckKommoSettings([]byte(settings)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", settings, err)
+		}
 	}
 }
 

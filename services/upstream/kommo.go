@@ -37,7 +37,7 @@ type KommoConfig struct {
 	Total        time.Duration `env:"KOMMO_TIMEOUT" envDefault:"30s" desc:"Longest time for all requests of one delivery."`
 	Refresh      time.Duration `env:"KOMMO_REFRESH_BEFORE" envDefault:"1h" desc:"How long before its end an access token is renewed."`
 	NoteID       config.Switch `env:"KOMMO_CALL_ID_IS_NOTE_ID" envDefault:"false" desc:"Trust that the id that Kommo answers to a call is its note's; off: a note is read before it is changed. Unconfirmed, see callrelay integrations check."`
-	Settle       time.Duration `env:"KOMMO_SETTLE" envDefault:"20s" desc:"How long Kommo may still work on a request whose answer did not come; not looked for and not sent again before. Unconfirmed."`
+	Settle       time.Duration `env:"KOMMO_SETTLE" envDefault:"20s" desc:"How long Kommo may still work on a request whose answer did not come, at most 1h; not looked for and not sent again before. Unconfirmed."`
 	PauseAddress config.Switch `env:"KOMMO_PAUSE_ADDRESS" envDefault:"false" desc:"After a 429 stop every account behind the same outgoing address and not only the one. Unconfirmed."`
 }
 
@@ -62,7 +62,7 @@ func (c *KommoConfig) problems(leaseTime time.Duration) (problems []error) {
 	check(c.Total >= c.Request, "KOMMO_TIMEOUT: must be at least KOMMO_REQUEST_TIMEOUT")
 	check(leaseTime >= c.Total+leaseRoom, "LEASE_TIME: must be at least KOMMO_TIMEOUT + %v = %v, not %v", leaseRoom, c.Total+leaseRoom, leaseTime)
 	check(c.Refresh >= time.Minute && c.Refresh <= 12*time.Hour, "KOMMO_REFRESH_BEFORE: must be 1m to 12h, not %v", c.Refresh)
-	check(c.Settle > 0, "KOMMO_SETTLE: must be positive, not %v", c.Settle)
+	check(c.Settle > 0 && c.Settle <= time.Hour, "KOMMO_SETTLE: must be positive and at most 1h, not %v", c.Settle)
 	return problems
 }
 

@@ -20,6 +20,7 @@ const (
 	Cut      Kind = "cut"      // the connection is closed before an answer
 	HTTP     Kind = "http"     // Status with a page of HTML, or Body
 	NonJSON  Kind = "non_json" // HTTP 200 with a page of HTML
+	Hollow   Kind = "hollow"   // HTTP 200 with {}, or with Status 204 nothing: neither yes nor no
 	SlowBody Kind = "slow"     // the answer, one byte every 10 ms
 	Partial  Kind = "partial"  // half of the answer, then the connection is closed
 )
@@ -40,7 +41,7 @@ type Fault struct {
 	Effect bool `json:"effect,omitempty"`
 	// DelayMS before the answer, any kind but Hang.
 	DelayMS int64 `json:"delay_ms,omitempty"`
-	// Status and Body of HTTP.
+	// Status of HTTP and Hollow, Body of HTTP.
 	Status int    `json:"status,omitempty"`
 	Body   string `json:"body,omitempty"`
 	// RetryAfter is the header of HTTP: seconds or a date.
@@ -64,7 +65,7 @@ type activeFault struct {
 // AddFault sets a fault behind those that are set.
 func (s *Server) AddFault(f Fault) error {
 	switch f.Kind {
-	case Delay, Hang, Cut, NonJSON, SlowBody, Partial:
+	case Delay, Hang, Cut, NonJSON, SlowBody, Partial, Hollow:
 	case HTTP:
 		if f.Status < 200 || f.Status > 599 {
 			return fmt.Errorf("fault %q needs a status from 200 to 599", f.Kind)
@@ -152,6 +153,12 @@ func (f *activeFault) play(w http.ResponseWriter, r *http.Request, answer *reply
 		said.write(w)
 	case NonJSON:
 		page(http.StatusOK).write(w)
+	case Hollow:
+		said := ok(object{})
+		if f.Status == http.StatusNoContent {
+			said = &reply{status: http.StatusNoContent}
+		}
+		said.write(w)
 	case SlowBody:
 		f.writeSlowly(w, r, answer)
 	case Partial:

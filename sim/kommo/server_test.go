@@ -396,6 +396,8 @@ func TestFaults(t *testing.T) {
 		"503":              {Fault{Kind: HTTP, Status: 503, RetryAfter: "3"}, 503, 0},
 		"504 after":        {Fault{Kind: HTTP, Status: 504, Effect: true}, 504, 1},
 		"HTML":             {Fault{Kind: NonJSON}, 200, 0},
+		"hollow":           {Fault{Kind: Hollow}, 200, 0},
+		"204 after":        {Fault{Kind: Hollow, Status: 204, Effect: true}, 204, 1},
 		"slow":             {Fault{Kind: SlowBody}, 200, 1},
 		"late":             {Fault{Kind: Delay, DelayMS: 1}, 200, 1},
 		"half":             {Fault{Kind: Partial}, 0, 1},

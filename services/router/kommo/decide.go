@@ -225,15 +225,21 @@ func (c *Call) due(cfg *Config) (ms int64, ok bool) {
 	return 0, true
 }
 
-// voip takes the report of the VoIP side. The first one counts.
+// voip takes the report of the VoIP side. The first one counts, unless a later attempt was answered.
 func (d *decision) voip(v *Voip) {
 	if d.Phase == Written {
 		d.journal(CallOutcome{Name: OutcomeAlreadyCreated, Entity: d.Entity})
 	}
 	known := d.Voip != nil
-	if !known {
+	if again := known && d.Voip.answeredBy(&v.Facts); again || !known {
 		facts := v.Facts
-		d.Voip, d.VoipMS = &facts, d.at
+		d.Voip, d.VoipMS, known = &facts, d.at, false
+		if again {
+			d.journal(Note("a later attempt was answered; it counts instead of the one reported before"))
+		}
+		if again && (d.Phase == Parked || d.Phase == NoEntity) {
+			d.Phase, d.Asked = Collecting, false // it waits for a contact on its own account
+		}
 	} else if *d.Voip != v.Facts {
 		d.journal(Note("the VoIP side reported this call before, in other words; the first report counts"))
 	}
@@ -242,6 +248,12 @@ func (d *decision) voip(v *Voip) {
 		known = false
 	}
 	d.effects.Duplicate = known
+}
+
+// answeredBy says whether a report is of a later attempt that was answered, after one that was not: a dialer dials with one
+// call id until somebody answers.
+func (f *Facts) answeredBy(later *Facts) bool {
+	return f.Direction == Outbound && later.Direction == Outbound && f.Status != StatusAnswered && later.Status == StatusAnswered
 }
 
 // window takes what the call-result window said. What was saved stays saved: a cancel or opening that comes after it is
@@ -437,6 +449,9 @@ func (d *decision) posted(r *Result) {
 		d.cancel(timerCheck)
 		d.notFound()
 	case d.Phase == Checking: // it is looked for already
+		if r.Outcome == Dropped {
+			d.Post = 0 // nobody can retry it any more
+		}
 	case r.Outcome == Uncertain:
 		d.Phase, d.Look = Checking, 0
 		d.rest()
@@ -444,10 +459,21 @@ func (d *decision) posted(r *Result) {
 		d.Phase = Discarded
 		d.journal(CallOutcome{Name: OutcomeDiscarded, Reason: r.Reason})
 	default:
-		d.Phase = Failed
-		d.journal(CallOutcome{Name: OutcomeCreateError, Reason: r.Reason})
+		d.fail(r.Reason)
 	}
 }
+
+// fail leaves the call to a person, who can retry or discard the delivery.
+func (d *decision) fail(reason string) {
+	d.Phase = Failed
+	d.journal(CallOutcome{Name: OutcomeCreateError, Reason: reason})
+}
+
+// What a person is told: why it cannot go on by itself, and what to do.
+const (
+	reasonNever   = "it is not in Kommo, which does not answer it: find out why, then retry or discard the delivery"
+	reasonTooMany = "it may have arrived, and there is too much in Kommo to look for it: look there, then discard the delivery or, if it is not there, retry it"
+)
 
 // rest lets some time pass before the next look-up or change.
 func (d *decision) rest() {
@@ -458,14 +484,28 @@ func (d *decision) rest() {
 // looked takes the result of the look-up for what may have arrived.
 func (d *decision) looked(r *Result) {
 	d.Look = 0
-	switch r.Outcome {
-	case OK:
+	switch {
+	case r.Outcome == OK:
 		d.written(OutcomeCreated, r.Reply.place(d.cfg.Unconfirmed.EventOnto), r.Reply.NoteID, d.PostRev)
-	case NotFound:
+	case r.Outcome == NotFound && d.now < d.FactMS+d.cfg.UpdateFor.Milliseconds():
 		d.post()
+	case r.Outcome == NotFound:
+		d.giveBack(reasonNever)
+	case r.Outcome == TooMany:
+		d.giveBack(reasonTooMany)
 	default:
 		d.rest()
 	}
+}
+
+// giveBack leaves the call to a person, unless one discarded the delivery meanwhile.
+func (d *decision) giveBack(reason string) {
+	if d.Post != 0 {
+		d.fail(reason)
+		return
+	}
+	d.Phase = Discarded
+	d.journal(CallOutcome{Name: OutcomeDiscarded, Reason: reason})
 }
 
 // place is where a reply says that a call is; of an incoming lead, the entity of the kind.

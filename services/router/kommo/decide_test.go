@@ -40,6 +40,46 @@ func TestRules(t *testing.T) {
 				w.t.Errorf("duration %d", e.length)
 			}
 		}, "Call event sent, Call event created", "contact", "calls"},
+		{"K1, K7 a dialer's later attempt is answered", func(w *world) {
+			w.appear(digits, false)
+			w.input("a", attempt(StatusBusy))
+			w.pass(hour)
+			w.input("a", attempt(StatusAnswered))
+			if w.last.Duplicate {
+				w.t.Errorf("a duplicate")
+			}
+			w.pass(minute)
+			w.input("a", attempt(StatusNoAnswer))
+			w.pass(minute)
+			if e := w.crm.event("a"); e.length != 73 {
+				w.t.Errorf("duration %d", e.length)
+			}
+		}, "Call event sent, Call event created, Already created, Call event update sent, Call event updated, Already created", "contact", "calls notes.patch"},
+		{"K1, K9 a later attempt is answered while it waits for a contact", func(w *world) {
+			w.cfg.PollFirst = 0
+			w.input("a", attempt(StatusBusy))
+			w.pass(17 * hour)
+			w.input("a", attempt(StatusAnswered))
+			w.pass(17 * hour)
+			if c := w.call("a"); c.Phase != Parked {
+				w.t.Errorf("%+v", c)
+			}
+			w.appear(digits, false)
+			w.pass(hour)
+			if e := w.crm.event("a"); e == nil || e.length != 73 {
+				w.t.Errorf("%+v", e)
+			}
+		}, "Call event sent, No entity found by number, Waits for a contact, Call event sent, No entity found by number, Waits for a contact, " +
+			"Call event sent, Call event created", "contact", "calls"},
+		{"K1, K9 and after that", func(w *world) {
+			w.input("a", attempt(StatusBusy))
+			w.pass(19 * hour)
+			w.seen()
+			clear(w.crm.requests)
+			w.appear(digits, false)
+			w.input("a", attempt(StatusAnswered))
+			w.pass(minute)
+		}, "Call event sent, Call event created", "contact", "calls"},
 		{"K2 it waits for the window", func(w *world) {
 			w.appear(digits, false)
 			w.input("a", voip(Inbound, ""))
@@ -254,6 +294,38 @@ func TestRules(t *testing.T) {
 			w.deliver(w.records[len(w.records)-1], arrivesLost)
 			w.pass(minute)
 		}, "Call event sent, Looking for the call event, Call event created", "contact", "calls lookup.uniq"},
+		{"K10 nobody can say: a person retries it", func(w *world) {
+			w.appear(digits, false)
+			w.input("a", voip(Inbound, ""))
+			w.fire(1 << 62)
+			r := w.record(CallKey(account, "a"))
+			post := r.line[0]
+			w.deliver(r, lost)
+			w.tooMany(r)
+			w.pass(100 * hour)
+			if c := w.call("a"); c.Phase != Failed || len(r.timers)+len(r.line) != 0 {
+				w.t.Errorf("%+v", c)
+			}
+			r.line = append(r.line, post)
+			w.settle()
+		}, "Call event sent, Looking for the call event, Create call event error, Call event created", "contact", "calls"},
+		{"K10 nobody can say about a lead: a person retries it", func(w *world) {
+			w.input("a", voip(Inbound, ""))
+			w.fire(1 << 62)
+			w.deliver(w.record(CallKey(account, "a")), arrives)
+			w.take(0)
+			n := w.record(NumberKey(account, digits))
+			post := n.line[0]
+			w.deliver(n, lost)
+			w.tooMany(n)
+			w.pass(hour)
+			if c := w.call("a"); c.Phase != Stuck || n.number.Phase != Refused {
+				w.t.Errorf("%+v %+v", c, n.number)
+			}
+			n.line = append(n.line, post)
+			w.settle()
+		}, "Call event sent, No entity found by number, Incoming lead sent, Looking for the call event, Create call event error, Create call event error, " +
+			"Incoming lead created, Incoming lead created", "lead", "calls unsorted.sip"},
 		{"K10 it had not arrived", func(w *world) {
 			w.appear(digits, false)
 			w.input("a", voip(Inbound, ""))
@@ -396,6 +468,74 @@ func TestPopup(t *testing.T) {
 	w.commit(CallKey(account, "e"), "late", ring)
 	if d := w.last.Deliveries; len(d) != 1 || d[0].MaxAgeMS != 1000 {
 		t.Errorf("%+v", d)
+	}
+}
+
+// TestPoison: what Kommo never answers is sent anew for three days, and then left to a person, who can retry it.
+func TestPoison(t *testing.T) {
+	for _, contact := range []bool{true, false} {
+		w := newWorld(t)
+		r, bad := w.record(CallKey(account, "a")), EndpointCalls
+		if contact {
+			w.appear(digits, false)
+		} else {
+			r, bad = w.record(NumberKey(account, digits)), EndpointLead
+		}
+		w.input("a", voip(Inbound, ""))
+		var post NewDelivery
+		sent := 0
+		for end := w.now + 30*24*hour; w.now < end; {
+			switch {
+			case len(w.messages) > 0:
+				w.take(0)
+			case len(r.line) > 0 && r.line[0].Endpoint == bad:
+				sent, post = sent+1, r.line[0]
+				w.deliver(r, lost)
+			case len(r.line) > 0:
+				w.deliver(r, arrives)
+			case len(w.record(CallKey(account, "a")).line) > 0:
+				w.deliver(w.record(CallKey(account, "a")), arrives)
+			default:
+				if !w.fire(end) {
+					end = w.now
+				}
+			}
+		}
+		if c := w.call("a"); sent < 50 || sent > 110 || !contact && c.Phase != Stuck || contact && (c.Phase != Failed || c.Post != post.Number) {
+			t.Errorf("contact %t: sent %d times, %+v", contact, sent, c)
+		}
+		r.line = append(r.line, post)
+		w.settle()
+		if c := w.call("a"); c.Phase != Written {
+			t.Errorf("retried: %+v", c)
+		}
+	}
+}
+
+// TestDiscardedWhileLookedFor: what nobody can retry any more is not left to somebody who would have to.
+func TestDiscardedWhileLookedFor(t *testing.T) {
+	w := newWorld(t)
+	w.input("a", voip(Inbound, ""))
+	w.fire(1 << 62)
+	r := w.record(CallKey(account, "a"))
+	w.deliver(r, lost)
+	w.result(r, Result{Delivery: 1, Endpoint: EndpointCalls, Outcome: Dropped, Reason: "test call"})
+	w.tooMany(r)
+	if c := w.call("a"); c.Phase != Discarded {
+		t.Errorf("%+v", c)
+	}
+	w = newWorld(t)
+	w.input("a", voip(Inbound, ""))
+	w.fire(1 << 62)
+	w.deliver(w.record(CallKey(account, "a")), arrives)
+	w.take(0)
+	n := w.record(NumberKey(account, digits))
+	w.deliver(n, lost)
+	w.result(n, Result{Delivery: 1, Endpoint: EndpointLead, Outcome: Dropped, Reason: "test call"})
+	w.tooMany(n)
+	w.settle()
+	if c := w.call("a"); c.Phase != Discarded || n.number.Phase != Idle {
+		t.Errorf("%+v %+v", c, n.number)
 	}
 }
 

@@ -112,7 +112,7 @@ const (
 	Seeking NumberPhase = 2
 	// Verifying: it is asked whether the lead is still there.
 	Verifying NumberPhase = 3
-	// Refused: Kommo refused it. The dead delivery waits for a person.
+	// Refused: Kommo refused it, or nobody can say whether it arrived. The dead delivery waits for a person.
 	Refused NumberPhase = 4
 )
 
@@ -146,7 +146,7 @@ const (
 	Written Phase = 5
 	// NoEntity: the time of waiting for a contact is over.
 	NoEntity Phase = 6
-	// Failed: Kommo refused it. The dead delivery waits for a person.
+	// Failed: Kommo refused it, or nobody can say whether it arrived. The dead delivery waits for a person.
 	Failed Phase = 7
 	// Stuck: Kommo refused the incoming lead of its number. The dead delivery of the number's record waits for a person.
 	Stuck Phase = 8
@@ -272,6 +272,8 @@ const (
 	NotFound Outcome = "not_found"
 	// UnsortedOff: incoming leads are switched off in the account.
 	UnsortedOff Outcome = "unsorted_off"
+	// TooMany: the look-up cannot say; a person has to look.
+	TooMany Outcome = "too_many"
 	// Unknown outcome: it may have arrived.
 	Uncertain Outcome = "uncertain"
 	// Dead: Kommo refused it, or it was tried too often. A person may retry it, and then there is another result.
@@ -456,9 +458,9 @@ type Config struct {
 	// PollFirst is the pause before the first poll of a parked call, twice as long each time; 0 = no polls, only webhooks.
 	PollFirst time.Duration
 	// LookFirst is the pause before an uncertain request is looked for, and before a change in vain is tried again; twice as long
-	// each time, at most an hour.
+	// each time, at most an hour. Kommo must be done with the request by then (KOMMO_SETTLE).
 	LookFirst time.Duration
-	// UpdateFor is how long after its last fact a call that cannot be found is tried to be changed.
+	// UpdateFor is how long after its last fact a call that cannot be found is tried to be changed, or to be written.
 	UpdateFor time.Duration
 	// LeadFresh is how long an incoming lead is believed to be open without asking.
 	LeadFresh time.Duration
@@ -502,17 +504,20 @@ func (c *Config) Check() error {
 	need(c.WidgetCode != "", "widget_code is required")
 	need(c.ResponsibleUser >= 0, "responsible_user_id must not be negative")
 	need(c.Link != nil, "there is no link to recordings")
-	need(c.ClaimDelay >= 0, "KOMMO_CLAIM_DELAY must not be negative")
+	need(c.ClaimDelay >= 0 && c.ClaimDelay <= MaxClaimDelay, "KOMMO_CLAIM_DELAY must be 0 to 1h")
 	need(c.WindowMax > 0, "KOMMO_WINDOW_MAX must be positive")
 	need(c.ParkFor > 0, "the time a call waits for a contact must be positive")
 	need(c.PollFirst >= 0, "the pause between polls must not be negative")
 	need(c.LookFirst > 0, "the pause before a look-up must be positive")
-	need(c.UpdateFor > 0, "the time a change is tried must be positive")
+	need(c.UpdateFor > 0, "the time that a call or change is tried must be positive")
 	need(c.LeadFresh >= 0, "the time an incoming lead is believed to be open must not be negative")
 	need(c.PopupMaxAge > 0, "the age of a card must be positive")
 	errs = append(errs, c.Unconfirmed.check())
 	return errors.Join(errs...)
 }
+
+// MaxClaimDelay bounds ClaimDelay: a call that is not in Kommo after an hour is a lost call to whoever looks for it.
+const MaxClaimDelay = time.Hour
 
 // Prefixes of the keys of records.
 const (

@@ -320,6 +320,9 @@ func TestModel(t *testing.T) {
 				window(WindowCancelled, direction, Entity{}, "no"),
 				{Recording: "rec"},
 			}
+			if direction == Outbound {
+				kinds = append(kinds, attempt(StatusBusy))
+			}
 			for _, in := range kinds {
 				if rapid.Bool().Draw(t, "said") {
 					p.sources = append(p.sources, source{id, in})

@@ -151,11 +151,15 @@ func (d *numberDecision) result(r *Result) {
 		d.verified(r)
 	case r.Delivery != 0 && r.Delivery == d.Look && d.Phase == Seeking:
 		d.Look = 0
-		switch r.Outcome {
-		case OK:
+		switch {
+		case r.Outcome == OK:
 			d.created(r)
-		case NotFound:
+		case r.Outcome == NotFound && d.now < d.Creator.UntilMS+d.cfg.UpdateFor.Milliseconds():
 			d.create()
+		case r.Outcome == NotFound:
+			d.giveBack(reasonNever)
+		case r.Outcome == TooMany:
+			d.giveBack(reasonTooManyLeads)
 		default:
 			d.rest()
 		}
@@ -170,21 +174,46 @@ func (d *numberDecision) posted(r *Result) {
 	case r.Outcome == OK:
 		d.created(r)
 	case d.Phase == Seeking: // it is looked for already
+		if r.Outcome == Dropped {
+			d.Post = 0 // nobody can retry it any more
+		}
 	case r.Outcome == Uncertain:
 		d.Phase, d.Look = Seeking, 0
 		d.rest()
 	case r.Outcome == UnsortedOff:
 		d.off()
 	case r.Outcome == Dropped:
-		d.answer(d.Creator, Answer{Kind: AnswerDiscarded, Reason: r.Reason})
-		d.free()
+		d.discard(r.Reason)
 	default:
-		d.Phase = Refused
-		d.journal(CallOutcome{Name: OutcomeCreateError, Reason: r.Reason})
-		for _, u := range slices.Concat([]Unknown{*d.Creator}, d.Waiting) {
-			if !u.Waits {
-				d.answer(&u, Answer{Kind: AnswerStuck, Reason: r.Reason})
-			}
+		d.refuse(r.Reason)
+	}
+}
+
+// reasonTooManyLeads is reasonTooMany of an incoming lead. One that is accepted or declined cannot get a second beside it.
+const reasonTooManyLeads = "it may have arrived, and there is too much in Kommo to look for it: look there; if it is there, accept or decline it and discard the delivery, else retry it"
+
+// giveBack leaves the lead to a person, unless one discarded the delivery meanwhile.
+func (d *numberDecision) giveBack(reason string) {
+	if d.Post == 0 {
+		d.discard(reason)
+		return
+	}
+	d.refuse(reason)
+}
+
+// discard gives the lead up, as a person decided.
+func (d *numberDecision) discard(reason string) {
+	d.answer(d.Creator, Answer{Kind: AnswerDiscarded, Reason: reason})
+	d.free()
+}
+
+// refuse leaves the lead to a person, who can retry or discard the delivery.
+func (d *numberDecision) refuse(reason string) {
+	d.Phase = Refused
+	d.journal(CallOutcome{Name: OutcomeCreateError, Reason: reason})
+	for _, u := range slices.Concat([]Unknown{*d.Creator}, d.Waiting) {
+		if !u.Waits {
+			d.answer(&u, Answer{Kind: AnswerStuck, Reason: reason})
 		}
 	}
 }

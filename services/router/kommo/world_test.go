@@ -378,6 +378,19 @@ func (w *world) deliver(r *record, ending int) {
 	w.result(r, result)
 }
 
+// tooMany lets the look-up of a record come due, and Kommo hold too much for it.
+func (w *world) tooMany(r *record) {
+	w.t.Helper()
+	for len(r.line) == 0 && w.fire(1<<62) {
+	}
+	look := r.line[0]
+	r.line = r.line[1:]
+	if look.Endpoint != EndpointLookup {
+		w.t.Fatalf("%s, not a look-up", look.Endpoint)
+	}
+	w.result(r, Result{Delivery: look.Number, Endpoint: look.Endpoint, Outcome: TooMany})
+}
+
 func (w *world) result(r *record, result Result) {
 	w.t.Helper()
 	r.results++
@@ -478,6 +491,16 @@ func (w *world) close(l *crmLead, accept, webhook bool) {
 		w.crm.contacts[l.digits] = l.contact
 	}
 	w.appear(l.digits, webhook)
+}
+
+// attempt is a dialer's report of an attempt that ended just now.
+func attempt(status Status) Input {
+	in := voip(Outbound, "")
+	in.Voip.Status, in.Voip.StartedMS = status, 0
+	if status != StatusAnswered {
+		in.Voip.Duration = 0
+	}
+	return in
 }
 
 // seen are the outcomes journaled since the last time, in order.

@@ -31,8 +31,9 @@ type Config struct {
 	StopTimeout time.Duration
 	// Disabled: nothing is sent, everything ends as send_disabled.
 	Disabled bool
-	// SendAgain takes the place of Send when an earlier attempt may have arrived: it finds that out first. nil: Send.
-	SendAgain func(ctx context.Context, endpoint string, payload []byte) Answer
+	// SendAgain takes the place of Send when an earlier attempt may have arrived: it finds that out first. looked: a person retried it
+	// since. nil: Send.
+	SendAgain func(ctx context.Context, endpoint string, payload []byte, looked bool) Answer
 	Policy    Policy
 	Breaker   BreakerSettings
 }

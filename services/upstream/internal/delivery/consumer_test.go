@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -439,6 +440,27 @@ func TestUncertain(t *testing.T) {
 			r.state.pump()
 			r.after(time.Minute)
 			r.final(map[string]string{"a/1": "done"})
+		})
+	})
+	t.Run("who finds out first knows whether a person looked", func(t *testing.T) {
+		cfg, told := testConfig(), []bool{}
+		cfg.SendAgain = func(_ context.Context, _ string, _ []byte, looked bool) Answer {
+			told = append(told, looked) // one at a time: it is one delivery
+			return map[bool]Answer{false: {Outcome: Dead, Reason: "look"}, true: success}[looked]
+		}
+		run(t, cfg, func(r *rig) {
+			r.crm.answer = inTurn(unknown)
+			f := r.state.add("a")
+			r.after(time.Minute)
+			r.final(map[string]string{"a/1": "DELIVERY_STATE_DEAD"})
+			f.final, f.work.Delivery.Attempts, f.work.Looked = "", 0, true
+			r.state.pump()
+			r.after(time.Minute)
+			r.final(map[string]string{"a/1": "done"})
+			r.sends(1)
+			if !slices.Equal(told, []bool{false, true}) {
+				t.Errorf("told %v", told)
+			}
 		})
 	})
 	t.Run("ask holds for a lost lease too", func(t *testing.T) {

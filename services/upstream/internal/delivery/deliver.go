@@ -65,11 +65,12 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	attempt = c.attempt(work)
 	attempt.Uncertain = true // what a panic leaves behind
 	start := time.Now()
-	send := c.sender.Send
+	var answer Answer
 	if work.Delivery.Uncertain && c.cfg.SendAgain != nil {
-		send = c.cfg.SendAgain
+		answer = c.cfg.SendAgain(ctx, work.Delivery.Endpoint, work.Delivery.Payload, work.Looked)
+	} else {
+		answer = c.sender.Send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
 	}
-	answer := send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
 	took := time.Since(start)
 	failed = answer.transportFailure()
 

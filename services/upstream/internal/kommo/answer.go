@@ -35,12 +35,14 @@ const (
 	unavailable
 	// unsent: nothing left.
 	unsent
+	// tooMany: there is more in Kommo than is looked through. A definite answer, and for a person to decide.
+	tooMany
 )
 
 // outcomes is how delivery acts on each kind.
 var outcomes = map[kind]delivery.Outcome{
 	uncertain: delivery.Uncertain, done: delivery.Delivered, notFound: delivery.Delivered, invalid: delivery.Dead,
-	unauthorized: delivery.Hold, limited: delivery.Hold, held: delivery.Hold, unavailable: delivery.Transport, unsent: delivery.Unsent,
+	unauthorized: delivery.Hold, limited: delivery.Hold, held: delivery.Hold, unavailable: delivery.Transport, unsent: delivery.Unsent, tooMany: delivery.Dead,
 }
 
 // result is what is known after a request.

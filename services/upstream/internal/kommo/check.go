@@ -60,25 +60,21 @@ type adder func(fact string, ok bool, format string, args ...any)
 
 // checkSearch: how many digits does the search of contacts compare?
 func (a *Account) checkSearch(ctx context.Context, add adder) {
-	var page struct {
-		Embedded struct {
-			Contacts []struct {
-				ID     int64 `json:"id"`
-				Fields []struct {
-					Code   string `json:"field_code"`
-					Values []struct {
-						Value string `json:"value"`
-					} `json:"values"`
-				} `json:"custom_fields_values"`
-			} `json:"contacts"`
-		} `json:"_embedded"`
+	type contact struct {
+		ID     int64 `json:"id"`
+		Fields []struct {
+			Code   string `json:"field_code"`
+			Values []struct {
+				Value string `json:"value"`
+			} `json:"values"`
+		} `json:"custom_fields_values"`
 	}
-	r := a.get(ctx, "/api/v4/contacts", url.Values{"limit": {"50"}}, &page)
+	contacts, r := list[contact](a.get(ctx, "/api/v4/contacts", url.Values{"limit": {"50"}}), "contacts")
 	if r.kind != done {
 		add("search of contacts", false, "%s", r.reason)
 		return
 	}
-	for _, c := range page.Embedded.Contacts {
+	for _, c := range contacts {
 		for _, f := range c.Fields {
 			if f.Code != "PHONE" || len(f.Values) == 0 || len(lastDigits(f.Values[0].Value)) < 10 {
 				continue
@@ -86,22 +82,12 @@ func (a *Account) checkSearch(ctx context.Context, add adder) {
 			digits := lastDigits(f.Values[0].Value)
 			var found []string
 			for _, n := range []int{10, 8, 7} {
-				var hit struct {
-					Embedded struct {
-						Contacts []struct {
-							ID int64 `json:"id"`
-						} `json:"contacts"`
-					} `json:"_embedded"`
-				}
-				if r := a.get(ctx, "/api/v4/contacts", url.Values{"query": {digits[10-n:]}, "limit": {"250"}}, &hit); r.kind != done {
+				hits, r := list[contact](a.get(ctx, "/api/v4/contacts", url.Values{"query": {digits[10-n:]}, "limit": {"250"}}), "contacts")
+				if r.kind != done {
 					add("search of contacts", false, "%s", r.reason)
 					return
 				}
-				if slices.ContainsFunc(hit.Embedded.Contacts, func(x struct {
-					ID int64 `json:"id"`
-				}) bool {
-					return x.ID == c.ID
-				}) {
+				if slices.ContainsFunc(hits, func(hit contact) bool { return hit.ID == c.ID }) {
 					found = append(found, fmt.Sprint(n))
 				}
 			}
@@ -114,24 +100,20 @@ func (a *Account) checkSearch(ctx context.Context, add adder) {
 
 // checkNotes: what do call notes keep, and can one be read by its id (which is how a change makes sure of its note)?
 func (a *Account) checkNotes(ctx context.Context, add adder) {
-	var page struct {
-		Embedded struct {
-			Notes []struct {
-				ID     int64                      `json:"id"`
-				Params map[string]json.RawMessage `json:"params"`
-			} `json:"notes"`
-		} `json:"_embedded"`
+	type kept struct {
+		ID     int64                      `json:"id"`
+		Params map[string]json.RawMessage `json:"params"`
 	}
 	for _, collection := range []string{"leads", "contacts"} {
-		r := a.get(ctx, "/api/v4/"+collection+"/notes", url.Values{"filter[note_type][]": {"call_in", "call_out"}, "limit": {"10"}, "order[id]": {"desc"}}, &page)
+		notes, r := list[kept](a.get(ctx, "/api/v4/"+collection+"/notes", url.Values{"filter[note_type][]": {"call_in", "call_out"}, "limit": {"10"}, "order[id]": {"desc"}}), "notes")
 		if r.kind != done {
 			add("call notes", false, "%s", r.reason)
 			return
 		}
-		if len(page.Embedded.Notes) == 0 {
+		if len(notes) == 0 {
 			continue
 		}
-		n := page.Embedded.Notes[0]
+		n := notes[0]
 		keys := make([]string, 0, len(n.Params))
 		for key := range n.Params {
 			keys = append(keys, key)

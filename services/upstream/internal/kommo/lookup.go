@@ -10,11 +10,12 @@ import (
 	"strconv"
 )
 
-// Bounds of a look-up. What does not fit makes it inconclusive: nothing is sent again, and a person is told.
+// Bounds of a look-up. What does not fit is tooMany: nothing is sent again before a person has looked. Each entity is a request,
+// and all of them have KOMMO_TIMEOUT.
 const (
 	pageSize    = 250
 	maxPages    = 4  // of notes of one entity, or of incoming leads
-	maxEntities = 12 // that share the number, their leads included
+	maxEntities = 30 // that share the number, their leads included
 )
 
 // lookup is the endpoint name of reads, for classify.
@@ -37,7 +38,7 @@ type note struct {
 
 // find looks for a call by its uniq: among the call notes of the entity in the path, of those that have the phone and of
 // their leads, then among the incoming leads (spec/kommo.md, K10). Done with OK or NotFound; any other kind says why it
-// could not be found out.
+// could not be found out, tooMany that looking again is no use.
 func (a *Account) find(ctx context.Context, p Path) (Reply, result) {
 	if p.Uniq == "" {
 		return Reply{}, result{kind: held, reason: "the call has no uniq by which it could be found"}
@@ -91,7 +92,7 @@ func (a *Account) owners(ctx context.Context, phone string) ([]entity, result) {
 		}
 	}
 	if len(owners) > maxEntities {
-		return nil, result{kind: unavailable, reason: fmt.Sprintf("%d entities share the number, more than can be looked through", len(owners))}
+		return nil, result{kind: tooMany, reason: fmt.Sprintf("%d entities share the number, more than can be looked through", len(owners))}
 	}
 	return owners, last
 }
@@ -110,33 +111,32 @@ func (a *Account) Contacts(ctx context.Context, phone string) ([]Found, error) {
 }
 
 func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, result) {
-	var page struct {
-		Embedded map[string][]struct {
-			ID     int64  `json:"id"`
-			Name   string `json:"name"`
-			Fields []struct {
-				Code   string `json:"field_code"`
-				Values []struct {
-					Value json.RawMessage `json:"value"`
-				} `json:"values"`
-			} `json:"custom_fields_values"`
-			Embedded struct {
-				Leads []struct {
-					ID int64 `json:"id"`
-				} `json:"leads"`
-			} `json:"_embedded"`
+	type owner struct {
+		ID     int64  `json:"id"`
+		Name   string `json:"name"`
+		Fields []struct {
+			Code   string `json:"field_code"`
+			Values []struct {
+				Value json.RawMessage `json:"value"`
+			} `json:"values"`
+		} `json:"custom_fields_values"`
+		Embedded struct {
+			Leads []struct {
+				ID int64 `json:"id"`
+			} `json:"leads"`
 		} `json:"_embedded"`
 	}
 	collection := collections[kind]
-	r := a.get(ctx, "/api/v4/"+collection, url.Values{"query": {lastDigits(phone)}, "with": {"leads"}, "limit": {strconv.Itoa(pageSize)}}, &page)
+	r := a.get(ctx, "/api/v4/"+collection, url.Values{"query": {lastDigits(phone)}, "with": {"leads"}, "limit": {strconv.Itoa(pageSize)}})
+	owners, r := list[owner](r, collection)
 	if r.kind != done {
 		return nil, r
 	}
-	if len(page.Embedded[collection]) >= pageSize {
-		return nil, result{kind: unavailable, reason: "too many entities have a number like this one"}
+	if len(owners) >= pageSize {
+		return nil, result{kind: tooMany, reason: "too many entities have a number like this one"}
 	}
 	var found []Found
-	for _, e := range page.Embedded[collection] {
+	for _, e := range owners {
 		has := false
 		for _, f := range e.Fields {
 			for _, v := range f.Values {
@@ -158,29 +158,24 @@ func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, resu
 // noteOf is the call note of an entity that carries the uniq; 0 = there is none.
 func (a *Account) noteOf(ctx context.Context, e entity, uniq string) (int64, result) {
 	for page := 1; page <= maxPages; page++ {
-		var answer struct {
-			Embedded struct {
-				Notes []note `json:"notes"`
-			} `json:"_embedded"`
-		}
-		r := decode(a.request(ctx, call{endpoint: noteGet, method: http.MethodGet, path: fmt.Sprintf("/api/v4/%s/%d/notes", collections[e.kind], e.id), query: url.Values{
-			"filter[note_type][]": {"call_in", "call_out"}, "order[id]": {"desc"}, "limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}}), &answer)
+		notes, r := list[note](a.request(ctx, call{endpoint: noteGet, method: http.MethodGet, path: fmt.Sprintf("/api/v4/%s/%d/notes", collections[e.kind], e.id), query: url.Values{
+			"filter[note_type][]": {"call_in", "call_out"}, "order[id]": {"desc"}, "limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}}), "notes")
 		if r.kind == notFound {
 			return 0, result{kind: done} // the entity is gone, and its notes
 		}
 		if r.kind != done {
 			return 0, r
 		}
-		for _, n := range answer.Embedded.Notes {
+		for _, n := range notes {
 			if n.Params.Uniq == uniq {
 				return n.ID, r
 			}
 		}
-		if len(answer.Embedded.Notes) < pageSize {
+		if len(notes) < pageSize {
 			return 0, r
 		}
 	}
-	return 0, result{kind: unavailable, reason: fmt.Sprintf("a %s has more than %d call notes, too many to look through", e.kind, maxPages*pageSize)}
+	return 0, result{kind: tooMany, reason: fmt.Sprintf("a %s has more than %d call notes, too many to look through", e.kind, maxPages*pageSize)}
 }
 
 // note reads one note.
@@ -195,28 +190,25 @@ func (a *Account) note(ctx context.Context, collection string, id int64) (note, 
 
 // unsortedOf is the incoming lead that carries the uniq.
 func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
+	type incoming struct {
+		UID      string `json:"uid"`
+		Metadata struct {
+			Uniq string `json:"uniq"`
+		} `json:"metadata"`
+		Embedded struct {
+			Leads, Contacts []struct {
+				ID int64 `json:"id"`
+			}
+		} `json:"_embedded"`
+	}
 	for page := 1; page <= maxPages; page++ {
-		var answer struct {
-			Embedded struct {
-				Unsorted []struct {
-					UID      string `json:"uid"`
-					Metadata struct {
-						Uniq string `json:"uniq"`
-					} `json:"metadata"`
-					Embedded struct {
-						Leads, Contacts []struct {
-							ID int64 `json:"id"`
-						}
-					} `json:"_embedded"`
-				} `json:"unsorted"`
-			} `json:"_embedded"`
-		}
 		r := a.get(ctx, "/api/v4/leads/unsorted", url.Values{"filter[category][]": {"sip"}, "order[created_at]": {"desc"},
-			"limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}}, &answer)
+			"limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}})
+		leads, r := list[incoming](r, "unsorted")
 		if r.kind != done {
 			return Reply{}, r
 		}
-		for _, u := range answer.Embedded.Unsorted {
+		for _, u := range leads {
 			if u.Metadata.Uniq != uniq {
 				continue
 			}
@@ -230,11 +222,11 @@ func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
 			}
 			return reply, r
 		}
-		if len(answer.Embedded.Unsorted) < pageSize {
+		if len(leads) < pageSize {
 			return Reply{Outcome: NotFound}, r
 		}
 	}
-	return Reply{}, result{kind: unavailable, reason: fmt.Sprintf("there are more than %d incoming leads, too many to look through", maxPages*pageSize)}
+	return Reply{}, result{kind: tooMany, reason: fmt.Sprintf("there are more than %d incoming leads, too many to look through", maxPages*pageSize)}
 }
 
 // About is what an account says about itself.
@@ -246,14 +238,28 @@ type About struct {
 }
 
 func (a *Account) about(ctx context.Context) (about About, r result) {
-	r = a.get(ctx, "/api/v4/account", url.Values{"with": {"is_unsorted_on"}}, &about)
-	return about, r
+	r = a.get(ctx, "/api/v4/account", url.Values{"with": {"is_unsorted_on"}})
+	return about, decode(r, &about)
 }
 
-// get reads something. An empty list is 204 and leaves `into` as it is.
-func (a *Account) get(ctx context.Context, path string, query url.Values, into any) result {
-	r := a.request(ctx, call{endpoint: lookup, method: http.MethodGet, path: path, query: query})
-	return decode(r, into)
+// get reads something.
+func (a *Account) get(ctx context.Context, path string, query url.Values) result {
+	return a.request(ctx, call{endpoint: lookup, method: http.MethodGet, path: path, query: query})
+}
+
+// list is a page of a collection. Nothing is what 204 and an empty list say; an answer without its list says nothing.
+func list[T any](r result, name string) ([]T, result) {
+	var page struct {
+		Embedded map[string]json.RawMessage `json:"_embedded"`
+	}
+	if r = decode(r, &page); r.kind != done || r.status == http.StatusNoContent {
+		return nil, r
+	}
+	var items []T
+	if err := json.Unmarshal(page.Embedded[name], &items); err != nil || items == nil {
+		r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: there is no list of "+name
+	}
+	return items, r
 }
 
 func decode(r result, into any) result {

@@ -20,7 +20,7 @@ const (
 	UnsortedSIP = "unsorted.sip"
 	// EventsPopup shows a card to users (POST /api/v2/events). Never repeated after an unknown outcome.
 	EventsPopup = "events.popup"
-	// LookupUniq finds a call note or incoming lead by its uniq and phone. Reply: Note and Entity, or UID, Lead and Contact; or NotFound.
+	// LookupUniq finds a call note or incoming lead by its uniq and phone. Reply: Note and Entity, or UID, Lead and Contact; or NotFound or TooMany.
 	LookupUniq = "lookup.uniq"
 )
 
@@ -64,6 +64,8 @@ const (
 	NotFound Outcome = "not_found"
 	// UnsortedOff: incoming leads are switched off in the account.
 	UnsortedOff Outcome = "unsorted_off"
+	// TooMany: there is more than lookup.uniq looks through; a person has to.
+	TooMany Outcome = "too_many"
 )
 
 // Reply is what the rules learn of a delivered delivery; the JSON of delivery.Answer.Reply. Ids that are not known are left out.

@@ -159,7 +159,7 @@ func TestManyToLookThrough(t *testing.T) {
 				t.Fatalf("%+v", answer)
 			}
 		}
-		if answer := a.SendAgain(t.Context(), Calls, []byte(aCall)); answer.Outcome != delivery.Delivered || w.acc.View().Calls["u1"] != 1 {
+		if answer := a.SendAgain(t.Context(), Calls, []byte(aCall), false); answer.Outcome != delivery.Delivered || w.acc.View().Calls["u1"] != 1 {
 			t.Errorf("on the second page: %+v, there %d times", answer, w.acc.View().Calls["u1"])
 		}
 	})
@@ -171,8 +171,47 @@ func TestManyToLookThrough(t *testing.T) {
 		}
 		w.acc.Add("contact", "Ann", []string{number})
 		fault(sim.Fault{Kind: sim.Cut, Effect: true, Endpoint: Calls, Times: 1})(w)
-		if answer, _ := relay(a, Calls, aCall, 4); answer.Outcome != delivery.Transport || w.acc.View().Calls["u1"] != 1 {
+		if answer, _ := relay(a, Calls, aCall, 4); answer.Outcome != delivery.Dead || w.acc.View().Calls["u1"] != 1 {
 			t.Errorf("more contacts than a page has: %+v, there %d times", answer, w.acc.View().Calls["u1"])
+		}
+	})
+}
+
+// What is too much to look through is a person's to decide: it is not sent again by itself, it is no failure of the account, and who
+// looked and retried it has it sent.
+func TestTooManyToLookThrough(t *testing.T) {
+	for leads, want := range map[int]delivery.Outcome{maxEntities - 1: delivery.Delivered, maxEntities: delivery.Dead} {
+		synctest.Test(t, func(t *testing.T) {
+			w := start(t, sim.Config{})
+			a := w.connect()
+			ann := w.acc.Add("contact", "Ann", []string{number})
+			for range leads {
+				w.acc.Add("lead", "deal", nil, ann)
+			}
+			again := func(looked bool) delivery.Answer { return a.SendAgain(t.Context(), Calls, []byte(aCall), looked) }
+			looked, found := send(t, a, LookupUniq, aLookup)
+			if found.Outcome != delivery.Delivered || looked.Outcome != map[delivery.Outcome]Outcome{delivery.Delivered: NotFound, delivery.Dead: TooMany}[want] {
+				t.Errorf("%d leads: looked up %+v", leads, looked)
+			}
+			if answer := again(false); answer.Outcome != want || want == delivery.Dead && !strings.Contains(answer.Reason, "look in Kommo whether it is there") {
+				t.Errorf("%d leads: %+v", leads, answer)
+			}
+			if answer := again(true); answer.Outcome != delivery.Delivered || w.acc.View().Calls["u1"] != 1 {
+				t.Errorf("%d leads: retried %+v, there %d times", leads, answer, w.acc.View().Calls["u1"])
+			}
+		})
+	}
+	// A person's word counts only where nothing else can be known.
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, sim.Config{})
+		a := w.connect()
+		w.acc.Add("contact", "Ann", []string{number})
+		send(t, a, Calls, aCall)
+		fault(sim.Fault{Kind: sim.HTTP, Status: 502, Endpoint: "contacts.list", Times: 1})(w)
+		for _, want := range []delivery.Outcome{delivery.Transport, delivery.Delivered} {
+			if answer := a.SendAgain(t.Context(), Calls, []byte(aCall), true); answer.Outcome != want || w.acc.View().Calls["u1"] != 1 {
+				t.Errorf("%+v, there %d times", answer, w.acc.View().Calls["u1"])
+			}
 		}
 	})
 }
@@ -190,6 +229,42 @@ func TestGoneEntity(t *testing.T) {
 		var reply Reply
 		if err := json.Unmarshal(answer.Reply, &reply); err != nil || reply.EntityID != company || w.acc.View().Calls["u1"] != 1 {
 			t.Errorf("%+v %v", reply, err)
+		}
+	})
+}
+
+// An answer without its list is no answer to whether the call is there.
+func TestNoListIsNoAnswer(t *testing.T) {
+	for _, list := range []string{"contacts.list", "companies.list", "notes.list", "unsorted.list"} {
+		for _, body := range []string{`{}`, `null`, `[]`, `{"_embedded":{}}`, `{"_embedded":[]}`, `{"_embedded":{"contacts":null,"companies":null,"notes":null,"unsorted":null}}`,
+			`{"status":"maintenance"}`, `{"_embedded":{"contacts":{},"companies":{},"notes":{},"unsorted":{}}}`} {
+			synctest.Test(t, func(t *testing.T) {
+				w := start(t, sim.Config{})
+				a := w.connect()
+				payload := aCall
+				if list == "unsorted.list" {
+					payload = aLead
+					send(t, a, UnsortedSIP, payload)
+				} else {
+					w.acc.Add(map[bool]string{true: "company", false: "contact"}[list == "companies.list"], "Ann", []string{number})
+					send(t, a, Calls, payload)
+				}
+				fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: body, Endpoint: list, Times: 1})(w)
+				answer := a.SendAgain(t.Context(), map[string]string{aCall: Calls, aLead: UnsortedSIP}[payload], []byte(payload), false)
+				if v := w.acc.View(); answer.Outcome != delivery.Transport || v.Calls["u1"] != 1 {
+					t.Errorf("%s says %s: %+v, there %d times", list, body, answer, v.Calls["u1"])
+				}
+			})
+		}
+	}
+	// An empty list is one.
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, sim.Config{})
+		a := w.connect()
+		fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: `{"_embedded":{"contacts":[]}}`, Endpoint: "contacts.list"})(w)
+		fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: `{"_embedded":{"unsorted":[]}}`, Endpoint: "unsorted.list"})(w)
+		if reply, answer := send(t, a, LookupUniq, aLookup); reply.Outcome != NotFound {
+			t.Errorf("%+v", answer)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
 )
 
@@ -34,16 +35,17 @@ func (a *Account) URL(endpoint string) string {
 
 // Send carries out one delivery.
 func (a *Account) Send(ctx context.Context, endpoint string, payload []byte) delivery.Answer {
-	return a.carry(ctx, endpoint, payload, false)
+	return a.carry(ctx, endpoint, payload, false, false)
 }
 
 // SendAgain carries out a delivery that may have arrived before: it is looked for first, and sent only when it is
-// definitely not there. A card is not shown a second time.
-func (a *Account) SendAgain(ctx context.Context, endpoint string, payload []byte) delivery.Answer {
-	return a.carry(ctx, endpoint, payload, true)
+// definitely not there. Where that is too much for us, a person who looked and retried it (looked) is believed. A card is not
+// shown a second time.
+func (a *Account) SendAgain(ctx context.Context, endpoint string, payload []byte, looked bool) delivery.Answer {
+	return a.carry(ctx, endpoint, payload, true, looked)
 }
 
-func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, again bool) delivery.Answer {
+func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, again, looked bool) delivery.Answer {
 	op, err := parse(endpoint, payload)
 	if err != nil {
 		return delivery.Answer{Outcome: delivery.Dead, Reason: "the payload is not one for Kommo: " + bounded(err.Error(), 300)}
@@ -59,7 +61,12 @@ func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, ag
 			if r.kind == done && reply.Outcome == OK {
 				return a.answer(r, reply)
 			}
-			if r.kind != done {
+			switch {
+			case r.kind == done, r.kind == tooMany && looked:
+			case r.kind == tooMany:
+				r.reason = "it may have arrived, and cannot be looked for: " + r.reason + "; look in Kommo whether it is there, then discard it or, if it is not, retry it"
+				return a.answer(r, Reply{})
+			default:
 				// Whatever kept us from looking: what may have arrived stays uncertain, for state keeps that mark.
 				r.reason = "it may have arrived, and looking for it failed: " + r.reason
 				return a.answer(r, Reply{})
@@ -91,20 +98,24 @@ func (a *Account) do(ctx context.Context, op operation) (Reply, result) {
 	q := call{endpoint: op.endpoint, method: http.MethodPost, path: paths[op.endpoint], body: op.body}
 	switch op.endpoint {
 	case LookupUniq:
-		return a.find(ctx, op.path)
+		reply, r := a.find(ctx, op.path)
+		if r.kind == tooMany {
+			return Reply{Outcome: TooMany}, result{kind: done}
+		}
+		return reply, r
 	case NotesPatch:
 		return a.patch(ctx, op)
 	case NotesCreate:
 		q.path = fmt.Sprintf(q.path, collections[op.path.EntityType], op.path.EntityID)
 	}
-	r := a.request(ctx, q)
+	reply, r := Reply{}, a.request(ctx, q)
+	if r.kind == done {
+		reply, r = created(op, r)
+	}
 	if op.endpoint == UnsortedSIP && r.kind == invalid {
 		return a.unsortedRefused(ctx, r)
 	}
-	if r.kind != done {
-		return Reply{}, r
-	}
-	return created(op, r)
+	return reply, r
 }
 
 // unsortedRefused finds out whether an incoming lead was refused because the account has them switched off: the answer to
@@ -118,13 +129,15 @@ func (a *Account) unsortedRefused(ctx context.Context, refused result) (Reply, r
 	return Reply{}, refused
 }
 
-// created reads the ids out of an answer. The effect is there, so an answer that names no id is still a success: what is
-// not known can be looked up by its uniq.
+// created reads what was made out of an answer of success. One that does not say what it made may have made nothing
+// (Kommo names refused items in "errors", with HTTP 200), so it is looked for; unless it says that it made nothing, and why.
 func created(op operation, r result) (Reply, result) {
 	type identified struct {
 		ID int64 `json:"id"`
 	}
 	var answer struct {
+		Total    *int              `json:"_total_items"`
+		Errors   []json.RawMessage `json:"errors"` // of any shape
 		Embedded struct {
 			Calls []struct {
 				ID         int64  `json:"id"`
@@ -142,18 +155,18 @@ func created(op operation, r result) (Reply, result) {
 		} `json:"_embedded"`
 	}
 	reply := Reply{Outcome: OK}
-	if op.endpoint == EventsPopup || json.Unmarshal(r.body, &answer) != nil {
-		return reply, r
+	if op.endpoint == EventsPopup {
+		return reply, r // a card is not worth asking for
 	}
-	e := answer.Embedded
+	_ = json.Unmarshal(r.body, &answer) // what can be read counts
+	e, made := answer.Embedded, false
 	switch {
 	case op.endpoint == Calls && len(e.Calls) > 0:
 		reply.NoteID, reply.EntityID, reply.EntityType = e.Calls[0].ID, e.Calls[0].EntityID, e.Calls[0].EntityType
-	case op.endpoint == NotesCreate:
-		reply.EntityID, reply.EntityType = op.path.EntityID, op.path.EntityType
-		if len(e.Notes) > 0 {
-			reply.NoteID = e.Notes[0].ID
-		}
+		made = reply.NoteID != 0 || reply.EntityID != 0
+	case op.endpoint == NotesCreate && len(e.Notes) > 0:
+		reply.NoteID, reply.EntityID, reply.EntityType = e.Notes[0].ID, op.path.EntityID, op.path.EntityType
+		made = reply.NoteID != 0
 	case op.endpoint == UnsortedSIP && len(e.Unsorted) > 0:
 		u := e.Unsorted[0]
 		reply.UID = u.UID
@@ -164,8 +177,17 @@ func created(op operation, r result) (Reply, result) {
 		if len(u.Embedded.Contacts) > 0 {
 			reply.ContactID = u.Embedded.Contacts[0].ID
 		}
+		made = reply.UID != "" || reply.LeadID != 0
 	}
-	return reply, r
+	switch {
+	case made:
+		return reply, r
+	case answer.Total != nil && *answer.Total == 0 && len(answer.Errors) > 0:
+		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(bounded(string(answer.Errors[0]), 500))
+	default:
+		r.kind, r.reason = uncertain, "Kommo says yes, but not what it made"
+	}
+	return Reply{}, r
 }
 
 // patch changes a note. The id may be one that is not a note's (unconfirmed.go), so the note is changed only when it carries

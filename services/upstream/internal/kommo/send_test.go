@@ -161,6 +161,42 @@ func fault(f sim.Fault) func(*world) {
 	}
 }
 
+// TestYesToNothing has the answers of success that do not say what was made. Only one that says that it is nothing, and why, is a
+// refusal.
+func TestYesToNothing(t *testing.T) {
+	const refused = `"errors":[{"title":"Phone is not valid","detail":"of +13055550142","status":400}]`
+	for name, c := range map[string]struct {
+		endpoint, body string
+		want           delivery.Outcome
+		reason         string
+	}{
+		"no call":                 {Calls, `{"_total_items":0,"errors":[],"_embedded":{"calls":[]}}`, delivery.Uncertain, "not what it made"},
+		"refused":                 {Calls, `{"_total_items":0,` + refused + `,"_embedded":{"calls":[]}}`, delivery.Dead, `Phone is not valid","detail":"of ********0142`},
+		"refused, in other words": {Calls, `{"_total_items":0,"errors":[{"msg":"no"}]}`, delivery.Dead, "took nothing"},
+		"refused, without total":  {Calls, `{` + refused + `}`, delivery.Uncertain, "not what it made"},
+		"refused, and made":       {Calls, `{"_total_items":1,` + refused + `,"_embedded":{"calls":[]}}`, delivery.Uncertain, "not what it made"},
+		"no ids":                  {Calls, `{"_total_items":1,"_embedded":{"calls":[{}]}}`, delivery.Uncertain, "not what it made"},
+		"another shape":           {Calls, `{"_embedded":{"calls":{"id":1}}}`, delivery.Uncertain, "not what it made"},
+		"a note of nothing":       {NotesCreate, `{"_embedded":{"notes":[]}}`, delivery.Uncertain, "not what it made"},
+		"a lead of nothing":       {UnsortedSIP, `{"_embedded":{"unsorted":[{"uid":""}]}}`, delivery.Uncertain, "not what it made"},
+		"a lead, refused":         {UnsortedSIP, `{"_total_items":0,` + refused + `}`, delivery.Dead, "took nothing"},
+		"a card":                  {EventsPopup, `{}`, delivery.Delivered, ""},
+		"an odd field":            {Calls, `{"_embedded":{"calls":[{"id":5,"entity_id":6,"entity_type":2}]}}`, delivery.Delivered, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := start(t, sim.Config{})
+				a := w.connect()
+				fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: c.body, Endpoint: c.endpoint})(w)
+				payload := map[string]string{Calls: aCall, NotesCreate: aNote("contact", w.acc.Add("contact", "Ann", []string{number})), UnsortedSIP: aLead, EventsPopup: aPopup}
+				if _, answer := send(t, a, c.endpoint, payload[c.endpoint]); answer.Outcome != c.want || !strings.Contains(answer.Reason, c.reason) {
+					t.Errorf("outcome %d (%s), want %d (%s)", answer.Outcome, answer.Reason, c.want, c.reason)
+				}
+			})
+		})
+	}
+}
+
 // TestUnknownOutcome: whatever happens to a request and its answer, in the end the call is there, once.
 func TestUnknownOutcome(t *testing.T) {
 	for endpoint, payload := range map[string]func(w *world) string{
@@ -178,6 +214,10 @@ func TestUnknownOutcome(t *testing.T) {
 			"half":        {Kind: sim.Partial},
 			"HTML before": {Kind: sim.NonJSON},
 			"HTML after":  {Kind: sim.NonJSON, Effect: true},
+			"{} before":   {Kind: sim.Hollow},
+			"{} after":    {Kind: sim.Hollow, Effect: true},
+			"204 before":  {Kind: sim.Hollow, Status: 204},
+			"204 after":   {Kind: sim.Hollow, Status: 204, Effect: true},
 			"very late":   {Kind: sim.Delay, DelayMS: 60_000},
 		} {
 			t.Run(endpoint+"/"+name, func(t *testing.T) {
@@ -210,7 +250,7 @@ func TestAnyFaults(t *testing.T) {
 		endpoint := rapid.SampledFrom([]string{Calls, UnsortedSIP}).Draw(rt, "endpoint")
 		cfg := sim.Config{CallIDsAreNotNotes: rapid.Bool().Draw(rt, "other ids"), PerSecond: 7}
 		faults := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) sim.Fault {
-			return sim.Fault{Kind: rapid.SampledFrom([]sim.Kind{sim.Cut, sim.HTTP, sim.Hang, sim.Partial, sim.NonJSON}).Draw(rt, "kind"), Status: rapid.SampledFrom([]int{500, 504, 408}).Draw(rt, "status"),
+			return sim.Fault{Kind: rapid.SampledFrom([]sim.Kind{sim.Cut, sim.HTTP, sim.Hang, sim.Partial, sim.NonJSON, sim.Hollow}).Draw(rt, "kind"), Status: rapid.SampledFrom([]int{500, 504, 408}).Draw(rt, "status"),
 				Effect: rapid.Bool().Draw(rt, "effect"), Times: rapid.IntRange(1, 2).Draw(rt, "times"), Probability: rapid.SampledFrom([]float64{0, 0.5}).Draw(rt, "p"),
 				Endpoint: rapid.SampledFrom([]string{"", endpoint, "contacts.list", "notes.list", "unsorted.list"}).Draw(rt, "where")}
 		}), 0, 6).Draw(rt, "faults")

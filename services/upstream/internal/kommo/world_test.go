@@ -322,11 +322,12 @@ func (s *fakeState) Pause(_ context.Context, r *statev1.PauseRequest, _ ...grpc.
 func relay(a *Account, endpoint, payload string, attempts int) (delivery.Answer, int) {
 	uncertain := false
 	for n := 1; ; n++ {
-		send := a.Send
+		var answer delivery.Answer
 		if uncertain {
-			send = a.SendAgain
+			answer = a.SendAgain(context.Background(), endpoint, []byte(payload), false)
+		} else {
+			answer = a.Send(context.Background(), endpoint, []byte(payload))
 		}
-		answer := send(context.Background(), endpoint, []byte(payload))
 		uncertain = uncertain || answer.Outcome == delivery.Uncertain
 		if answer.Outcome == delivery.Delivered || answer.Outcome == delivery.Dead || n == attempts {
 			return answer, n
