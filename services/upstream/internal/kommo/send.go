@@ -109,7 +109,7 @@ func (a *Account) do(ctx context.Context, op operation) (Reply, result) {
 		q.path = fmt.Sprintf(q.path, collections[op.path.EntityType], op.path.EntityID)
 	}
 	reply, r := Reply{}, a.request(ctx, q)
-	if r.kind == done {
+	if r.kind == done || r.kind == notFound {
 		reply, r = created(op, r)
 	}
 	if op.endpoint == UnsortedSIP && r.kind == invalid {
@@ -181,7 +181,9 @@ func created(op operation, r result) (Reply, result) {
 	}
 	switch {
 	case made:
+		r.kind = done // whatever else it says was not found
 		return reply, r
+	case r.kind == notFound:
 	case answer.Total != nil && *answer.Total == 0 && len(answer.Errors) > 0:
 		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(bounded(string(answer.Errors[0]), 500))
 	default:

@@ -180,6 +180,7 @@ func TestYesToNothing(t *testing.T) {
 		"a note of nothing":       {NotesCreate, `{"_embedded":{"notes":[]}}`, delivery.Uncertain, "not what it made"},
 		"a lead of nothing":       {UnsortedSIP, `{"_embedded":{"unsorted":[{"uid":""}]}}`, delivery.Uncertain, "not what it made"},
 		"a lead, refused":         {UnsortedSIP, `{"_total_items":0,` + refused + `}`, delivery.Dead, "took nothing"},
+		"not found, and made":     {Calls, `{"errors":[{"title":"Entity not found"}],"_embedded":{"calls":[{"id":5,"entity_id":6,"entity_type":"lead"}]}}`, delivery.Delivered, ""},
 		"a card":                  {EventsPopup, `{}`, delivery.Delivered, ""},
 		"an odd field":            {Calls, `{"_embedded":{"calls":[{"id":5,"entity_id":6,"entity_type":2}]}}`, delivery.Delivered, ""},
 	} {
@@ -189,8 +190,9 @@ func TestYesToNothing(t *testing.T) {
 				a := w.connect()
 				fault(sim.Fault{Kind: sim.HTTP, Status: 200, Body: c.body, Endpoint: c.endpoint})(w)
 				payload := map[string]string{Calls: aCall, NotesCreate: aNote("contact", w.acc.Add("contact", "Ann", []string{number})), UnsortedSIP: aLead, EventsPopup: aPopup}
-				if _, answer := send(t, a, c.endpoint, payload[c.endpoint]); answer.Outcome != c.want || !strings.Contains(answer.Reason, c.reason) {
-					t.Errorf("outcome %d (%s), want %d (%s)", answer.Outcome, answer.Reason, c.want, c.reason)
+				reply, answer := send(t, a, c.endpoint, payload[c.endpoint])
+				if answer.Outcome != c.want || !strings.Contains(answer.Reason, c.reason) || answer.Outcome == delivery.Delivered && reply.Outcome != OK {
+					t.Errorf("outcome %d %s (%s), want %d (%s)", answer.Outcome, reply.Outcome, answer.Reason, c.want, c.reason)
 				}
 			})
 		})
