@@ -19,7 +19,7 @@ type Config struct {
 
 	Profile       string `env:"AMEYO_PROFILE" envDefault:"seed" desc:"Which part of the decision table holds: seed, or hangup-signal where a callback with systemDisposition is final."`
 	RulesFile     string `env:"AMEYO_RULES_FILE" desc:"File that replaces the built-in decision table, cause table and status overrides; checked at start."`
-	DedupeSeconds int    `env:"REQUEST_DEDUPE_TTL_SECONDS" envDefault:"300" desc:"For how many seconds a repeat of a processed callback is a duplicate, by times of receipt."`
+	DedupeSeconds int    `env:"REQUEST_DEDUPE_TTL_SECONDS" envDefault:"300" desc:"For how many seconds a repeat of a processed callback is a duplicate, by times of receipt. A phone 2 repeats no phone 1 that sent nothing, even with the same id."`
 	Processing    int    `env:"REQUEST_PROCESSING_TTL_SECONDS" envDefault:"30" desc:"Accepted and without effect: nothing can be processing without a queued delivery."`
 	Phone1Seconds int    `env:"PHONE1_STATE_TTL_SECONDS" envDefault:"600" desc:"For how many seconds a phone-1 status waits for phone 2."`
 	Phone1Expiry  string `env:"PHONE1_EXPIRY" envDefault:"drop" desc:"What happens to a phone-1 status that phone 2 never took: drop or send."`

@@ -135,7 +135,7 @@ func health(d *operatorv1.Destination, nowMS int64) string {
 	case broken > 0:
 		return because(fmt.Sprintf("the circuit breakers of %d of %d processes are not closed", broken, all))
 	case d.GetWaiting() > 0 && all > 0 && workers == 0:
-		return "no process has a share of what may be sent at once yet: that of one that is gone comes back after LEASE_TIME"
+		return because("no process has a share of what may be sent at once yet (that of one that is gone comes back after LEASE_TIME)")
 	case d.GetWaiting() > 0 && all > 0 && busy == all:
 		return because("all workers are busy, waiting for answers")
 	case failure != "" && d.GetWaiting()+d.GetSending() > 0:

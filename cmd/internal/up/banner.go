@@ -22,7 +22,12 @@ func banner(o Options, c configs, httpAddr string, now time.Time) string {
 	call := now.Unix()
 	var b strings.Builder
 	line := func(what, text string) { fmt.Fprintf(&b, "  %-22s%s\n", what, text) }
-	fmt.Fprintf(&b, "\ncallrelay is ready: %s, data in %s\n\n", how, o.DataDir)
+	if o.late == nil || len(*o.late) == 0 {
+		fmt.Fprintf(&b, "\ncallrelay is ready: %s, data in %s\n\n", how, o.DataDir)
+	} else {
+		fmt.Fprintf(&b, "\ncallrelay has started, but %s did not get ready (the warnings above say why): %s, data in %s\n"+
+			"Callbacks go to the spool until that is over; nothing has to be restarted.\n\n", strings.Join(*o.late, ", "), how, o.DataDir)
+	}
 	line("send callbacks to", base+"/index.php and "+base+"/call_start.php")
 	line("for example", fmt.Sprintf(`curl "%s/index.php?unique_id=%d&customerId=1001&customerCRTId=d336-%d-vce-1`+
 		`&systemDisposition=CONNECTED&userId=agent1&dialledPhone=03000000001&phoneList=%%7B%%22phoneList%%22:%%5B%%2203000000001%%22%%5D%%7D"`, base, call, call))

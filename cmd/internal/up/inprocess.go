@@ -41,7 +41,7 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 			<-host.Done()
 			t.failure <- host.Err()
 		}()
-		return host, ready(ctx, o.Log, name, host.Conn(), host.Done())
+		return host, ready(ctx, o, name, host.Conn(), host.Done())
 	}
 
 	tel := group.Service("callrelay-state")

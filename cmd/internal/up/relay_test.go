@@ -100,7 +100,7 @@ func start(t *testing.T, o Options) (stop func() time.Duration) {
 			t.Fatalf("the relay ended: %v", err)
 		default:
 		}
-		return strings.Contains(out.String(), "callrelay is ready")
+		return strings.Contains(out.String(), "\n  stop ")
 	})
 	return func() time.Duration {
 		began := time.Now()

@@ -64,7 +64,7 @@ func (a *apart) start(ctx context.Context, o Options, name, addr string, env map
 	}
 	conn, err := rpc.Dial(addr)
 	if err == nil {
-		err = errors.Join(ready(ctx, o.Log, name, conn, p.Done()), conn.Close())
+		err = errors.Join(ready(ctx, o, name, conn, p.Done()), conn.Close())
 	}
 	if err != nil {
 		return errors.Join(err, p.Stop(partTime))

@@ -45,6 +45,8 @@ type Options struct {
 	Program string
 	Out     io.Writer
 	Log     *slog.Logger
+
+	late *[]string // the services that were not ready in time, noted by ready
 }
 
 // relay is a running relay, in one process or four.
@@ -106,6 +108,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Split {
 		start = split
 	}
+	o.late = new([]string)
 	r, err := start(ctx, o, c, env)
 	if r != nil {
 		defer r.stop(b)
@@ -154,7 +157,7 @@ func (b *budget) next() time.Duration {
 
 // ready waits until a service says that it serves, for patience at most: without Redis the rest has to start all the same, so
 // that callbacks are acknowledged from the spool. ended is closed when it will not any more.
-func ready(ctx context.Context, log *slog.Logger, name string, conn grpc.ClientConnInterface, ended <-chan struct{}) error {
+func ready(ctx context.Context, o Options, name string, conn grpc.ClientConnInterface, ended <-chan struct{}) error {
 	health := grpc_health_v1.NewHealthClient(conn)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -170,7 +173,8 @@ func ready(ctx context.Context, log *slog.Logger, name string, conn grpc.ClientC
 		case <-ended:
 			return fmt.Errorf("%s ended while it was starting", name)
 		case <-late:
-			log.Warn(name+" is not ready yet, the rest starts all the same", "health", answer.GetStatus().String(), "error", err)
+			o.Log.Warn(name+" is not ready yet, the rest starts all the same", "health", answer.GetStatus().String(), "error", err)
+			*o.late = append(*o.late, name)
 			return nil
 		case <-tick.C:
 		}

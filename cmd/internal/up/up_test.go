@@ -64,6 +64,11 @@ func TestBanner(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Unix(1772758800, 0)
+	late := o
+	late.late = &[]string{"state", "router"}
+	if got := banner(late, c, "0.0.0.0:8080", now); strings.Contains(got, "is ready") || !strings.Contains(got, "but state, router did not get ready") {
+		t.Errorf("with two that are late: %s", got)
+	}
 	got := banner(o, c, "0.0.0.0:8080", now)
 	for _, want := range []string{
 		"callrelay is ready: one process, data in /data\n",

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"time"
@@ -28,7 +29,7 @@ type share struct {
 	known          bool // by state
 	n              int
 	until          time.Time // no request starts later
-	failing        bool
+	failing        string    // why state gives none; "" = it does
 }
 
 // keepShare asks for the share until ctx ends.
@@ -73,10 +74,10 @@ func (c *Consumer) askShare(ctx context.Context) time.Duration {
 	s := &c.share
 	switch {
 	case err != nil:
-		if !s.failing && c.down == nil && !c.stopping {
+		if s.failing == "" && c.down == nil && !c.stopping {
 			c.log.Warn("state does not say how many requests may run here at once, trying again", "error", err)
 		}
-		s.failing = true
+		s.failing = cmp.Or(status.Convert(err).Message(), err.Error())
 		return shareSoon
 	case resp.GetTaken():
 		c.log.Warn("another upstream process has the same host name and UPSTREAM_GRPC_ADDR; after a crash its share of the destination comes back only after LEASE_TIME",
@@ -84,7 +85,7 @@ func (c *Consumer) askShare(ctx context.Context) time.Duration {
 		s.name, s.known = s.name[:min(len(s.name), 100)]+"#"+rand.Text()[:8], false
 		return 0
 	}
-	s.known, s.failing = true, false
+	s.known, s.failing = true, ""
 	s.n, s.until = int(resp.GetShare()), asked.Add(c.cfg.LeaseTime-c.cfg.SendTimeout)
 	if int(req.GetHeld()) > s.n {
 		return shareSoon

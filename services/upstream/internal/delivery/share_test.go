@@ -71,9 +71,16 @@ func TestShareEndsWhereStateDoesNotRenewIt(t *testing.T) {
 		r.state.add("too late")
 		r.after(time.Minute)
 		r.final(map[string]string{"in time/1": "done", "too late/1": ""})
+		if got := r.state.standing.GetFailure(); got != "no Redis" {
+			t.Errorf("people are told %q, want why nothing is sent", got)
+		}
 		r.state.refuseShares = false
 		r.after(time.Second)
 		r.final(map[string]string{"too late/1": "done"})
+		r.after(10 * time.Second)
+		if got := r.state.standing.GetFailure(); got != "" {
+			t.Errorf("people are still told %q", got)
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -20,7 +21,7 @@ func (c *Consumer) standing(now time.Time, again time.Duration) (*statev1.Standi
 	}
 	c.told, c.stood, c.may = now, breaker, workers
 	st := &statev1.Standing{Breaker: breaker, Running: int32(c.running), Workers: int32(workers), Process: c.cfg.Name,
-		Failure: telemetry.MaskDigits(c.failure)}
+		Failure: telemetry.MaskDigits(cmp.Or(c.share.failing, c.failure))}
 	if breaker == "open" {
 		st.BreakerMs = c.breaker.remaining().Milliseconds()
 	}
