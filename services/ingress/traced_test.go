@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -53,5 +54,21 @@ func TestServerSpan(t *testing.T) {
 			inside != "00-0af7651916cd43dd8448eb211c80319c-"+span.SpanContext().SpanID().String()+"-01" {
 			t.Errorf("it hangs on %v; inside, the traceparent is %q", parent, inside)
 		}
+	}
+}
+
+// A path that is not UTF-8 is repaired: as it is it would have the whole message refused in which its span is sent.
+func TestServerSpanOfOddPath(t *testing.T) {
+	recorder := tracetest.NewSpanRecorder()
+	s := &Service{tel: telemetry.NewGroup(recorder).Service("one")}
+	s.traced(http.NotFoundHandler()).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/v1/kommo/%ff/calls", nil))
+	span := recorder.Ended()[0]
+	for _, kv := range span.Attributes() {
+		if !utf8.ValidString(kv.Value.String()) {
+			t.Errorf("%s is %q", kv.Key, kv.Value.String())
+		}
+	}
+	if span.Name() != "POST /v1/kommo/\uFFFD/calls" {
+		t.Errorf("its name is %q", span.Name())
 	}
 }
