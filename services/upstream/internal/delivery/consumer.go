@@ -58,6 +58,8 @@ type Consumer struct {
 	metrics *metrics
 	breaker *breaker
 	random  func() float64
+	// connected: the log says so. Run's goroutine alone uses it.
+	connected bool
 	// wake holds one token when there is something new to look at.
 	wake chan struct{}
 	// shareWake holds one token when the share has to be asked for anew.
@@ -193,6 +195,7 @@ func (c *Consumer) keepStream(ctx context.Context) {
 			continue
 		}
 		c.setDown(err)
+		c.connected = false
 		if heard {
 			wait = firstWait
 		}
@@ -240,8 +243,5 @@ func (c *Consumer) unanswered() int {
 func (c *Consumer) setDown(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err == nil && c.down != nil {
-		c.log.Info("connected to state")
-	}
 	c.down = err
 }

@@ -1,8 +1,10 @@
 package delivery
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -546,6 +548,28 @@ func TestPanicOpensTheBreakerInsteadOfBlockingIt(t *testing.T) {
 			if final != "done" {
 				t.Errorf("%s ended as %q", name, final)
 			}
+		}
+	})
+}
+
+// While Redis is away state ends each stream at once. That is said, and that it is connected only when it is.
+func TestConnectedIsSaidOnce(t *testing.T) {
+	run(t, testConfig(), func(r *rig) {
+		var said bytes.Buffer
+		r.consumer.log = slog.New(slog.NewTextHandler(&said, nil))
+		r.state.refuseStreams = true
+		r.consumer.mu.Lock()
+		r.consumer.credits = []time.Time{{}} // old enough to make the consumer renew its stream
+		r.consumer.mu.Unlock()
+		r.consumer.poke()
+		r.after(30 * time.Second)
+		if text := said.String(); strings.Contains(text, "connected to state") || strings.Count(text, "no stream to state") != 1 {
+			t.Errorf("while it is away: %s", text)
+		}
+		r.state.refuseStreams = false
+		r.after(time.Minute)
+		if n := strings.Count(said.String(), "connected to state"); n != 1 {
+			t.Errorf("afterwards it is said %d times that it is connected: %s", n, said.String())
 		}
 	})
 }

@@ -14,6 +14,9 @@ import (
 	"callrelay/platform/telemetry"
 )
 
+// provenAfter is how long a stream lasts before the log says that state is connected: one without Redis ends at once.
+const provenAfter = time.Second
+
 // closeTimeout bounds how long state may take to end a stream that we ended.
 const closeTimeout = 2 * time.Second
 
@@ -44,8 +47,12 @@ func (c *Consumer) stream(ctx context.Context) (heard bool, err error) {
 	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	message := &statev1.LeaseRequest{Destination: c.cfg.Destination}
+	message, opened := &statev1.LeaseRequest{Destination: c.cfg.Destination}, time.Now()
 	for {
+		if !c.connected && time.Since(opened) >= provenAfter {
+			c.log.Info("connected to state")
+			c.connected = true
+		}
 		last, again := c.compose(message)
 		if message.Destination != "" || message.Credit > 0 || len(message.Results) > 0 || message.Standing != nil {
 			if err := stream.Send(message); err != nil {
