@@ -148,7 +148,7 @@ func (s *Server) signal(sig syscall.Signal, wait bool) {
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Signal(sig)
+	_ = syscall.Kill(-s.cmd.Process.Pid, sig) // its group: a rewrite of the append-only file is a process of its own
 	if wait {
 		_ = s.cmd.Wait()
 		s.cmd = nil

@@ -170,9 +170,6 @@ func (e *engine) loadCall(ctx context.Context, call string) (*statev1.CallState,
 // commitOne sends a commit until its outcome is known, verbatim each time: state recognises it by its input id.
 func (e *engine) commitOne(ctx context.Context, item *statev1.CommitItem) (committed, error) {
 	for attempt := 0; ; attempt++ {
-		if deadline, ok := ctx.Deadline(); ok {
-			item.BudgetMs = max(1, time.Until(deadline).Milliseconds())
-		}
 		answer, err := e.commit.Do(ctx, item)
 		if err == nil {
 			if fault := errkind.FromProto(answer.GetError()); fault == nil {

@@ -487,8 +487,6 @@ type CommitItem struct {
 	Outcome *Outcome `protobuf:"bytes,11,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	// The rules entry that this input came from: removed in the same step, or the commit is STALE.
 	Entry *Entry `protobuf:"bytes,12,opt,name=entry,proto3" json:"entry,omitempty"`
-	// Milliseconds left until nobody waits; not committed past it. 0 = no limit.
-	BudgetMs int64 `protobuf:"varint,13,opt,name=budget_ms,json=budgetMs,proto3" json:"budget_ms,omitempty"`
 	// Trace context of router.decide; empty when not traced.
 	Traceparent string `protobuf:"bytes,14,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// They wait in `rules` until router has committed them at their calls.
@@ -619,13 +617,6 @@ func (x *CommitItem) GetEntry() *Entry {
 		return x.Entry
 	}
 	return nil
-}
-
-func (x *CommitItem) GetBudgetMs() int64 {
-	if x != nil {
-		return x.BudgetMs
-	}
-	return 0
 }
 
 func (x *CommitItem) GetTraceparent() string {
@@ -2293,7 +2284,7 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"deliveries\x18\x03 \x03(\v2\x1c.callrelay.state.v1.DeliveryR\n" +
 	"deliveries\"E\n" +
 	"\rCommitRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xf6\x05\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.state.v1.CommitItemR\x05items\"\xdf\x05\n" +
 	"\n" +
 	"CommitItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -2311,15 +2302,14 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\rcancel_timers\x18\n" +
 	" \x03(\tR\fcancelTimers\x125\n" +
 	"\aoutcome\x18\v \x01(\v2\x1b.callrelay.state.v1.OutcomeR\aoutcome\x12/\n" +
-	"\x05entry\x18\f \x01(\v2\x19.callrelay.state.v1.EntryR\x05entry\x12\x1b\n" +
-	"\tbudget_ms\x18\r \x01(\x03R\bbudgetMs\x12 \n" +
+	"\x05entry\x18\f \x01(\v2\x19.callrelay.state.v1.EntryR\x05entry\x12 \n" +
 	"\vtraceparent\x18\x0e \x01(\tR\vtraceparent\x127\n" +
 	"\bmessages\x18\x0f \x03(\v2\x1b.callrelay.state.v1.MessageR\bmessages\x12.\n" +
 	"\x05moves\x18\x10 \x03(\v2\x18.callrelay.state.v1.MoveR\x05moves\x12\x14\n" +
 	"\x05terms\x18\x11 \x03(\tR\x05terms\x12\x16\n" +
 	"\x06phones\x18\x12 \x03(\tR\x06phones\x121\n" +
 	"\x05cards\x18\x13 \x03(\v2\x1b.callrelay.state.v1.PbxCardR\x05cards\x12!\n" +
-	"\fretention_ms\x18\x14 \x01(\x03R\vretentionMs\"=\n" +
+	"\fretention_ms\x18\x14 \x01(\x03R\vretentionMsJ\x04\b\r\x10\x0e\"=\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
