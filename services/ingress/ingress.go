@@ -162,6 +162,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.refused.run()
 	wg.Go(func() { s.integrations.run(background, statev1.NewAccountServiceClient(s.state)) })
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
+	wg.Go(func() { s.report(background, statev1.NewStateServiceClient(s.state)) })
 	defer func() {
 		s.refused.stop()
 		stop()
@@ -172,10 +173,6 @@ func (s *Service) Run(ctx context.Context) error {
 			s.tel.Log().Error("closing the spool", "error", err)
 		}
 	}()
-
-	reported := make(chan struct{})
-	go func() { defer close(reported); s.report(ctx, statev1.NewStateServiceClient(s.state)) }()
-	defer func() { <-reported }()
 	defer s.stopped()
 
 	served := make(chan error, 1)

@@ -3,6 +3,7 @@ package ingress
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -513,6 +514,22 @@ func running(t *testing.T, f *fakeRouter, env map[string]string) (*Service, func
 	stop := sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = stop() })
 	return s, stop
+}
+
+// An ingress that cannot take callbacks any more ends, so that it is started again.
+func TestListenerFails(t *testing.T) {
+	s := newService(t, &fakeRouter{answer: accept}, map[string]string{})
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(t.Context()) }()
+	_ = s.listen.Close()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it runs on without a listener")
+	}
 }
 
 // Clients that hold connections and say nothing, too little, or too much keep nobody out.
