@@ -143,7 +143,7 @@ func (c *cardServer) WatchCards(req *ingressv1.WatchCardsRequest, stream ingress
 		select {
 		case <-stream.Context().Done():
 			return nil
-		case <-c.s.operators.Done():
+		case <-c.s.serving.Done():
 			return nil
 		case <-w.wake:
 			if m := c.view.next(w); m != nil {
@@ -333,7 +333,7 @@ func (c *cardServer) events(conn net.Conn, watcher *cardWatcher, ttl time.Durati
 		select {
 		case <-left:
 			return
-		case <-c.s.operators.Done():
+		case <-c.s.serving.Done():
 			return
 		case <-over.C:
 			return

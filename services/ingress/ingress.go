@@ -22,6 +22,7 @@ import (
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
+	"callrelay/services/ingress/internal/spool"
 )
 
 // Service is ingress; it implements run.Service.
@@ -44,10 +45,12 @@ type Service struct {
 	load     load
 	stopping atomic.Bool
 
-	state     grpc.ClientConnInterface
-	upstream  *grpc.ClientConn
-	operators context.Context // ends the operator's requests
-	stopped   context.CancelFunc
+	state    grpc.ClientConnInterface
+	upstream *grpc.ClientConn
+
+	// serving ends with endStreams: it ends what would not end by itself, the operators' requests and who watches cards.
+	serving    context.Context
+	endStreams context.CancelFunc
 }
 
 type routePipe = rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
@@ -56,7 +59,7 @@ type routePipe = rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
 func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInterface) (*Service, error) {
 	s := &Service{cfg: cfg, tel: tel, router: router, state: state, pipe: newPipe(routerv1.NewRouterServiceClient(router)),
 		load: load{max: int64(cfg.MaxRequests)}}
-	s.operators, s.stopped = context.WithCancel(context.Background())
+	s.serving, s.endStreams = context.WithCancel(context.Background())
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {
 		return nil, err
@@ -81,8 +84,8 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if s.listen, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
 		return nil, fmt.Errorf("INGRESS_HTTP_ADDR: %w", err)
 	}
-	if s.spool.spool, err = openSpool(cfg, tel); err != nil {
-		return nil, errors.Join(err, s.listen.Close())
+	if s.spool.spool, err = spool.Open(cfg.spoolDir(), spool.Limits{Bytes: cfg.SpoolBytes, Items: cfg.SpoolItems}, tel.Log()); err != nil {
+		return nil, errors.Join(fmt.Errorf("SPOOL_DIR: %w", err), s.listen.Close())
 	}
 	s.integrations.load()
 	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
@@ -173,7 +176,7 @@ func (s *Service) Run(ctx context.Context) error {
 			s.tel.Log().Error("closing the spool", "error", err)
 		}
 	}()
-	defer s.stopped()
+	defer s.endStreams()
 
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(netutil.LimitListener(s.listen, s.cfg.MaxConnections)) }()
@@ -189,7 +192,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	case <-time.After(s.cfg.StopDelay):
 	}
-	s.stopped()
+	s.endStreams()
 	return s.drain()
 }
 

@@ -54,7 +54,7 @@ func (s *Service) operatorRequests(gateway http.Handler, client operatorv1.Opera
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		defer context.AfterFunc(s.operators, cancel)() // the streams end with the service
+		defer context.AfterFunc(s.serving, cancel)() // the streams end with the service
 		switch r.URL.Path {
 		case "/v1/journal:watch":
 			if r.Method == http.MethodGet {

@@ -3,7 +3,6 @@ package ingress
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +48,7 @@ type spooling struct {
 	misses atomic.Int32 // in a row
 	late   atomic.Int32 // in a row
 	slow   atomic.Int64 // until when router counts as slow, in nanoseconds since started
-	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
+	failed atomic.Int64 // when the spool took nothing last, in nanoseconds since started; 0 = never
 	alarm  atomic.Bool  // which was said
 
 	refusedLate atomic.Int64 // callbacks that were refused after they had been acknowledged
@@ -117,7 +116,7 @@ func (s *spooling) put(ctx context.Context, r *request, call string, item *route
 		return nil
 	}
 	if part == 1 && !errors.Is(ctx.Err(), context.Canceled) {
-		s.failed.Store(time.Now().UnixNano())
+		s.failed.Store(int64(time.Since(started)))
 		if !s.alarm.Swap(true) {
 			s.tel.Log().Error("NOTHING DURABLE CAN TAKE CALLBACKS: they are answered 503", "error", err)
 		}
@@ -279,13 +278,7 @@ func (s *spooling) ready() error {
 }
 
 // failing says whether the spool took nothing a short while ago; later it is worth another try.
-func (s *spooling) failing(now time.Time) bool { return now.Sub(time.Unix(0, s.failed.Load())) < quiet }
-
-// openSpool opens the spool that the configuration names.
-func openSpool(cfg Config, tel *telemetry.Telemetry) (*spool.Spool, error) {
-	sp, err := spool.Open(cfg.spoolDir(), spool.Limits{Bytes: cfg.SpoolBytes, Items: cfg.SpoolItems}, tel.Log())
-	if err != nil {
-		return nil, fmt.Errorf("SPOOL_DIR: %w", err)
-	}
-	return sp, nil
+func (s *spooling) failing(now time.Time) bool {
+	failed := s.failed.Load()
+	return failed != 0 && now.Sub(started)-time.Duration(failed) < quiet
 }
