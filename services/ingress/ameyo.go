@@ -119,10 +119,10 @@ func (s *ameyoServer) accept(ctx context.Context, r *request, call string, malfo
 		r.traceparent = telemetry.Inject(ctx)
 	}
 	if malformed != nil {
-		refusal := refusalOf(malformed)
-		span.SetStatus(codes.Error, refusal.Message)
-		s.refused.record(ctx, r, sourceOf(item), errkind.HTTPStatus(refusal.Kind), refusal.Field, refusal.Message)
-		return nil, refusal
+		e := malformedKind(malformed)
+		span.SetStatus(codes.Error, e.Message)
+		s.refused.record(ctx, r, sourceOf(item), refusalOf(e))
+		return nil, e
 	}
 	outcome, err := s.keep(ctx, r, call, item)
 	s.metrics.answered(ctx, sourceOf(item), outcome, r.received)
@@ -211,15 +211,12 @@ func (s *ameyoServer) keepOver(ctx context.Context, r *request, call string, ite
 	}
 }
 
-func refusalOf(err error) *errkind.Error {
-	var field *callback.FieldError
-	if errors.As(err, &field) {
+// malformedKind is what decoding complained of, with its kind.
+func malformedKind(err error) *errkind.Error {
+	if field, ok := errors.AsType[*callback.FieldError](err); ok {
 		return errkind.Invalid(field.Field, "%s", field.Message)
 	}
-	if e, ok := errors.AsType[*errkind.Error](err); ok {
-		return e
-	}
-	return errkind.Internal(err)
+	return errkind.From(err)
 }
 
 // route sends one item and waits for its commit, until the deadline of ctx.

@@ -99,8 +99,7 @@ func newHandler(s *Service) (http.Handler, error) {
 		case ours && allowed, event, ofKommo:
 			if !s.load.enter() {
 				s.ameyo.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
-				e := tooMany()
-				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
+				writeError(w, refusalOf(tooMany()), "")
 				return
 			}
 			defer s.load.leave()
@@ -242,6 +241,12 @@ type refusal struct {
 	retryAfter     time.Duration
 }
 
+// refusalOf is the answer for an error of any kind.
+func refusalOf(err error) *refusal {
+	e := errkind.From(err)
+	return &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}
+}
+
 // refuse answers a callback that no rule will see, and records it.
 func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, e *refusal) {
 	req, _ := ctx.Value(requestKey{}).(*request)
@@ -249,7 +254,7 @@ func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, e *refusal)
 		writeError(w, e, "")
 		return
 	}
-	s.refused.record(ctx, req, sourceAt(req.path), e.status, e.field, e.message)
+	s.refused.record(ctx, req, sourceAt(req.path), e)
 	writeError(w, e, req.id)
 }
 
@@ -259,12 +264,11 @@ func (s *Service) gatewayError(ctx context.Context, _ *runtime.ServeMux, _ runti
 		s.refuse(ctx, w, &refusal{status: http.StatusBadRequest, message: st.Message()})
 		return
 	}
-	e := errkind.From(err)
 	id := ""
 	if req, ok := ctx.Value(requestKey{}).(*request); ok {
 		id = req.id
 	}
-	writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, id)
+	writeError(w, refusalOf(err), id)
 }
 
 // writeError writes the one shape of every refusal.

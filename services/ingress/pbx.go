@@ -91,7 +91,7 @@ func (s *Service) pbxHandler(gateway http.Handler) http.Handler {
 		r.RequestURI = r.URL.RequestURI()
 		switch {
 		case known == nil:
-			writeError(w, &refusal{status: http.StatusServiceUnavailable, message: errUnknownYet.Message, retryAfter: errUnknownYet.RetryAfter}, "")
+			writeError(w, refusalOf(errUnknownYet), "")
 			return
 		case event.row == nil:
 			s.strangers.noticed(r.Context(), "pbx", s.peer(r)) // never shut out: its other extensions come from the same address
@@ -110,9 +110,8 @@ func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
 		event := ctx.Value(eventKey{}).(*pbxEvent)
 		refuse := func(e *refusal) {
 			if event.over { // not recorded: a flood must not fill the journal
-				e = &refusal{status: http.StatusTooManyRequests, message: errOver.Message, retryAfter: errOver.RetryAfter}
 				s.ameyo.metrics.answered(ctx, fromPbx, refused, req.received)
-				writeError(w, e, req.id)
+				writeError(w, refusalOf(errOver), req.id)
 				return
 			}
 			s.refuse(ctx, w, e)

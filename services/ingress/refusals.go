@@ -81,10 +81,10 @@ func (f *refusals) stop() {
 }
 
 // record counts a refused request and has it recorded, without waiting. The refusal stands whether or not that succeeds.
-func (f *refusals) record(ctx context.Context, r *request, source string, status int, field, message string) {
+func (f *refusals) record(ctx context.Context, r *request, source string, e *refusal) {
 	f.metrics.answered(ctx, source, refused, r.received)
 	one := refusedRequest{context.WithoutCancel(ctx), r, &routerv1.Refused{Method: valid(r.method), Path: valid(r.path),
-		Status: int32(status), Field: valid(field), Message: valid(message)}}
+		Status: int32(e.status), Field: valid(e.field), Message: valid(e.message)}}
 	if !f.budget.AllowN(time.Now(), recordSize+len(r.query)) {
 		f.lost(ctx, "more of them in an hour than REFUSED_BYTES_PER_HOUR")
 		return
