@@ -35,25 +35,13 @@ var callbackPaths = map[string]bool{
 
 // newHandler is everything ingress serves over HTTP.
 func newHandler(s *Service) (http.Handler, error) {
-	newGateway := func() *runtime.ServeMux {
-		return runtime.NewServeMux(
-			runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
-			runtime.WithErrorHandler(s.gatewayError),
-			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
-				s.refuse(ctx, w, &refusal{status: code, message: http.StatusText(code)})
-			}),
-			runtime.WithDisablePathLengthFallback(),
-		)
-	}
-	gateway, pbxGateway := newGateway(), newGateway()
+	gateway, pbxGateway := s.newGateway(), s.newGateway()
 	if err := ingressv1.RegisterAmeyoServiceHandlerServer(context.Background(), gateway, s.ameyo); err != nil {
 		return nil, err
 	}
 	if err := ingressv1.RegisterPbxServiceHandlerServer(context.Background(), pbxGateway, s.pbx); err != nil {
 		return nil, err
 	}
-	callbacks, events := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway)
-
 	kommo, err := s.kommoHandler()
 	if err != nil {
 		return nil, err
@@ -62,6 +50,61 @@ func newHandler(s *Service) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	callbacks, events, rest := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway), s.restHandler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.stopping.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		ours, allowed := s.door(r)
+		var bounded http.Handler // takes callbacks: only so many at once
+		switch path := r.URL.Path; {
+		case ours && !allowed:
+			s.strangers.turnedAway(r.Context(), "address", s.peer(r))
+			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
+			return
+		case ours:
+			bounded = callbacks
+		case strings.HasPrefix(path, pbxPath):
+			bounded = events
+		case strings.HasPrefix(path, kommoPath):
+			bounded = kommo
+		case path == cardsWatchPath:
+			s.cards.serveWatch(w, r)
+			return
+		case path == cardsTokenPath:
+			s.cards.serveToken(w, r, operator)
+			return
+		case operatorPath(path):
+			operator.ServeHTTP(w, r)
+			return
+		default:
+			rest.ServeHTTP(w, r)
+			return
+		}
+		if !s.load.enter() {
+			s.ameyo.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
+			writeError(w, refusalOf(tooMany()), "")
+			return
+		}
+		defer s.load.leave()
+		bounded.ServeHTTP(w, r)
+	}), nil
+}
+
+// newGateway is a gateway that refuses in our words. PBX events have one of their own, behind their tokens.
+func (s *Service) newGateway() *runtime.ServeMux {
+	return runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
+		runtime.WithErrorHandler(s.gatewayError),
+		runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
+			s.refuse(ctx, w, &refusal{status: code, message: http.StatusText(code)})
+		}),
+		runtime.WithDisablePathLengthFallback(),
+	)
+}
+
+// restHandler serves what is neither a callback nor behind a token.
+func (s *Service) restHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -75,50 +118,7 @@ func newHandler(s *Service) (http.Handler, error) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(gen.OpenAPI)
 	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.stopping.Load() {
-			w.Header().Set("Connection", "close")
-		}
-		ours, allowed := s.door(r)
-		switch {
-		case ours:
-		case r.URL.Path == cardsWatchPath:
-			s.cards.serveWatch(w, r)
-			return
-		case r.URL.Path == cardsTokenPath:
-			s.cards.serveToken(w, r, operator)
-			return
-		}
-		ofKommo := strings.HasPrefix(r.URL.Path, kommoPath)
-		if !ours && !ofKommo && operatorPath(r.URL.Path) {
-			operator.ServeHTTP(w, r)
-			return
-		}
-		event := strings.HasPrefix(r.URL.Path, pbxPath)
-		switch {
-		case ours && allowed, event, ofKommo:
-			if !s.load.enter() {
-				s.ameyo.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
-				writeError(w, refusalOf(tooMany()), "")
-				return
-			}
-			defer s.load.leave()
-			if event {
-				events.ServeHTTP(w, r)
-				return
-			}
-			if ofKommo {
-				kommo.ServeHTTP(w, r)
-				return
-			}
-			callbacks.ServeHTTP(w, r)
-		case ours:
-			s.strangers.turnedAway(r.Context(), "address", s.peer(r))
-			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
-		default:
-			mux.ServeHTTP(w, r)
-		}
-	}), nil
+	return mux
 }
 
 func writeText(w http.ResponseWriter, code int, text string) {
@@ -151,13 +151,10 @@ func (s *Service) door(r *http.Request) (ours, allowed bool) {
 	return true, err == nil && s.cfg.AllowedNetworks.Contains(addr.Unmap())
 }
 
-// callbackBehind says whether a path is that of a callback, or is it behind its first part, where the secret belongs.
+// callbackBehind says whether a path is that of a callback, with or without a first part where the secret belongs.
 func callbackBehind(path string) bool {
-	if callbackPaths[path] || path == "" {
-		return callbackPaths[path]
-	}
-	i := strings.IndexByte(path[1:], '/')
-	return i >= 0 && callbackPaths[path[1+i:]]
+	_, behind, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return callbackPaths[path] || callbackPaths["/"+behind]
 }
 
 // peer is the address that sent the request: the connection's, or the last one in X-Forwarded-For that is not a trusted
