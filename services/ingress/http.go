@@ -82,7 +82,7 @@ func newHandler(s *Service) (http.Handler, error) {
 			return
 		}
 		if !s.load.enter() {
-			s.ameyo.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
+			s.callbacks.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
 			writeError(w, refusalOf(tooMany()), "")
 			return
 		}

@@ -31,9 +31,10 @@ type Service struct {
 	tel          *telemetry.Telemetry
 	pipe         *routePipe
 	spool        *spooling
-	ameyo        *ameyoServer
+	callbacks    *callbacks
 	refused      *refusals
 	strangers    *strangers
+	ameyo        *ameyoServer
 	pbx          *pbxServer
 	cards        *cardServer
 	integrations *integrations
@@ -66,13 +67,14 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	}
 	s.integrations = newIntegrations(cfg.Pbx, cfg.spoolDir(), tel.Log())
 	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts, share: s.integrations.waitingShare}
-	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
-	s.refused = newRefusals(s.ameyo, cfg.RefusedBytes)
-	s.ameyo.refused = s.refused
+	s.callbacks = &callbacks{ackBudget: cfg.AckBudget, tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
+	s.refused = newRefusals(s.callbacks, cfg.RefusedBytes)
+	s.callbacks.refused = s.refused
 	if s.strangers, err = newStrangers(tel); err != nil {
 		return nil, err
 	}
-	s.pbx = &pbxServer{callbacks: s.ameyo, integrations: s.integrations}
+	s.ameyo = &ameyoServer{callbacks: s.callbacks, options: cfg.options()}
+	s.pbx = &pbxServer{callbacks: s.callbacks, integrations: s.integrations}
 	s.cards = &cardServer{s: s, view: newCardView()}
 	if s.upstream, err = rpc.Dial(cfg.Kommo.UpstreamAddr); err != nil {
 		return nil, fmt.Errorf("UPSTREAM_GRPC_ADDR: %w", err)

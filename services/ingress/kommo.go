@@ -141,7 +141,7 @@ func (s *Service) kommoCall(ctx context.Context, w http.ResponseWriter, r *http.
 	if len(req.query) > maxQuery {
 		req.query = req.query[:maxQuery]
 	}
-	ack, err := s.ameyo.accept(ctx, req, callback.CallKey("kommo", r.PathValue("account_id")+"/"+c.CallID), malformed,
+	ack, err := s.callbacks.accept(ctx, req, callback.CallKey("kommo", r.PathValue("account_id")+"/"+c.CallID), malformed,
 		&routerv1.RouteItem{Callback: &routerv1.RouteItem_KommoCall{KommoCall: m}})
 	if err != nil {
 		writeError(w, refusalOf(err), req.id)

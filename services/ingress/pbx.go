@@ -40,7 +40,7 @@ func (c *pbxConfig) problems() (problems []error) {
 // pbxServer takes the events of cloud PBXs, from the gateway and from gRPC clients alike. Tokens end here.
 type pbxServer struct {
 	ingressv1.UnimplementedPbxServiceServer
-	callbacks    *ameyoServer // takes callbacks to router, whatever they are
+	callbacks    *callbacks
 	integrations *integrations
 }
 
@@ -99,7 +99,7 @@ func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
 		event := ctx.Value(eventKey{}).(*pbxEvent)
 		refuse := func(e *refusal) {
 			if event.over { // not recorded: a flood must not fill the journal
-				s.ameyo.metrics.answered(ctx, fromPbx, refused, req.received)
+				s.callbacks.metrics.answered(ctx, fromPbx, refused, req.received)
 				writeError(w, refusalOf(errOver), req.id)
 				return
 			}

@@ -30,7 +30,7 @@ const (
 // was acknowledged of them, so no answer waits for that, and a flood of them fills neither memory nor Redis: beyond so many
 // bytes in an hour they are only counted.
 type refusals struct {
-	callbacks *ameyoServer  // takes records to router or to the spool
+	callbacks *callbacks
 	budget    *rate.Limiter // bytes
 	queue     chan refusedRequest
 	done      chan struct{}
@@ -47,8 +47,8 @@ type refusedRequest struct {
 	refused *routerv1.Refused
 }
 
-func newRefusals(s *ameyoServer, bytesPerHour int) *refusals {
-	return &refusals{callbacks: s, budget: rate.NewLimiter(rate.Limit(float64(bytesPerHour)/3600), bytesPerHour),
+func newRefusals(c *callbacks, bytesPerHour int) *refusals {
+	return &refusals{callbacks: c, budget: rate.NewLimiter(rate.Limit(float64(bytesPerHour)/3600), bytesPerHour),
 		queue: make(chan refusedRequest, refusalsWaiting), done: make(chan struct{})}
 }
 
