@@ -77,12 +77,11 @@ func newKommo(cfg Config, tel *telemetry.Telemetry, accounts statev1.AccountServ
 	if err != nil {
 		return nil, fmt.Errorf("SECRETS_KEY: %w", err)
 	}
-	unconfirmed := kommo.DefaultUnconfirmed
-	unconfirmed.CallIDIsNoteID, unconfirmed.Settle, unconfirmed.PauseAddress = bool(k.NoteID), k.Settle, bool(k.PauseAddress)
 	return kommo.New(kommo.Options{
 		Accounts: accounts, Limits: limits, Keys: keys, ClientID: k.ClientID, ClientSecret: k.ClientSecret.Reveal(), RedirectURI: k.RedirectURI,
 		Domains: k.Domains, BaseURL: k.BaseURL, Connect: min(cfg.ConnectTimeout, k.Request), Request: k.Request, Total: k.Total,
-		PerSecond: k.PerSecond, Address: k.Address, RefreshBefore: k.Refresh, Unconfirmed: unconfirmed, Trace: trace, Log: tel.Log(),
+		PerSecond: k.PerSecond, Address: k.Address, RefreshBefore: k.Refresh,
+		Unconfirmed: kommo.Unconfirmed{CallIDIsNoteID: bool(k.NoteID), Settle: k.Settle, PauseAddress: bool(k.PauseAddress)}, Trace: trace, Log: tel.Log(),
 	}), nil
 }
 

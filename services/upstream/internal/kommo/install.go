@@ -253,7 +253,7 @@ func (c *Client) finishAlone(ctx context.Context, asked time.Time, s *session) e
 		return nil
 	}
 	if s.credentials.AccessToken == "" {
-		t, r := c.grant(ctx, asked, id, s.host, "authorization_code", s.credentials.Code)
+		t, r := c.grant(ctx, asked, s.host, "authorization_code", s.credentials.Code)
 		switch {
 		case r.kind == unsent || r.kind == limited || r.kind == uncertain && !s.ending(0):
 			// A code whose reply was lost may still work; when it does not, Kommo says so.

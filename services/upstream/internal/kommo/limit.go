@@ -26,9 +26,9 @@ type place struct {
 }
 
 // limits are the account's, by its host, and that of the outgoing address.
-func (c *Client) limits(host string) []string { return []string{Destination + host, c.address()} }
-
-func (c *Client) address() string { return "kommo-address/" + c.options.Address }
+func (c *Client) limits(host string) []string {
+	return []string{Destination + host, "kommo-address/" + c.options.Address}
+}
 
 // admit waits for a place in all limits. Who waits for one holds no other.
 func (c *Client) admit(ctx context.Context, host string) (*place, *result) {

@@ -296,9 +296,9 @@ type tokens struct {
 // new ones are used. Where the account is not found at its host, it asks where it went.
 func (c *Client) refresh(ctx context.Context, asked time.Time, s *session) (host string, t tokens, r result) {
 	ask := func(host string) (tokens, result) {
-		t, r := c.grant(ctx, asked, s.record.GetId(), host, "refresh_token", s.credentials.RefreshToken)
+		t, r := c.grant(ctx, asked, host, "refresh_token", s.credentials.RefreshToken)
 		if r.kind == uncertain {
-			t, r = c.grant(ctx, asked, s.record.GetId(), host, "refresh_token", s.credentials.RefreshToken)
+			t, r = c.grant(ctx, asked, host, "refresh_token", s.credentials.RefreshToken)
 		}
 		return t, r
 	}
@@ -315,7 +315,7 @@ func (c *Client) refresh(ctx context.Context, asked time.Time, s *session) (host
 }
 
 // grant exchanges a code or refresh token. asked is when the lease was asked for: nothing is sent that might outlive it.
-func (c *Client) grant(ctx context.Context, asked time.Time, id, host, kind, value string) (t tokens, r result) {
+func (c *Client) grant(ctx context.Context, asked time.Time, host, kind, value string) (t tokens, r result) {
 	if time.Since(asked)+c.options.Request > renewTime {
 		return t, result{kind: unsent, reason: "the time for it ran out"}
 	}
