@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 // Bounds of a look-up. What does not fit is tooMany: nothing is sent again before a person has looked. Each entity is a request,
@@ -246,7 +248,7 @@ func list[T any](r result, name string) ([]T, result) {
 func decode(r result, into any) result {
 	if r.kind == done && len(r.body) > 0 {
 		if err := json.Unmarshal(r.body, into); err != nil {
-			r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: "+bounded(err.Error(), 200)
+			r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: "+roundtrip.Bounded(err.Error(), 200)
 		}
 	}
 	return r

@@ -9,6 +9,7 @@ import (
 
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 var _ delivery.Sender = (*Account)(nil)
@@ -48,7 +49,7 @@ func (a *Account) SendAgain(ctx context.Context, endpoint string, payload []byte
 func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, again, looked bool) delivery.Answer {
 	op, err := parse(endpoint, payload)
 	if err != nil {
-		return delivery.Answer{Outcome: delivery.Dead, Reason: "the payload is not one for Kommo: " + bounded(err.Error(), 300)}
+		return delivery.Answer{Outcome: delivery.Dead, Reason: "the payload is not one for Kommo: " + roundtrip.Bounded(err.Error(), 300)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.client.options.Total)
 	defer cancel()
@@ -168,7 +169,7 @@ func created(op operation, r result) (Reply, result) {
 		return reply, r
 	case r.kind == notFound:
 	case answer.Total != nil && *answer.Total == 0 && len(answer.Errors) > 0:
-		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(bounded(string(answer.Errors[0]), 500))
+		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(roundtrip.Bounded(string(answer.Errors[0]), 500))
 	default:
 		r.kind, r.reason = uncertain, "Kommo says yes, but not what it made"
 	}
