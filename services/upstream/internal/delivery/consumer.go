@@ -153,8 +153,8 @@ func (c *Consumer) Ready() error {
 
 // Run works until ctx ends. Then it leases nothing more, lets running requests finish, and returns when state has answered
 // every result, at the latest after StopTimeout.
-func (c *Consumer) Run(ctx context.Context) error {
-	var abort, cut context.CancelFunc
+func (c *Consumer) Run(ctx context.Context) {
+	var abort context.CancelFunc
 	c.workers = rpc.NewWorkers(c.cfg.Workers)
 	c.requests, abort = context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
@@ -179,7 +179,6 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if n := c.unanswered(); n > 0 {
 		c.log.Error("stopped with results that state did not answer; their leases run out and they may be sent again", "results", n)
 	}
-	return nil
 }
 
 // keepStream keeps one stream to state open until everything is done or ctx ends.
