@@ -182,7 +182,12 @@ func actor() string {
 	if host, err := os.Hostname(); err == nil {
 		name += "@" + host
 	}
-	return name
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' { // the metadata of gRPC is ASCII
+			return '?'
+		}
+		return r
+	}, name)
 }
 
 // jsonFlag adds --json.
