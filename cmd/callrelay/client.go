@@ -45,20 +45,28 @@ type operatorClient = operatorv1.OperatorServiceClient
 func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, relay operatorClient, args []string) error) *cobra.Command {
 	addr := stateFlag(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		conn, err := dial("state", *addr)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		ctx := metadata.NewOutgoingContext(c.Context(), person(c).Metadata())
-		if limit > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, limit)
-			defer cancel()
-		}
-		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), "state", *addr, limit)
+		return ask(c, "state", *addr, limit, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+			return run(ctx, operatorv1.NewOperatorServiceClient(conn), args)
+		})
 	}
 	return c
+}
+
+// ask calls run with a connection to a service, for at most the time (0 = as long as it takes). Its name is that of the flag that
+// says its address.
+func ask(c *cobra.Command, service, addr string, limit time.Duration, run func(ctx context.Context, conn grpc.ClientConnInterface) error) error {
+	conn, err := dial(service, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx := metadata.NewOutgoingContext(c.Context(), person(c).Metadata())
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return inWords(run(ctx, conn), service, addr, limit)
 }
 
 // dial connects to the service that a flag says the address of. The flag's name is also a word for what deliveries are in.
