@@ -165,7 +165,7 @@ func callKey(arg string) (string, error) {
 	return callback.CallKey(callback.Ameyo, id), nil
 }
 
-// deliveryArgs reads "<call> <delivery>" and gives the id of the delivery.
+// deliveryArgs reads "<call> <delivery>": a call, and the number of one of its deliveries.
 func deliveryArgs(args []string) (call string, delivery uint32, err error) {
 	if call, err = callKey(args[0]); err != nil {
 		return "", 0, err
@@ -176,8 +176,6 @@ func deliveryArgs(args []string) (call string, delivery uint32, err error) {
 	}
 	return call, uint32(n), nil
 }
-
-func deliveryID(call string, n uint32) string { return call + "/" + strconv.Itoa(int(n)) }
 
 // actor is who acts, for the journal.
 func actor() string {
