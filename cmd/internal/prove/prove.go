@@ -9,7 +9,6 @@
 package prove
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -252,6 +251,6 @@ func (t *times) count() int {
 func (t *times) all() []time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	slices.SortFunc(t.list, func(a, b time.Time) int { return cmp.Compare(a.UnixNano(), b.UnixNano()) })
+	slices.SortFunc(t.list, time.Time.Compare)
 	return t.list
 }
