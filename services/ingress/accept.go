@@ -135,7 +135,7 @@ func (c *callbacks) keep(ctx context.Context, r *request, call string, item *rou
 		defer leave()
 	}
 	if err := ctx.Err(); err != nil { // nobody waits any more
-		return unrecorded, unavailable(err)
+		return unavailable, notRecorded(err)
 	}
 	if waiting.Err() == nil && !c.spool.behind(call) {
 		if c.spool.busy() && c.keepEarly(ctx, r, call, item, budget/2) {
@@ -152,7 +152,7 @@ func (c *callbacks) keep(ctx context.Context, r *request, call string, item *rou
 		case err == nil:
 			return accepted, nil
 		case errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE, ctx.Err() != nil: // nobody waits any more
-			return unrecorded, err
+			return unavailable, err
 		}
 		if time.Since(r.received) >= budget/2 { // what comes at once is about this callback, not about router
 			c.spool.missed()
@@ -162,7 +162,7 @@ func (c *callbacks) keep(ctx context.Context, r *request, call string, item *rou
 	ctx, cancel := context.WithDeadline(ctx, r.received.Add(c.ackBudget))
 	defer cancel()
 	if err := c.spool.put(ctx, r, call, item, 1); err != nil {
-		return unrecorded, err
+		return unavailable, err
 	}
 	return spooled, nil
 }
@@ -190,7 +190,7 @@ func (c *callbacks) keepOver(ctx context.Context, r *request, call string, item 
 		return refused, errOver
 	default:
 		event.share.left()
-		return unrecorded, err
+		return unavailable, err
 	}
 }
 
@@ -210,7 +210,7 @@ func (c *callbacks) route(ctx context.Context, r *request, item *routerv1.RouteI
 	item.BudgetMs = max(1, deadline.Sub(now).Milliseconds())
 	answer, err := c.pipe.Do(ctx, item)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, notRecorded(err)
 	}
 	e := errkind.FromProto(answer.GetError())
 	if e == nil || e.Kind != errorsv1.Kind_KIND_UNAVAILABLE {
@@ -222,7 +222,7 @@ func (c *callbacks) route(ctx context.Context, r *request, item *routerv1.RouteI
 	return answer, nil
 }
 
-func unavailable(err error) error {
+func notRecorded(err error) error {
 	e := errkind.Unavailable(err, "the callback could not be recorded; send it again")
 	e.RetryAfter = time.Second
 	return e

@@ -121,7 +121,7 @@ func (s *spooling) put(ctx context.Context, r *request, call string, item *route
 			s.tel.Log().Error("NOTHING DURABLE CAN TAKE CALLBACKS: they are answered 503", "error", err)
 		}
 	}
-	return unavailable(err)
+	return notRecorded(err)
 }
 
 // run takes what is spooled to router until ctx ends. What is under way then stays spooled; it is recognised if it was
