@@ -85,10 +85,10 @@ type Consumer struct {
 	// sent are the results on the stream that wait for an answer, by id.
 	sent   map[uint64]*item
 	lastID uint64
-	// told is when state was told last how this consumer is, stood what it was told of its breaker, and may of its share.
-	told  time.Time
-	stood string
-	may   int
+	// What state was told last of how this consumer is, and when.
+	toldAt      time.Time
+	toldBreaker string
+	toldWorkers int
 	// failure is why the last attempt failed; empty = it did not.
 	failure string
 	// appErrors counts a delivery's application errors. State counts attempts, not their kind; lost on a restart, which
