@@ -233,9 +233,7 @@ func (c *Client) finish(ctx context.Context, s *session) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTime)
 	defer cancel()
-	defer func() {
-		_, _ = c.options.Accounts.ReleaseAccount(ctx, &statev1.ReleaseAccountRequest{Id: id, Token: token})
-	}()
+	defer c.release(ctx, id, token)
 	if s, err = c.load(ctx, id); err != nil || s == nil {
 		return
 	}

@@ -14,8 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"pgregory.net/rapid"
 
+	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/services/upstream/internal/delivery"
 	sim "callrelay/sim/kommo"
 )
@@ -399,6 +401,30 @@ func TestLimited(t *testing.T) {
 		}
 		if _, answer := send(t, a, Calls, aCall); answer.Outcome != delivery.Delivered || w.acc.View().Abuse != 0 {
 			t.Errorf("after the pause: %+v, %d abuses", answer, w.acc.View().Abuse)
+		}
+	})
+}
+
+// mute is a state that never answers about a pause.
+type mute struct{ *fakeState }
+
+func (mute) Pause(ctx context.Context, _ *statev1.PauseRequest, _ ...grpc.CallOption) (*statev1.PauseResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A pause that state does not answer keeps no delivery: its hold stops the account, too.
+func TestPauseWithoutAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, sim.Config{})
+		a := w.connect()
+		synctest.Wait() // for places that are given back
+		w.options.Limits = mute{w.state}
+		fault(sim.Fault{Kind: sim.HTTP, Status: 429, Times: 1})(w)
+		began := time.Now()
+		_, answer := send(t, a, Calls, aCall)
+		if took := time.Since(began); answer.Outcome != delivery.Hold || answer.RetryAfter != defaultRetryAfter || took > 2*time.Second {
+			t.Errorf("%+v after %v", answer, took)
 		}
 	})
 }
