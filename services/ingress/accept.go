@@ -28,7 +28,7 @@ import (
 
 // request is what the edge knows of a callback.
 type request struct {
-	ctx      context.Context // ends when the sender leaves; unset of a gRPC client's
+	ctx      context.Context // of an HTTP request: ends when the sender leaves
 	id       string
 	received time.Time
 	query    []byte          // as received
@@ -45,8 +45,8 @@ type requestKey struct{}
 // methodGRPC stands for the HTTP method of a request that came over gRPC.
 const methodGRPC = "gRPC"
 
-// requestOf finds what the HTTP side put into the context and fills the message from its query, or makes it of a gRPC client's
-// message. The context is the one to go on with.
+// requestOf is the request behind a message. Of an HTTP request it is in the context, and the message is filled from its query; of
+// a gRPC client it is made from the message. The context is the one to go on with: it ends when the sender leaves.
 func requestOf(ctx context.Context, m proto.Message) (context.Context, *request) {
 	if r, ok := ctx.Value(requestKey{}).(*request); ok {
 		wire.Fill(m, r.params)

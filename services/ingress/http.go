@@ -223,9 +223,9 @@ func (s *Service) checked(gateway http.Handler) http.Handler {
 // noForm is shared: the gateway only reads it.
 var noForm = url.Values{}
 
-// serveGateway has the gateway call what serves the path, and write its answer. All else of the request is in the context: the
-// gateway does not parse the query, and makes no metadata of headers and addresses, which nobody would read. Nor does it tell
-// anybody that the sender left: of a context that can end it would make one that registers with it.
+// serveGateway calls the gateway with a bare request: what it needs beside the path is in the context. So it parses no query and
+// makes no metadata of headers, which nobody would read. Its context never ends, which spares it one of its own that would watch
+// for that; requestOf gives the handler the one that ends when the sender leaves.
 func serveGateway(ctx context.Context, gateway http.Handler, w http.ResponseWriter, u *url.URL) {
 	r := http.Request{Method: http.MethodGet, URL: u, Form: noForm, PostForm: noForm, Body: http.NoBody}
 	gateway.ServeHTTP(w, r.WithContext(context.WithoutCancel(ctx)))
