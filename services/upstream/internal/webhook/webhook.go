@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -96,17 +97,9 @@ var reserved = []netip.Prefix{
 }
 
 func (c *Client) allowed(to netip.Addr) bool {
-	for _, p := range c.options.AllowPrivate {
-		if p.Contains(to) {
-			return true
-		}
-	}
-	for _, p := range reserved {
-		if p.Contains(to) {
-			return false
-		}
-	}
-	return to.IsGlobalUnicast() && !to.IsPrivate()
+	has := func(network netip.Prefix) bool { return network.Contains(to) }
+	return slices.ContainsFunc(c.options.AllowPrivate, has) ||
+		to.IsGlobalUnicast() && !to.IsPrivate() && !slices.ContainsFunc(reserved, has)
 }
 
 // URL is where everything is posted to, without its query, which may hold a secret.
