@@ -6,6 +6,7 @@ replace callrelay/gen => ../gen
 
 require (
 	callrelay/gen v0.0.0
+	github.com/agext/levenshtein v1.2.3
 	github.com/caarlos0/env/v11 v11.4.2
 	github.com/prometheus/client_golang v1.24.1
 	github.com/redis/go-redis/v9 v9.23.0

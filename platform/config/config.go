@@ -13,17 +13,42 @@ package config
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/agext/levenshtein"
 	"github.com/caarlos0/env/v11"
 )
 
-// Load reads T from the environment of the process.
+// Load reads T from the environment of the process, and warns of what is misspelt there.
 func Load[T any]() (T, error) {
-	return LoadFrom[T](env.ToMap(os.Environ()))
+	environ := env.ToMap(os.Environ())
+	for _, m := range Misspelt[T](environ) {
+		slog.Warn(m)
+	}
+	return LoadFrom[T](environ)
+}
+
+// Misspelt says which names in environ are no variable of T, but nearly: their values are read by nobody.
+func Misspelt[T any](environ map[string]string) (warnings []string) {
+	all := leaves(reflect.TypeFor[T](), "", nil)
+	for _, name := range slices.Sorted(maps.Keys(environ)) {
+		of := strings.TrimSuffix(name, "_FILE")
+		known := func(l leaf) bool { return l.name == name || l.name == of }
+		nearly := func(l leaf) bool { return levenshtein.Distance(l.name, of, nil) <= 2 }
+		if slices.ContainsFunc(all, known) {
+			continue
+		}
+		if i := slices.IndexFunc(all, nearly); i >= 0 {
+			warnings = append(warnings, fmt.Sprintf("%s is no setting and is ignored; is %s meant?", name, all[i].name))
+		}
+	}
+	return warnings
 }
 
 // LoadFrom reads T from environ. An unset or empty variable means its default. NAME_FILE names a file that holds the value

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,5 +199,20 @@ func TestSwitch(t *testing.T) {
 		if err := new(config.Switch).UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q was accepted", text)
 		}
+	}
+}
+
+func TestMisspelt(t *testing.T) {
+	type service struct {
+		Addr  string        `env:"STATE_GRPC_ADDR"`
+		Token config.Secret `env:"CRM_TOKEN"`
+	}
+	got := config.Misspelt[service](map[string]string{
+		"STATE_GRPC_ADDR": "a", "CRM_TOKEN_FILE": "f", "ROUTER_GRPC_ADDR": "another service's", "HOME": "/",
+		"STATE_GPRC_ADDR": "b", "CRM_TOKENS_FILE": "g",
+	})
+	want := []string{"CRM_TOKENS_FILE is no setting and is ignored; is CRM_TOKEN meant?", "STATE_GPRC_ADDR is no setting and is ignored; is STATE_GRPC_ADDR meant?"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -22,6 +22,8 @@ type metrics struct {
 	// unrecorded counts refused requests of which nothing is kept.
 	unrecorded metric.Int64Counter
 	answer     map[[2]string]answerOptions // by source and outcome
+	// notAcknowledged counts those answered 503, for an alarm.
+	notAcknowledged recent
 }
 
 // answerOptions are the options of one attribute set, as a call takes them, so that none makes a slice.
@@ -106,6 +108,9 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 }
 
 func (m *metrics) answered(ctx context.Context, source, outcome string, received time.Time) {
+	if outcome == unavailable {
+		m.notAcknowledged.add()
+	}
 	of := m.answer[[2]string{source, outcome}]
 	m.answers.Add(ctx, 1, of.add...)
 	m.latency.Record(ctx, time.Since(received).Seconds(), of.record...)
@@ -113,6 +118,7 @@ func (m *metrics) answered(ctx context.Context, source, outcome string, received
 
 // turnedAway counts a callback that was answered 503 at once, because too many are under way. It is not timed: nothing was waited for.
 func (m *metrics) turnedAway(ctx context.Context, source string) {
+	m.notAcknowledged.add()
 	m.answers.Add(ctx, 1, m.answer[[2]string{source, unavailable}].add...)
 }
 

@@ -177,7 +177,8 @@ func (s *Service) report(ctx context.Context, state statev1.StateServiceClient) 
 	reporting(ctx, state, func() *statev1.ReportRequest {
 		stats := s.spool.spool.Stats()
 		return &statev1.ReportRequest{Instance: instance, Spooled: int64(stats.Items), OldestMs: stats.Oldest.Milliseconds(),
-			RefusedAfterAck: s.spool.refusedLate.Load(), RefusedUnrecorded: s.refused.untold()}
+			RefusedAfterAck: s.spool.refusedLate.Load(), RefusedUnrecorded: s.refused.unrecorded.count(),
+			NotAcknowledged: s.callbacks.metrics.notAcknowledged.count(), SpoolDamaged: int64(s.spool.spool.Damaged())}
 	})
 }
 

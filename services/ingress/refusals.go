@@ -22,23 +22,18 @@ const (
 	recordTime = 250 * time.Millisecond
 	// recordSize is about what a record takes beside its query, in bytes.
 	recordSize = 512
-	// unrecordedTold is for how long it is told that some were not recorded.
-	unrecordedTold = time.Hour
 )
 
 // refusals records requests that no rule will see as request/<id>, so that they can be found and sent again corrected. Nothing
 // was acknowledged of them, so no answer waits for that, and a flood of them fills neither memory nor Redis: beyond so many
 // bytes in an hour they are only counted.
 type refusals struct {
-	callbacks *callbacks
-	budget    *rate.Limiter // bytes
-	queue     chan refusedRequest
-	done      chan struct{}
-	ended     sync.WaitGroup
-
-	mu         sync.Mutex
-	unrecorded int64
-	last       time.Time // when one was not recorded last
+	callbacks  *callbacks
+	budget     *rate.Limiter // bytes
+	queue      chan refusedRequest
+	done       chan struct{}
+	ended      sync.WaitGroup
+	unrecorded recent
 }
 
 type refusedRequest struct {
@@ -123,25 +118,7 @@ func (f *refusals) take(r refusedRequest, route bool) {
 // lost counts one of which nothing is kept. The first of a minute is logged.
 func (f *refusals) lost(ctx context.Context, why string) {
 	f.callbacks.metrics.unrecorded.Add(ctx, 1)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	if now.Sub(f.last) >= unrecordedTold {
-		f.unrecorded = 0
-	}
-	if now.Sub(f.last) >= time.Minute {
+	if f.unrecorded.add() >= time.Minute {
 		f.callbacks.tel.Log().WarnContext(ctx, "REFUSED REQUESTS ARE ANSWERED AND COUNTED, BUT NOT RECORDED", "why", why)
 	}
-	f.unrecorded++
-	f.last = now
-}
-
-// untold is how many were not recorded, as long as that is news.
-func (f *refusals) untold() int64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if time.Since(f.last) >= unrecordedTold {
-		return 0
-	}
-	return f.unrecorded
 }

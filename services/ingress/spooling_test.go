@@ -218,7 +218,7 @@ func TestFull(t *testing.T) {
 	for range 8 {
 		do(t, "GET", front.URL+"/index.php?unique_id=x", nil)
 	}
-	poll(t, 5*time.Second, "refused requests fill 5 of 10, and the others are lost", func() bool { return s.refused.untold() == 3 })
+	poll(t, 5*time.Second, "refused requests fill 5 of 10, and the others are lost", func() bool { return s.refused.unrecorded.count() == 3 })
 	if n := s.spool.spool.Stats().Items; n != 5 {
 		t.Errorf("refused requests fill %d of 10", n)
 	}
@@ -393,6 +393,9 @@ func TestOverload(t *testing.T) {
 	}
 	if direct == 0 || spooled == 0 || full.Load() == 0 {
 		t.Errorf("%d direct, %d spooled, %d refused: want some of each", direct, spooled, full.Load())
+	}
+	if told := s.callbacks.metrics.notAcknowledged.count(); told != full.Load() {
+		t.Errorf("%d were answered 503, %d are told", full.Load(), told)
 	}
 	t.Logf("%d acknowledged, %d answered 503; %d committed at once, %d from the spool", len(acked), full.Load(), direct, spooled)
 }

@@ -72,10 +72,7 @@ func (w *watchman) remembered() *statev1.ReportRequest {
 		if time.Since(h.at) > store.SpoolKept {
 			continue
 		}
-		sum.Spooled += h.report.GetSpooled()
-		sum.OldestMs = max(sum.GetOldestMs(), h.report.GetOldestMs())
-		sum.RefusedAfterAck += h.report.GetRefusedAfterAck()
-		sum.RefusedUnrecorded += h.report.GetRefusedUnrecorded()
+		store.AddReport(sum, h.report)
 	}
 	return sum
 }
@@ -193,9 +190,13 @@ func (w *watchman) look(ctx context.Context) ([]*operatorv1.Alarm, error) {
 		if name == store.Rules {
 			continue
 		}
-		_, _, _, oldest, err := w.store.Backlog(ctx, name)
+		_, _, letters, oldest, err := w.store.Backlog(ctx, name)
 		if err != nil {
 			return nil, err
+		}
+		if most := int64(w.cfg.AlarmDead); most > 0 && letters >= most {
+			alarms = append(alarms, &operatorv1.Alarm{Name: "dead_letters", Subject: name, SinceMs: now,
+				Text: fmt.Sprintf("%d deliveries to %s wait for a person (callrelay deliveries)", letters, name)})
 		}
 		if age := time.Duration(now-oldest) * time.Millisecond; oldest != 0 && age > w.cfg.AlarmOldest {
 			alarms = append(alarms, &operatorv1.Alarm{Name: "oldest_waiting", Subject: name, SinceMs: oldest,
@@ -228,6 +229,14 @@ func (w *watchman) spoolAlarms(spool *statev1.ReportRequest) (alarms []*operator
 	if n := spool.GetRefusedAfterAck(); n > 0 {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "refused_after_ack", SinceMs: now,
 			Text: fmt.Sprintf("%d callbacks were acknowledged out of the spool and then refused", n)})
+	}
+	if n := spool.GetNotAcknowledged(); n > 0 {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "not_acknowledged", SinceMs: now,
+			Text: fmt.Sprintf("%d callbacks of the last hour were answered 503; they are lost unless the dialer sends them again", n)})
+	}
+	if n := spool.GetSpoolDamaged(); n > 0 {
+		alarms = append(alarms, &operatorv1.Alarm{Name: "spool_damaged", SinceMs: now,
+			Text: fmt.Sprintf("%d files or items of the spool could not be read; what was intact went on", n)})
 	}
 	if n := spool.GetRefusedUnrecorded(); n > 0 {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "refused_unrecorded", SinceMs: now,

@@ -28,6 +28,7 @@ type Config struct {
 	JournalLimit  int           `env:"JOURNAL_LIMIT" envDefault:"65536" desc:"Bytes of journal kept per call; more is only counted."`
 
 	AlarmOldest        time.Duration `env:"ALARM_OLDEST" envDefault:"10m" desc:"It is an alarm when a delivery has been due for longer."`
+	AlarmDead          int           `env:"ALARM_DEAD" envDefault:"100" desc:"It is an alarm when so many deliveries to one destination wait for a person (dead, expired or asked); 0 means never."`
 	AlarmWebhookURL    config.Secret `env:"ALARM_WEBHOOK_URL" desc:"Where alarms are posted when they begin and when they are over, by Standard Webhooks; empty means nowhere."`
 	AlarmWebhookSecret config.Secret `env:"ALARM_WEBHOOK_SECRET" desc:"Signs them: whsec_ and at least 24 bytes in base64. Required with ALARM_WEBHOOK_URL."`
 
@@ -59,6 +60,9 @@ func (c *Config) Validate() error {
 	}
 	if c.AlarmOldest < time.Second {
 		problems = append(problems, fmt.Errorf("ALARM_OLDEST: must be at least 1s, not %v", c.AlarmOldest))
+	}
+	if c.AlarmDead < 0 {
+		problems = append(problems, fmt.Errorf("ALARM_DEAD: must not be negative, not %d", c.AlarmDead))
 	}
 	if raw := c.AlarmWebhookURL.Reveal(); raw != "" {
 		if u, err := url.Parse(raw); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {

@@ -227,10 +227,14 @@ func retryable(c *store.Call, d *statev1.Delivery) error {
 	default:
 		return errkind.Refused("delivery %d is %s; only dead, asked and expired deliveries can be retried", d.GetNumber(), word(d.GetState()))
 	}
-	for _, g := range c.Record.GetGates() {
-		if g.GetKey() == d.GetGate() && g.GetOwner() != d.GetRequestId() {
+	for _, g := range slices.Backward(c.Record.GetGates()) { // the newest of its key comes last
+		if g.GetKey() != d.GetGate() {
+			continue
+		}
+		if g.GetOwner() != d.GetRequestId() {
 			return errkind.Refused("delivery %d is superseded: request %s came later and was accepted in its place", d.GetNumber(), g.GetOwner())
 		}
+		break
 	}
 	return nil
 }

@@ -778,7 +778,7 @@ func TestAlarmWebhook(t *testing.T) {
 func TestSpoolReport(t *testing.T) {
 	b := startHere(t, redistest.Start(t).URL(), nil)
 	for _, instance := range []string{"a", "b"} {
-		if _, err := (&server{Service: b.Service}).Report(t.Context(), &statev1.ReportRequest{Instance: instance, Spooled: 3, OldestMs: 60_000, RefusedAfterAck: 1}); err != nil {
+		if _, err := (&server{Service: b.Service}).Report(t.Context(), &statev1.ReportRequest{Instance: instance, Spooled: 3, OldestMs: 60_000, RefusedAfterAck: 1, NotAcknowledged: 4, SpoolDamaged: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -786,7 +786,26 @@ func TestSpoolReport(t *testing.T) {
 		t.Errorf("got %v", a)
 	}
 	list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
-	if err != nil || len(list.GetAlarms()) != 2 || !strings.Contains(list.String(), "6 callbacks are in the spool of ingress, the oldest for 1m0s") {
-		t.Errorf("%v %v", list, err)
+	if err != nil || len(list.GetAlarms()) != 4 {
+		t.Fatalf("%v %v", list, err)
+	}
+	for i, want := range []string{"6 callbacks are in the spool of ingress, the oldest for 1m0s", "2 callbacks were acknowledged out of the spool and then refused",
+		"8 callbacks of the last hour were answered 503", "2 files or items of the spool"} {
+		if got := list.GetAlarms()[i].GetText(); !strings.HasPrefix(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// Deliveries that wait for a person are an alarm, once there are many.
+func TestDeadLettersAlarm(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), map[string]string{"ALARM_DEAD": "2"})
+	for _, c := range []struct{ call, want string }{{"ameyo/1", ""}, {"ameyo/2", "2 deliveries to " + dest + " wait for a person"}} {
+		b.arrive(c.call, 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+		b.attempt(c.call, "dead")
+		list, err := b.relay.ListAlarms(t.Context(), &operatorv1.ListAlarmsRequest{})
+		if err != nil || (len(list.GetAlarms()) > 0) != (c.want != "") || c.want != "" && !strings.HasPrefix(list.GetAlarms()[0].GetText(), c.want) {
+			t.Errorf("%s: %v %v", c.call, list, err)
+		}
 	}
 }

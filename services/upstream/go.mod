@@ -22,6 +22,8 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
+require github.com/agext/levenshtein v1.2.3 // indirect
+
 require (
 	callrelay/sim v0.0.0
 	github.com/beorn7/perks v1.0.1 // indirect

@@ -197,6 +197,19 @@ func TestOperator(t *testing.T) {
 		t.Error("a settled delivery is still listed")
 	}
 
+	// A connected result that died behind one that was not: the repeat of that one is none of its business.
+	unanswered := append(connectedEnd(3012), "systemDisposition", "BUSY")
+	r.accepted(r.end(unanswered...))
+	r.becomes(state, 3012, 1, "delivered")
+	r.fault(topsii.Fault{Kind: topsii.Fail, CallID: 3012, MessageCode: "WTYP0010", SubMessageCode: "WPRDEXTC3203", Times: 1})
+	r.accepted(r.end(connectedEnd(3012)...))
+	r.becomes(state, 3012, 2, "dead")
+	if !r.end(unanswered...).Duplicate {
+		t.Error("what was delivered is taken again, because another result of its call died")
+	}
+	r.run(done, "retry", "3012", "2")
+	r.becomes(state, 3012, 2, "delivered")
+
 	// What may have arrived waits for a person. Discarding keeps its gate; retrying sends it.
 	asks(3020)
 	says(t, "deliveries", r.run(done, "deliveries", "--in", "asked"), key(3020), "asked (uncertain)", "may have reached TopS.II", "look in the CRM")

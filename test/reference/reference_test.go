@@ -89,6 +89,22 @@ func TestFilesAreWhatTheCodeSays(t *testing.T) {
 	}
 }
 
+// No service takes another's setting for its own misspelt.
+func TestNamesAreFarApart(t *testing.T) {
+	environ := map[string]string{}
+	for _, s := range append([]section{up, traces}, services...) {
+		for _, f := range s.fields {
+			environ[f.Name] = "x"
+		}
+	}
+	for _, warnings := range [][]string{config.Misspelt[ingress.Config](environ), config.Misspelt[router.Config](environ),
+		config.Misspelt[state.Config](environ), config.Misspelt[upstream.Config](environ)} {
+		if len(warnings) > 0 {
+			t.Error(warnings)
+		}
+	}
+}
+
 // reference is docs/configuration.md.
 func reference() string {
 	var b strings.Builder
@@ -98,7 +114,7 @@ Written by ` + "`make docs`" + ` from the services' Config structs (services/*/c
 
 Everything is set by environment variables. An empty variable means its default. Each variable of a service can also be
 given as ` + "`NAME_FILE`" + `, the path of a file that holds the value, which is meant for secrets; giving both is an error. A service
-reports all problems of its configuration at once and does not start with any. Durations are written like ` + "`500ms` or `24h`" + `,
+reports all problems of its configuration at once and does not start with any; of a name that is nearly one of these it warns. Durations are written like ` + "`500ms` or `24h`" + `,
 switches as true, 1, yes, on or false, 0, no, off. ` + "`METRICS_ADDR`" + ` also serves /healthz, /readyz and /debug/pprof/.
 
 [.env.example](../.env.example) has the same variables to copy.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 
 	"callrelay/platform/config"
@@ -62,6 +63,14 @@ type configs struct {
 	router   router.Config
 	state    state.Config
 	upstream upstream.Config
+}
+
+// misspelt are the names in the environment that are nearly a setting of a service.
+func misspelt(env map[string]string) []string {
+	all := slices.Concat(config.Misspelt[ingress.Config](env), config.Misspelt[router.Config](env),
+		config.Misspelt[state.Config](env), config.Misspelt[upstream.Config](env))
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // load reads all configurations and reports the problems of all, each once.

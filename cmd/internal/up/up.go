@@ -85,6 +85,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return fmt.Errorf("configuration:\n%w", err)
 	}
+	for _, warning := range misspelt(env) {
+		o.Log.Warn(warning)
+	}
 	b := &budget{parts: 5}
 	if private {
 		redis, err := privateredis.Start(ctx, privateredis.Options{DataDir: o.DataDir, Appendfsync: env["REDIS_APPENDFSYNC"], Log: o.Log})

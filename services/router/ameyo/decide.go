@@ -280,14 +280,28 @@ func (d *decision) settle(gate int, at int64) {
 	d.call.Gates[gate].WaitingPhone2, d.call.Gates[gate].ProcessedMS = false, at
 }
 
-// duplicate says that a gate suppresses the callback that would take it, and journals that. waits: the callback would
-// only store a phone-1 status (spec/ameyo-topsii.md, Dedupe gate).
+// duplicate says that a gate with its key suppresses the callback, the newest such gate first, and journals that. waits: the
+// callback would only store a phone-1 status (spec/ameyo-topsii.md, Dedupe gate).
 func (d *decision) duplicate(gate Gate, waits bool) bool {
-	i := d.call.gate(gate.Key)
-	if i < 0 {
-		return false
+	for i := range slices.Backward(d.call.Gates) {
+		g := &d.call.Gates[i]
+		status, suppresses := d.suppresses(g, gate, waits)
+		if g.Key != gate.Key || !suppresses {
+			continue
+		}
+		d.effects.Duplicate = true
+		d.journal(Duplicate{
+			Of: g.Owner, Gate: status, Key: g.Key,
+			Differs: g.DialIndex != gate.DialIndex || g.Disposition != gate.Disposition,
+			Flow:    g.flow(),
+		})
+		return true
 	}
-	g := &d.call.Gates[i]
+	return false
+}
+
+// suppresses says whether the callback of a gate with the key of g is a repeat, and what g is then.
+func (d *decision) suppresses(g *Gate, gate Gate, waits bool) (status string, yes bool) {
 	status, since := d.call.status(g, d.at)
 	switch {
 	case status == "",
@@ -295,15 +309,9 @@ func (d *decision) duplicate(gate Gate, waits bool) bool {
 		status == GateWaitingPhone2 && !waits,
 		len(g.Deliveries) == 0 && gate.DialIndex > g.DialIndex && !waits, // phone 1 sent nothing: its phone 2 is no repeat of it
 		gate.Connected && !g.Connected:
-		return false
+		return status, false
 	}
-	d.effects.Duplicate = true
-	d.journal(Duplicate{
-		Of: g.Owner, Gate: status, Key: g.Key,
-		Differs: g.DialIndex != gate.DialIndex || g.Disposition != gate.Disposition,
-		Flow:    g.flow(),
-	})
-	return true
+	return status, true
 }
 
 // flow is what the gate's owner led to.
@@ -319,13 +327,10 @@ func (g *Gate) flow() string {
 	return FlowWait
 }
 
-// take makes the gate the newest one, in place of an earlier one with its key.
+// take makes the gate the newest one, in place of the one like it.
 func (d *decision) take(gate Gate, deliveries ...uint32) {
 	gate.Deliveries = deliveries
-	if i := d.call.gate(gate.Key); i >= 0 {
-		d.call.Gates = slices.Delete(d.call.Gates, i, i+1)
-	}
-	d.call.Gates = append(d.call.Gates, gate)
+	d.call.Gates = append(slices.DeleteFunc(d.call.Gates, gate.like), gate)
 }
 
 // queue numbers and queues a delivery, for the callback being decided unless it names another one.

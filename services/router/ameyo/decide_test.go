@@ -365,6 +365,19 @@ func TestConnectedPasses(t *testing.T) {
 	}
 }
 
+// TestConnectedDies: what arrived before it under the same key is not sent again.
+func TestConnectedDies(t *testing.T) {
+	w := newWorld(t)
+	w.end(single)
+	w.result(1, Delivered, false)
+	w.end(conn1)
+	w.result(2, Dead, false)
+	w.end(single)
+	w.expect("dup:processed:r1")
+	w.end(conn1)
+	w.expect("1:createCallEnd")
+}
+
 // TestWaitingGate: while phone 2 is awaited, a repeat of phone 1 is a duplicate and everything that sends passes.
 func TestWaitingGate(t *testing.T) {
 	w := newWorld(t)

@@ -2,7 +2,6 @@ package ameyo
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +16,7 @@ import (
 // Seconds are milliseconds here too, so that nothing is converted.
 type model struct {
 	hangupSignal, send bool
-	gates              map[string]*modelGate
+	gates              map[string][]*modelGate // oldest first; a connected one and one that is not do not replace each other
 	records            map[string]*modelRecord
 	marks              map[string]*modelMark
 	// served is the gate of each delivery, by number; owners are request ids.
@@ -67,7 +66,7 @@ func (m *model) say(format string, args ...any) {
 
 // suppressed says whether a gate stops a callback, and as what.
 func (m *model) suppressed(g *modelGate, at int64, connected, storesOnly bool, index uint32) string {
-	if g == nil || connected && !g.connected || g.silent && !storesOnly && index > g.index {
+	if connected && !g.connected || g.silent && !storesOnly && index > g.index {
 		return ""
 	}
 	status, since := g.status, g.since
@@ -85,22 +84,33 @@ func (m *model) suppressed(g *modelGate, at int64, connected, storesOnly bool, i
 	return ""
 }
 
-func (m *model) duplicate(g *modelGate, as string, index uint32, disposition string) {
-	differs := ""
-	if g.index != index || g.disposition != disposition {
-		differs = "!"
+func (m *model) duplicate(key string, at int64, connected, storesOnly bool, index uint32, disposition string) bool {
+	for _, g := range slices.Backward(m.gates[key]) {
+		as := m.suppressed(g, at, connected, storesOnly, index)
+		if as == "" {
+			continue
+		}
+		differs := ""
+		if g.index != index || g.disposition != disposition {
+			differs = "!"
+		}
+		m.say("dup%s:%s:%s", differs, as, g.owner)
+		return true
 	}
-	m.say("dup%s:%s:%s", differs, as, g.owner)
+	return false
+}
+
+func (m *model) take(key string, gate *modelGate) {
+	m.gates[key] = append(slices.DeleteFunc(m.gates[key], func(g *modelGate) bool { return g.connected == gate.connected }), gate)
 }
 
 func (m *model) start(key, owner string, number uint32, at int64) {
-	if g := m.gates[key]; m.suppressed(g, at, false, false, 0) != "" {
-		m.duplicate(g, m.suppressed(g, at, false, false, 0), 0, "")
+	if m.duplicate(key, at, false, false, 0, "") {
 		return
 	}
 	m.say("start:createCallStart")
-	m.gates[key] = &modelGate{status: "processing", owner: owner}
-	m.served[number] = m.gates[key]
+	m.served[number] = &modelGate{status: "processing", owner: owner}
+	m.take(key, m.served[number])
 }
 
 // expire is a record's time passing, noticed by its timer or by a callback. It returns the deliveries it queued.
@@ -140,8 +150,7 @@ func (m *model) end(key, customer, owner string, c *callback.CallEnd, status str
 	default:
 		rule = 4
 	}
-	if g := m.gates[key]; m.suppressed(g, at, c.Connected, rule == 4, c.DialIndex) != "" {
-		m.duplicate(g, m.suppressed(g, at, c.Connected, rule == 4, c.DialIndex), c.DialIndex, c.Disposition)
+	if m.duplicate(key, at, c.Connected, rule == 4, c.DialIndex, c.Disposition) {
 		return
 	}
 	number += m.expire(customer, at, number)
@@ -175,7 +184,7 @@ func (m *model) end(key, customer, owner string, c *callback.CallEnd, status str
 	if !readable && (rule == 2 || rule == 5) && (m.marks[customer] == nil || m.marks[customer].by != key) {
 		m.marks[customer] = &modelMark{by: key, until: at + 600_000}
 	}
-	m.gates[key] = gate
+	m.take(key, gate)
 	m.served[number] = gate
 }
 
@@ -185,7 +194,7 @@ func (m *model) storePhone1(key, customer string, gate *modelGate, status string
 		mark.used = true
 		m.say("4:absorb late phone 1 absorbed=%s", status)
 		gate.status, gate.since = "processed", at
-		m.gates[key] = gate
+		m.take(key, gate)
 		return
 	}
 	m.say("4:wait for phone 2")
@@ -197,7 +206,8 @@ func (m *model) storePhone1(key, customer string, gate *modelGate, status string
 	}
 	m.say("stored=%s", status)
 	gate.status, gate.record = "waiting", &modelRecord{status: status, until: at + 600_000, gate: gate}
-	m.gates[key], m.records[customer] = gate, gate.record
+	m.take(key, gate)
+	m.records[customer] = gate.record
 	delete(m.marks, customer)
 }
 
@@ -223,7 +233,7 @@ func TestModel(t *testing.T) {
 func runModel(t *rapid.T) {
 	m := &model{
 		hangupSignal: rapid.Bool().Draw(t, "hangupSignal"), send: rapid.Bool().Draw(t, "send"),
-		gates: map[string]*modelGate{}, records: map[string]*modelRecord{}, marks: map[string]*modelMark{}, served: map[uint32]*modelGate{},
+		gates: map[string][]*modelGate{}, records: map[string]*modelRecord{}, marks: map[string]*modelMark{}, served: map[uint32]*modelGate{},
 	}
 	w := newWorld(t, func(c *Config) {
 		if m.hangupSignal {
@@ -330,5 +340,10 @@ func runModel(t *rapid.T) {
 
 // current says that the gate is still its owner's.
 func current(m *model, g *modelGate) bool {
-	return slices.Contains(slices.Collect(maps.Values(m.gates)), g)
+	for _, gates := range m.gates {
+		if gates[len(gates)-1] == g {
+			return true
+		}
+	}
+	return false
 }

@@ -22,22 +22,26 @@ func (r *Refusal) Error() string { return r.Message }
 // The error is a *Refusal: while a delivery of the request is under way always; else without force where the CRM has, or
 // may have, what the request led to, and where another request holds the gate.
 func Resend(cfg *Config, call Call, in Input, of string, force bool, nowMS int64) (Call, Effects, error) {
-	key, customer := "", ""
+	gate, customer := Gate{}, ""
 	if in.CallStart != nil {
-		key = startKey(in.CallStart)
+		gate.Key = startKey(in.CallStart)
 	} else {
-		key, customer = endKey(in.CallEnd), in.CallEnd.CustomerID
+		gate.Key, gate.Connected, customer = endKey(in.CallEnd), in.CallEnd.Connected, in.CallEnd.CustomerID
 	}
-	if err := call.resendable(key, of, in.ReceivedMS); err != nil && (!force || !err.NeedsForce) {
+	key := gate.Key
+	if err := call.resendable(gate, of, in.ReceivedMS); err != nil && (!force || !err.NeedsForce) {
 		return call, Effects{}, err
 	}
 
 	d := decision{cfg: cfg, call: call, in: in, at: in.ReceivedMS, now: nowMS}
 	d.change()
-	var replaced []Gate
+	var replaced, aside []Gate
 	d.call.Gates = slices.DeleteFunc(d.call.Gates, func(g Gate) bool {
-		if g.Owner == of {
+		switch {
+		case g.Owner == of:
 			replaced = append(replaced, g)
+		case g.Key == key && !g.like(gate):
+			aside = append(aside, g)
 		}
 		return g.Owner == of || g.Key == key
 	})
@@ -83,8 +87,9 @@ func Resend(cfg *Config, call Call, in Input, of string, force bool, nowMS int64
 			deliveries = append(deliveries, n.Number)
 		}
 	}
+	next.Gates = slices.Insert(next.Gates, 0, aside...)
 	for _, g := range replaced {
-		if g.Key == key {
+		if g.like(gate) {
 			continue
 		}
 		g.Owner, g.Deliveries, g.WaitingPhone2 = in.RequestID, deliveries, false
@@ -95,7 +100,7 @@ func Resend(cfg *Config, call Call, in Input, of string, force bool, nowMS int64
 }
 
 // resendable is nil when nothing of the request is or may be with the CRM.
-func (c *Call) resendable(key, of string, at int64) *Refusal {
+func (c *Call) resendable(gate Gate, of string, at int64) *Refusal {
 	var force *Refusal
 	needs := func(format string, a ...any) {
 		if force == nil {
@@ -121,15 +126,20 @@ func (c *Call) resendable(key, of string, at int64) *Refusal {
 			needs("its phone-1 status was sent together with phone 2")
 		}
 	}
-	if i := c.gate(key); i >= 0 && c.Gates[i].Owner != of {
-		if status, _ := c.status(&c.Gates[i], at); status != "" {
-			for _, n := range c.Gates[i].Deliveries {
-				if d := c.delivery(n); d != nil && d.State < Delivered {
-					return &Refusal{Message: fmt.Sprintf("request %s was accepted for the same callback and its delivery %d is still under way", c.Gates[i].Owner, n)}
-				}
-			}
-			needs("request %s was accepted for the same callback", c.Gates[i].Owner)
+	for i := range c.Gates {
+		g := &c.Gates[i]
+		if g.Key != gate.Key || g.Owner == of || gate.Connected && !g.Connected {
+			continue
 		}
+		if status, _ := c.status(g, at); status == "" {
+			continue
+		}
+		for _, n := range g.Deliveries {
+			if d := c.delivery(n); d != nil && d.State < Delivered {
+				return &Refusal{Message: fmt.Sprintf("request %s was accepted for the same callback and its delivery %d is still under way", g.Owner, n)}
+			}
+		}
+		needs("request %s was accepted for the same callback", g.Owner)
 	}
 	return force
 }

@@ -142,6 +142,33 @@ func TestResentDuplicate(t *testing.T) {
 	}
 }
 
+// A connected callback and one that was not, of one key: sending one again leaves the other as it is.
+func TestResendLeavesTheOtherResult(t *testing.T) {
+	w := newWorld(t)
+	w.end(single)
+	w.ends(1, Delivered, false)
+	w.end(conn1)
+	w.ends(2, Dead, false)
+	if _, err := w.resend("r2", conn1, false); err != nil {
+		t.Fatal(err)
+	}
+	w.ends(3, Dead, false)
+	w.end(single)
+	w.expect("dup:processed:r1")
+	w.end(conn1)
+	w.expect("1:createCallEnd")
+
+	w.ends(4, Delivered, false)
+	if _, err := w.resend("r1", single, false); err == nil {
+		t.Error("resent without force, although both are with the CRM")
+	}
+	if _, err := w.resend("r1", single, true); err != nil {
+		t.Fatal(err)
+	}
+	w.end(conn1)
+	w.expect("dup:processed:r5")
+}
+
 // Whatever happened before: without force, a resend never queues anything for a callback whose request or gate is with the
 // CRM or may be, it always leaves a call in which the replaced request owns nothing, and a repeat of it is a duplicate.
 func TestResendNeverDoublesSilently(t *testing.T) {

@@ -35,10 +35,9 @@ const takenByExpiry = "expired"
 // timerPrefix and the customer's id make the name of the timer at which a phone-1 record expires.
 const timerPrefix = "phone1:"
 
-// gate returns the index of the gate with the key, or -1.
-func (c *Call) gate(key string) int {
-	return slices.IndexFunc(c.Gates, func(g Gate) bool { return g.Key == key })
-}
+// like says that one of the two takes the place of the other. A connected result and one that was not have a gate each: when
+// the delivery of one dies, the other is still known to have arrived.
+func (g Gate) like(other Gate) bool { return g.Key == other.Key && g.Connected == other.Connected }
 
 // phone1 returns the index of the customer's phone-1 record, or of the late mark, or -1.
 func (c *Call) phone1(customer string, lateMark bool) int {

@@ -77,7 +77,7 @@ func (w *world) decide(in Input) Effects {
 		w.t.Errorf("a duplicate changed the call: %+v", effects)
 	}
 	for i, d := range effects.Deliveries {
-		if want := max(before.NextDelivery, 1) + uint32(i); d.Number != want || d.Destination != "topsii" || d.RequestID == "" || next.gate(d.Gate) < 0 {
+		if want := max(before.NextDelivery, 1) + uint32(i); d.Number != want || d.Destination != "topsii" || d.RequestID == "" || !slices.ContainsFunc(next.Gates, func(g Gate) bool { return g.Key == d.Gate }) {
 			w.t.Errorf("delivery %+v, want number %d", d, want)
 		}
 		if !json.Valid(d.Payload) {
@@ -85,12 +85,17 @@ func (w *world) decide(in Input) Effects {
 		}
 		w.payloads[d.Number] = string(d.Payload)
 	}
-	keys := map[string]bool{}
+	type identity struct {
+		key       string
+		connected bool
+	}
+	gates := map[identity]bool{}
 	for _, g := range next.Gates {
-		if keys[g.Key] {
-			w.t.Errorf("two gates %s", g.Key)
+		of := identity{g.Key, g.Connected}
+		if gates[of] {
+			w.t.Errorf("two gates %v", of)
 		}
-		keys[g.Key] = true
+		gates[of] = true
 		if g.WaitingPhone2 && !slices.ContainsFunc(next.Phone1, func(p Phone1) bool { return p.leftBy(&g) }) {
 			w.t.Errorf("gate %+v waits for no record", g)
 		}

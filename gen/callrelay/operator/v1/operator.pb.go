@@ -2223,7 +2223,7 @@ func (x *ListAlarmsResponse) GetAlarms() []*Alarm {
 
 type Alarm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// accounting_difference, calls_unreadable, destination_held, oldest_waiting, spool_in_use, refused_after_ack, refused_unrecorded.
+	// One of those in docs/webhook.md.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What it is about, e.g. the destination.
 	Subject       string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`

@@ -1984,8 +1984,12 @@ type ReportRequest struct {
 	RefusedAfterAck int64 `protobuf:"varint,4,opt,name=refused_after_ack,json=refusedAfterAck,proto3" json:"refused_after_ack,omitempty"`
 	// Refused requests of which no record was kept, because there were too many: in the last hour at most.
 	RefusedUnrecorded int64 `protobuf:"varint,5,opt,name=refused_unrecorded,json=refusedUnrecorded,proto3" json:"refused_unrecorded,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Callbacks that were answered 503, because nothing durable took them: in the last hour at most.
+	NotAcknowledged int64 `protobuf:"varint,6,opt,name=not_acknowledged,json=notAcknowledged,proto3" json:"not_acknowledged,omitempty"`
+	// Damaged spool files, and items that could not be read, that nobody has looked at yet.
+	SpoolDamaged  int64 `protobuf:"varint,7,opt,name=spool_damaged,json=spoolDamaged,proto3" json:"spool_damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
@@ -2049,6 +2053,20 @@ func (x *ReportRequest) GetRefusedAfterAck() int64 {
 func (x *ReportRequest) GetRefusedUnrecorded() int64 {
 	if x != nil {
 		return x.RefusedUnrecorded
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetNotAcknowledged() int64 {
+	if x != nil {
+		return x.NotAcknowledged
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetSpoolDamaged() int64 {
+	if x != nil {
+		return x.SpoolDamaged
 	}
 	return 0
 }
@@ -2399,13 +2417,15 @@ const file_callrelay_state_v1_state_proto_rawDesc = "" +
 	"\x05error\x18\x02 \x01(\v2\x1a.callrelay.errors.v1.ErrorR\x05error\x12\x1e\n" +
 	"\n" +
 	"superseded\x18\x03 \x01(\bR\n" +
-	"superseded\"\xbd\x01\n" +
+	"superseded\"\x8d\x02\n" +
 	"\rReportRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\aspooled\x18\x02 \x01(\x03R\aspooled\x12\x1b\n" +
 	"\toldest_ms\x18\x03 \x01(\x03R\boldestMs\x12*\n" +
 	"\x11refused_after_ack\x18\x04 \x01(\x03R\x0frefusedAfterAck\x12-\n" +
-	"\x12refused_unrecorded\x18\x05 \x01(\x03R\x11refusedUnrecorded\"\x10\n" +
+	"\x12refused_unrecorded\x18\x05 \x01(\x03R\x11refusedUnrecorded\x12)\n" +
+	"\x10not_acknowledged\x18\x06 \x01(\x03R\x0fnotAcknowledged\x12#\n" +
+	"\rspool_damaged\x18\a \x01(\x03R\fspoolDamaged\"\x10\n" +
 	"\x0eReportResponse\"\xcf\x01\n" +
 	"\fShareRequest\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +

@@ -76,12 +76,19 @@ func (s *Store) Reports(ctx context.Context) (*statev1.ReportRequest, error) {
 			s.client.HDel(ctx, keySpools, instance) // else the next one does
 			continue
 		}
-		sum.Spooled += r.GetSpooled()
-		sum.OldestMs = max(sum.GetOldestMs(), r.GetOldestMs())
-		sum.RefusedAfterAck += r.GetRefusedAfterAck()
-		sum.RefusedUnrecorded += r.GetRefusedUnrecorded()
+		AddReport(sum, r)
 	}
 	return sum, nil
+}
+
+// AddReport adds what one more ingress process said.
+func AddReport(sum, r *statev1.ReportRequest) {
+	sum.Spooled += r.GetSpooled()
+	sum.OldestMs = max(sum.GetOldestMs(), r.GetOldestMs())
+	sum.RefusedAfterAck += r.GetRefusedAfterAck()
+	sum.RefusedUnrecorded += r.GetRefusedUnrecorded()
+	sum.NotAcknowledged += r.GetNotAcknowledged()
+	sum.SpoolDamaged += r.GetSpoolDamaged()
 }
 
 // SetComparison keeps the last comparison of counters and journals, for every state process.
