@@ -253,6 +253,8 @@ const spoolEmpties = time.Minute
 // accounted asks the relay to count, when everything is done: by its counters, and again by its journals. Both have to come to
 // what was seen of each call.
 func accounted(ctx context.Context, state operatorv1.OperatorServiceClient, verdicts []verdict) (problems []string) {
+	ctx, cancel := context.WithTimeout(ctx, drainLimit)
+	defer cancel()
 	// What was spooled although it was committed, too, may still be there, and ingress reports every few seconds.
 	a, err := state.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Check: true})
 	for until := time.Now().Add(spoolEmpties); err == nil && a.GetSpooled() > 0 && time.Now().Before(until) && pause(ctx, time.Second); {
