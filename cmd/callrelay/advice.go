@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 )
 
 // exitAct is the exit code of a diagnosis that needs a person.
@@ -24,24 +23,16 @@ const exitAct = 2
 // asksRouter makes c a command that talks to router: it adds --router and calls run with a client.
 func asksRouter(c *cobra.Command, run func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error) *cobra.Command {
 	addr := routerFlag(c)
-	c.RunE = func(_ *cobra.Command, args []string) error { return askRouter(c, *addr, args, run) }
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		return ask(c, "router", *addr, askTimeout, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+			return run(ctx, operatorv1.NewAdviceServiceClient(conn), args)
+		})
+	}
 	return c
 }
 
 func routerFlag(c *cobra.Command) *string {
 	return c.Flags().String("router", cmp.Or(os.Getenv("ROUTER_GRPC_ADDR"), "127.0.0.1:9081"), "where router serves gRPC (ROUTER_GRPC_ADDR)")
-}
-
-func askRouter(c *cobra.Command, addr string, args []string, run func(ctx context.Context, router operatorv1.AdviceServiceClient, args []string) error) error {
-	conn, err := dial("router", addr)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
-	defer cancel()
-	err = run(metadata.NewOutgoingContext(ctx, person(c).Metadata()), operatorv1.NewAdviceServiceClient(grpc.ClientConnInterface(conn)), args)
-	return inWords(err, "router", addr, askTimeout)
 }
 
 func newDiagnose() *cobra.Command {

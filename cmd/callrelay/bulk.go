@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 )
 
 type progressStream = grpc.ServerStreamingClient[operatorv1.Progress]
@@ -48,18 +48,35 @@ func newBulk(c *cobra.Command) *bulk {
 	return b
 }
 
-func (b *bulk) one(m proto.Message, err error) error {
-	if err != nil {
+// asks makes the command do one to a delivery, or all to those of a filter; did says what they are then.
+func (b *bulk) asks(did string, one func(ctx context.Context, relay operatorClient, delivery string) (*operatorv1.Delivery, error),
+	all func(ctx context.Context, relay operatorClient, filter *operatorv1.DeliveryFilter) (progressStream, error)) *cobra.Command {
+	return asks(b.c, 0, func(ctx context.Context, relay operatorClient, args []string) error {
+		if b.all {
+			stream, err := all(ctx, relay, &operatorv1.DeliveryFilter{State: b.in, Destination: b.destination, ReasonContains: b.because})
+			if err != nil {
+				return err
+			}
+			return b.follow(stream, did)
+		}
+		call, n, err := deliveryArgs(args)
+		if err != nil {
+			return err
+		}
+		d, err := one(ctx, relay, call+"/"+strconv.Itoa(int(n)))
+		if err != nil {
+			return err
+		}
+		if b.json {
+			return printJSON(b.c.OutOrStdout(), d)
+		}
+		_, err = fmt.Fprintf(b.c.OutOrStdout(), "delivery %d of %s is %s\n", n, call, did)
 		return err
-	}
-	return printJSON(b.c.OutOrStdout(), m)
+	})
 }
 
-func (b *bulk) run(ctx context.Context, did string, start func(context.Context, *operatorv1.DeliveryFilter) (progressStream, error)) error {
-	stream, err := start(ctx, &operatorv1.DeliveryFilter{State: b.in, Destination: b.destination, ReasonContains: b.because})
-	if err != nil {
-		return err
-	}
+// follow prints how far it is, until it is done.
+func (b *bulk) follow(stream progressStream, did string) error {
 	out := b.c.OutOrStdout()
 	var last *operatorv1.Progress
 	for {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 )
 
 func newCards() *cobra.Command {
@@ -23,47 +26,48 @@ func newCards() *cobra.Command {
 	integration := c.Flags().String("integration", "", "the integration, as in callrelay integrations list")
 	user := c.Flags().String("user", "", "the CRM user")
 	asJSON := jsonFlag(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		conn, err := dial("ingress", *addr)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		stream, err := ingressv1.NewCardServiceClient(conn).WatchCards(c.Context(), &ingressv1.WatchCardsRequest{Integration: *integration, User: *user})
-		if err != nil {
-			return inWords(err, "ingress", *addr, 0)
-		}
-		out := c.OutOrStdout()
-		for {
-			m, err := stream.Recv()
-			if person(c).Masked {
-				for _, card := range m.GetCards() {
-					card.Number, card.Did = callback.MaskPhones(card.GetNumber()), callback.MaskPhones(card.GetDid())
-				}
+	c.RunE = func(*cobra.Command, []string) error {
+		return ask(c, "ingress", *addr, 0, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+			stream, err := ingressv1.NewCardServiceClient(conn).WatchCards(ctx, &ingressv1.WatchCardsRequest{Integration: *integration, User: *user})
+			if err != nil {
+				return err
 			}
-			switch {
-			case c.Context().Err() != nil:
-				return nil // Ctrl-C is how one ends it
-			case err != nil:
-				return inWords(err, "ingress", *addr, 0)
-			case *asJSON:
-				line, err := stableJSON(m, "")
-				if err != nil {
-					return err
-				}
-				fmt.Fprintln(out, line)
-				continue
-			case m.GetLost():
-				fmt.Fprintln(out, "(ingress does not hear from state: what happens is not known)")
-			case m.GetAll():
-				fmt.Fprintf(out, "%d open cards\n", len(m.GetCards()))
-			}
-			for _, card := range m.GetCards() {
-				fmt.Fprintln(out, cardLine(card))
-			}
-		}
+			return showCards(ctx, c.OutOrStdout(), stream, person(c).Masked, *asJSON)
+		})
 	}
 	return c
+}
+
+// showCards prints what happens until ctx or the stream ends.
+func showCards(ctx context.Context, out io.Writer, stream grpc.ServerStreamingClient[ingressv1.WatchCardsResponse], masked, asJSON bool) error {
+	for {
+		m, err := stream.Recv()
+		if masked {
+			for _, card := range m.GetCards() {
+				card.Number, card.Did = callback.MaskPhones(card.GetNumber()), callback.MaskPhones(card.GetDid())
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil // Ctrl-C is how one ends it
+		case err != nil:
+			return err
+		case asJSON:
+			line, err := stableJSON(m, "")
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(out, line)
+			continue
+		case m.GetLost():
+			fmt.Fprintln(out, "(ingress does not hear from state: what happens is not known)")
+		case m.GetAll():
+			fmt.Fprintf(out, "%d open cards\n", len(m.GetCards()))
+		}
+		for _, card := range m.GetCards() {
+			fmt.Fprintln(out, cardLine(card))
+		}
+	}
 }
 
 // cardLine is a card on one line.

@@ -45,20 +45,28 @@ type operatorClient = operatorv1.OperatorServiceClient
 func asks(c *cobra.Command, limit time.Duration, run func(ctx context.Context, relay operatorClient, args []string) error) *cobra.Command {
 	addr := stateFlag(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		conn, err := dial("state", *addr)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		ctx := metadata.NewOutgoingContext(c.Context(), person(c).Metadata())
-		if limit > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, limit)
-			defer cancel()
-		}
-		return inWords(run(ctx, operatorv1.NewOperatorServiceClient(conn), args), "state", *addr, limit)
+		return ask(c, "state", *addr, limit, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+			return run(ctx, operatorv1.NewOperatorServiceClient(conn), args)
+		})
 	}
 	return c
+}
+
+// ask calls run with a connection to a service, for at most the time (0 = as long as it takes). Its name is that of the flag that
+// says its address.
+func ask(c *cobra.Command, service, addr string, limit time.Duration, run func(ctx context.Context, conn grpc.ClientConnInterface) error) error {
+	conn, err := dial(service, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx := metadata.NewOutgoingContext(c.Context(), person(c).Metadata())
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return inWords(run(ctx, conn), service, addr, limit)
 }
 
 // dial connects to the service that a flag says the address of. The flag's name is also a word for what deliveries are in.
@@ -157,7 +165,7 @@ func callKey(arg string) (string, error) {
 	return callback.CallKey(callback.Ameyo, id), nil
 }
 
-// deliveryArgs reads "<call> <delivery>" and gives the id of the delivery.
+// deliveryArgs reads "<call> <delivery>": a call, and the number of one of its deliveries.
 func deliveryArgs(args []string) (call string, delivery uint32, err error) {
 	if call, err = callKey(args[0]); err != nil {
 		return "", 0, err
@@ -168,8 +176,6 @@ func deliveryArgs(args []string) (call string, delivery uint32, err error) {
 	}
 	return call, uint32(n), nil
 }
-
-func deliveryID(call string, n uint32) string { return call + "/" + strconv.Itoa(int(n)) }
 
 // actor is who acts, for the journal.
 func actor() string {
@@ -182,7 +188,12 @@ func actor() string {
 	if host, err := os.Hostname(); err == nil {
 		name += "@" + host
 	}
-	return name
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' { // the metadata of gRPC is ASCII
+			return '?'
+		}
+		return r
+	}, name)
 }
 
 // jsonFlag adds --json.

@@ -232,6 +232,15 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// Who acts is told in the letters that gRPC carries; a name with others keeps nobody from acting.
+func TestActor(t *testing.T) {
+	state, addr := serveState(t)
+	t.Setenv("SUDO_USER", "jürgen")
+	if _, err := callrelay(t, "deliveries", "--state", addr); err != nil || !strings.HasPrefix(state.actors[0], "j?rgen@") {
+		t.Errorf("%v, asked by %q", err, state.actors)
+	}
+}
+
 // Each command's group names the flag of the service that it asks, and no other's.
 func TestHelpNamesWhoIsAsked(t *testing.T) {
 	help, err := callrelay(t, "--help")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 
@@ -21,21 +20,11 @@ func newDiscard() *cobra.Command {
 	if err := c.MarkFlagRequired("reason"); err != nil {
 		panic(err) // the flag was added above
 	}
-	return asks(c, 0, func(ctx context.Context, relay operatorClient, args []string) error {
-		if b.all {
-			return b.run(ctx, "discarded", func(ctx context.Context, f *operatorv1.DeliveryFilter) (progressStream, error) {
-				return relay.DiscardDeliveries(ctx, &operatorv1.DiscardDeliveriesRequest{Filter: f, Reason: *reason})
-			})
-		}
-		call, n, err := deliveryArgs(args)
-		if err != nil {
-			return err
-		}
-		d, err := relay.DiscardDelivery(ctx, &operatorv1.DiscardDeliveryRequest{Delivery: deliveryID(call, n), Reason: *reason})
-		if err != nil || b.json {
-			return b.one(d, err)
-		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "delivery %d of %s is discarded\n", n, call)
-		return err
-	})
+	return b.asks("discarded",
+		func(ctx context.Context, relay operatorClient, delivery string) (*operatorv1.Delivery, error) {
+			return relay.DiscardDelivery(ctx, &operatorv1.DiscardDeliveryRequest{Delivery: delivery, Reason: *reason})
+		},
+		func(ctx context.Context, relay operatorClient, filter *operatorv1.DeliveryFilter) (progressStream, error) {
+			return relay.DiscardDeliveries(ctx, &operatorv1.DiscardDeliveriesRequest{Filter: filter, Reason: *reason})
+		})
 }

@@ -15,6 +15,7 @@ import (
 	"callrelay/services/router/explain"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 )
 
 func newExplain() *cobra.Command {
@@ -60,8 +61,8 @@ Exit codes: 0 it would be taken and no rules differ, 4 it would be refused or ru
 			texts = append(texts, &operatorv1.RulesText{Name: name, Text: string(text), Profile: *profile})
 		}
 		if *stored {
-			return askRouter(c, *addr, nil, func(ctx context.Context, router operatorv1.AdviceServiceClient, _ []string) error {
-				resp, err := router.Explain(ctx, &operatorv1.ExplainRequest{Callbacks: callbacks, Stored: true, Rules: texts})
+			return ask(c, "router", *addr, askTimeout, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+				resp, err := operatorv1.NewAdviceServiceClient(conn).Explain(ctx, &operatorv1.ExplainRequest{Callbacks: callbacks, Stored: true, Rules: texts})
 				if err != nil {
 					return err
 				}

@@ -156,16 +156,9 @@ func asksUpstream(c *cobra.Command, run func(ctx context.Context, kommo upstream
 // onUpstream makes c a command that talks to upstream: it adds --upstream and calls run with a connection.
 func onUpstream(c *cobra.Command, run func(ctx context.Context, conn grpc.ClientConnInterface, args []string) error) *cobra.Command {
 	addr := c.Flags().String("upstream", cmp.Or(os.Getenv("UPSTREAM_GRPC_ADDR"), "127.0.0.1:9083"), "where upstream serves gRPC (UPSTREAM_GRPC_ADDR)")
+	const limit = 2 * time.Minute // a check waits for its places in the limit
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		conn, err := dial("upstream", *addr)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		const limit = 2 * time.Minute // a check waits for its places in the limit
-		ctx, cancel := context.WithTimeout(c.Context(), limit)
-		defer cancel()
-		return inWords(run(ctx, conn, args), "upstream", *addr, limit)
+		return ask(c, "upstream", *addr, limit, func(ctx context.Context, conn grpc.ClientConnInterface) error { return run(ctx, conn, args) })
 	}
 	return c
 }

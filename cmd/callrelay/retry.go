@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 
@@ -18,21 +17,11 @@ func newRetry() *cobra.Command {
 	}
 	b := newBulk(c)
 	reason := reasonFlag(c)
-	return asks(c, 0, func(ctx context.Context, relay operatorClient, args []string) error {
-		if b.all {
-			return b.run(ctx, "queued again", func(ctx context.Context, f *operatorv1.DeliveryFilter) (progressStream, error) {
-				return relay.RetryDeliveries(ctx, &operatorv1.RetryDeliveriesRequest{Filter: f, Reason: *reason})
-			})
-		}
-		call, n, err := deliveryArgs(args)
-		if err != nil {
-			return err
-		}
-		d, err := relay.RetryDelivery(ctx, &operatorv1.RetryDeliveryRequest{Delivery: deliveryID(call, n), Reason: *reason})
-		if err != nil || b.json {
-			return b.one(d, err)
-		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "delivery %d of %s is queued again\n", n, call)
-		return err
-	})
+	return b.asks("queued again",
+		func(ctx context.Context, relay operatorClient, delivery string) (*operatorv1.Delivery, error) {
+			return relay.RetryDelivery(ctx, &operatorv1.RetryDeliveryRequest{Delivery: delivery, Reason: *reason})
+		},
+		func(ctx context.Context, relay operatorClient, filter *operatorv1.DeliveryFilter) (progressStream, error) {
+			return relay.RetryDeliveries(ctx, &operatorv1.RetryDeliveriesRequest{Filter: filter, Reason: *reason})
+		})
 }

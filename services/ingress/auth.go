@@ -342,8 +342,8 @@ func (a *operatorAPI) caller(r *http.Request) (rpc.Caller, *refusal) {
 		a.s.strangers.count(r.Context(), "operator", "shut_out")
 		return rpc.Caller{}, &refusal{status: http.StatusTooManyRequests, message: "too many wrong tokens from this address", retryAfter: wait}
 	}
-	scheme, presented, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if presented = strings.TrimSpace(presented); !strings.EqualFold(scheme, "Bearer") || presented == "" {
+	presented := bearerOf(r)
+	if presented == "" {
 		return rpc.Caller{}, &refusal{status: http.StatusUnauthorized, message: "a token is required: Authorization: Bearer TOKEN"}
 	}
 	caller, ok := a.s.cfg.OperatorTokens.find(presented)
@@ -353,6 +353,15 @@ func (a *operatorAPI) caller(r *http.Request) (rpc.Caller, *refusal) {
 		return rpc.Caller{}, &refusal{status: http.StatusUnauthorized, message: "the token is not known"}
 	}
 	return caller, nil
+}
+
+// bearerOf is the bearer token of a request; empty: there is none.
+func bearerOf(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
 }
 
 // forwarding are headers of requests that came through a proxy. Behind one, everybody is on loopback.

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -143,7 +144,7 @@ func (c *cardServer) WatchCards(req *ingressv1.WatchCardsRequest, stream ingress
 		select {
 		case <-stream.Context().Done():
 			return nil
-		case <-c.s.operators.Done():
+		case <-c.s.serving.Done():
 			return nil
 		case <-w.wake:
 			if m := c.view.next(w); m != nil {
@@ -161,20 +162,17 @@ func (c *cardServer) CreateToken(ctx context.Context, req *ingressv1.CreateToken
 	if err != nil {
 		return nil, err
 	}
-	ttl := time.Duration(req.GetTtlS()) * time.Second
-	switch key := c.s.cfg.Cards.Secret.Reveal(); {
-	case key == "":
+	key := c.s.cfg.Cards.Secret.Reveal()
+	if key == "" {
 		return nil, errNoCards
-	case req.GetTtlS() < 0 || req.GetTtlS() > int64(maxCardTime/time.Second):
-		return nil, errkind.Invalid("ttlS", "ttlS must be 1 to %d seconds; 0 means %d", maxCardTime/time.Second, defaultCardTime/time.Second)
-	case ttl == 0:
-		ttl = defaultCardTime
-		fallthrough
-	default:
-		end := time.Now().Add(ttl).Truncate(time.Second)
-		c.s.tel.Log().InfoContext(ctx, "a token for caller cards was made", "integration", of.integration, "user", of.user, "until", end)
-		return &ingressv1.CreateTokenResponse{Token: signCardToken([]byte(key), of, end), ExpiresMs: end.UnixMilli()}, nil
 	}
+	if req.GetTtlS() < 0 || req.GetTtlS() > int64(maxCardTime/time.Second) {
+		return nil, errkind.Invalid("ttlS", "ttlS must be 1 to %d seconds; 0 means %d", maxCardTime/time.Second, defaultCardTime/time.Second)
+	}
+	ttl := cmp.Or(time.Duration(req.GetTtlS())*time.Second, defaultCardTime)
+	end := time.Now().Add(ttl).Truncate(time.Second)
+	c.s.tel.Log().InfoContext(ctx, "a token for caller cards was made", "integration", of.integration, "user", of.user, "until", end)
+	return &ingressv1.CreateTokenResponse{Token: signCardToken([]byte(key), of, end), ExpiresMs: end.UnixMilli()}, nil
 }
 
 var errNoCards = errkind.NotFound("caller cards are not served over HTTP: CARDS_SECRET is not set")
@@ -234,14 +232,6 @@ func (c *cardServer) mayCreate(r *http.Request, integration string, operators *o
 		e = &refusal{status: http.StatusForbidden, message: "this needs a token with the role operator, or the integration's own secret"}
 	}
 	return e
-}
-
-func bearerOf(r *http.Request) string {
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return ""
-	}
-	return strings.TrimSpace(token)
 }
 
 // serveWatch is WatchCards as server-sent events.
@@ -333,7 +323,7 @@ func (c *cardServer) events(conn net.Conn, watcher *cardWatcher, ttl time.Durati
 		select {
 		case <-left:
 			return
-		case <-c.s.operators.Done():
+		case <-c.s.serving.Done():
 			return
 		case <-over.C:
 			return

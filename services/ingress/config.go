@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,12 +74,7 @@ func (n *Networks) UnmarshalText(text []byte) error {
 
 // Contains says whether the address is in one of the networks.
 func (n Networks) Contains(addr netip.Addr) bool {
-	for _, prefix := range n {
-		if prefix.Contains(addr) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(n, func(prefix netip.Prefix) bool { return prefix.Contains(addr) })
 }
 
 // Validate reports every problem.

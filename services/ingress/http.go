@@ -35,25 +35,13 @@ var callbackPaths = map[string]bool{
 
 // newHandler is everything ingress serves over HTTP.
 func newHandler(s *Service) (http.Handler, error) {
-	newGateway := func() *runtime.ServeMux {
-		return runtime.NewServeMux(
-			runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
-			runtime.WithErrorHandler(s.gatewayError),
-			runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
-				s.refuse(ctx, w, &refusal{status: code, message: http.StatusText(code)})
-			}),
-			runtime.WithDisablePathLengthFallback(),
-		)
-	}
-	gateway, pbxGateway := newGateway(), newGateway()
+	gateway, pbxGateway := s.newGateway(), s.newGateway()
 	if err := ingressv1.RegisterAmeyoServiceHandlerServer(context.Background(), gateway, s.ameyo); err != nil {
 		return nil, err
 	}
 	if err := ingressv1.RegisterPbxServiceHandlerServer(context.Background(), pbxGateway, s.pbx); err != nil {
 		return nil, err
 	}
-	callbacks, events := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway)
-
 	kommo, err := s.kommoHandler()
 	if err != nil {
 		return nil, err
@@ -62,6 +50,61 @@ func newHandler(s *Service) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	callbacks, events, rest := s.traced(s.checked(gateway)), s.pbxHandler(pbxGateway), s.restHandler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.stopping.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		ours, allowed := s.door(r)
+		var bounded http.Handler // takes callbacks: only so many at once
+		switch path := r.URL.Path; {
+		case ours && !allowed:
+			s.strangers.turnedAway(r.Context(), "address", s.peer(r))
+			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
+			return
+		case ours:
+			bounded = callbacks
+		case strings.HasPrefix(path, pbxPath):
+			bounded = events
+		case strings.HasPrefix(path, kommoPath):
+			bounded = kommo
+		case path == cardsWatchPath:
+			s.cards.serveWatch(w, r)
+			return
+		case path == cardsTokenPath:
+			s.cards.serveToken(w, r, operator)
+			return
+		case operatorPath(path):
+			operator.ServeHTTP(w, r)
+			return
+		default:
+			rest.ServeHTTP(w, r)
+			return
+		}
+		if !s.load.enter() {
+			s.callbacks.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
+			writeError(w, refusalOf(tooMany()), "")
+			return
+		}
+		defer s.load.leave()
+		bounded.ServeHTTP(w, r)
+	}), nil
+}
+
+// newGateway is a gateway that refuses in our words. PBX events have one of their own, behind their tokens.
+func (s *Service) newGateway() *runtime.ServeMux {
+	return runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, ackWriter{&runtime.JSONPb{}}),
+		runtime.WithErrorHandler(s.gatewayError),
+		runtime.WithRoutingErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int) {
+			s.refuse(ctx, w, &refusal{status: code, message: http.StatusText(code)})
+		}),
+		runtime.WithDisablePathLengthFallback(),
+	)
+}
+
+// restHandler serves what is neither a callback nor behind a token.
+func (s *Service) restHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -75,51 +118,7 @@ func newHandler(s *Service) (http.Handler, error) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(gen.OpenAPI)
 	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.stopping.Load() {
-			w.Header().Set("Connection", "close")
-		}
-		ours, allowed := s.door(r)
-		switch {
-		case ours:
-		case r.URL.Path == cardsWatchPath:
-			s.cards.serveWatch(w, r)
-			return
-		case r.URL.Path == cardsTokenPath:
-			s.cards.serveToken(w, r, operator)
-			return
-		}
-		ofKommo := strings.HasPrefix(r.URL.Path, kommoPath)
-		if !ours && !ofKommo && operatorPath(r.URL.Path) {
-			operator.ServeHTTP(w, r)
-			return
-		}
-		event := strings.HasPrefix(r.URL.Path, pbxPath)
-		switch {
-		case ours && allowed, event, ofKommo:
-			if !s.load.enter() {
-				s.ameyo.metrics.turnedAway(r.Context(), sourceAt(r.URL.Path))
-				e := tooMany()
-				writeError(w, &refusal{status: http.StatusServiceUnavailable, message: e.Message, retryAfter: e.RetryAfter}, "")
-				return
-			}
-			defer s.load.leave()
-			if event {
-				events.ServeHTTP(w, r)
-				return
-			}
-			if ofKommo {
-				kommo.ServeHTTP(w, r)
-				return
-			}
-			callbacks.ServeHTTP(w, r)
-		case ours:
-			s.strangers.turnedAway(r.Context(), "address", s.peer(r))
-			writeError(w, &refusal{status: http.StatusForbidden, message: "callbacks are not accepted from this address"}, "")
-		default:
-			mux.ServeHTTP(w, r)
-		}
-	}), nil
+	return mux
 }
 
 func writeText(w http.ResponseWriter, code int, text string) {
@@ -152,13 +151,10 @@ func (s *Service) door(r *http.Request) (ours, allowed bool) {
 	return true, err == nil && s.cfg.AllowedNetworks.Contains(addr.Unmap())
 }
 
-// callbackBehind says whether a path is that of a callback, or is it behind its first part, where the secret belongs.
+// callbackBehind says whether a path is that of a callback, with or without a first part where the secret belongs.
 func callbackBehind(path string) bool {
-	if callbackPaths[path] || path == "" {
-		return callbackPaths[path]
-	}
-	i := strings.IndexByte(path[1:], '/')
-	return i >= 0 && callbackPaths[path[1+i:]]
+	_, behind, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return callbackPaths[path] || callbackPaths["/"+behind]
 }
 
 // peer is the address that sent the request: the connection's, or the last one in X-Forwarded-For that is not a trusted
@@ -227,9 +223,9 @@ func (s *Service) checked(gateway http.Handler) http.Handler {
 // noForm is shared: the gateway only reads it.
 var noForm = url.Values{}
 
-// serveGateway has the gateway call what serves the path, and write its answer. All else of the request is in the context: the
-// gateway does not parse the query, and makes no metadata of headers and addresses, which nobody would read. Nor does it tell
-// anybody that the sender left: of a context that can end it would make one that registers with it.
+// serveGateway calls the gateway with a bare request: what it needs beside the path is in the context. So it parses no query and
+// makes no metadata of headers, which nobody would read. Its context never ends, which spares it one of its own that would watch
+// for that; requestOf gives the handler the one that ends when the sender leaves.
 func serveGateway(ctx context.Context, gateway http.Handler, w http.ResponseWriter, u *url.URL) {
 	r := http.Request{Method: http.MethodGet, URL: u, Form: noForm, PostForm: noForm, Body: http.NoBody}
 	gateway.ServeHTTP(w, r.WithContext(context.WithoutCancel(ctx)))
@@ -242,6 +238,12 @@ type refusal struct {
 	retryAfter     time.Duration
 }
 
+// refusalOf is the answer for an error of any kind.
+func refusalOf(err error) *refusal {
+	e := errkind.From(err)
+	return &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}
+}
+
 // refuse answers a callback that no rule will see, and records it.
 func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, e *refusal) {
 	req, _ := ctx.Value(requestKey{}).(*request)
@@ -249,7 +251,7 @@ func (s *Service) refuse(ctx context.Context, w http.ResponseWriter, e *refusal)
 		writeError(w, e, "")
 		return
 	}
-	s.refused.record(ctx, req, sourceAt(req.path), e.status, e.field, e.message)
+	s.refused.record(ctx, req, sourceAt(req.path), e)
 	writeError(w, e, req.id)
 }
 
@@ -259,12 +261,11 @@ func (s *Service) gatewayError(ctx context.Context, _ *runtime.ServeMux, _ runti
 		s.refuse(ctx, w, &refusal{status: http.StatusBadRequest, message: st.Message()})
 		return
 	}
-	e := errkind.From(err)
 	id := ""
 	if req, ok := ctx.Value(requestKey{}).(*request); ok {
 		id = req.id
 	}
-	writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, id)
+	writeError(w, refusalOf(err), id)
 }
 
 // writeError writes the one shape of every refusal.

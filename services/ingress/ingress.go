@@ -22,6 +22,7 @@ import (
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
+	"callrelay/services/ingress/internal/spool"
 )
 
 // Service is ingress; it implements run.Service.
@@ -30,9 +31,10 @@ type Service struct {
 	tel          *telemetry.Telemetry
 	pipe         *routePipe
 	spool        *spooling
-	ameyo        *ameyoServer
+	callbacks    *callbacks
 	refused      *refusals
 	strangers    *strangers
+	ameyo        *ameyoServer
 	pbx          *pbxServer
 	cards        *cardServer
 	integrations *integrations
@@ -44,10 +46,12 @@ type Service struct {
 	load     load
 	stopping atomic.Bool
 
-	state     grpc.ClientConnInterface
-	upstream  *grpc.ClientConn
-	operators context.Context // ends the operator's requests
-	stopped   context.CancelFunc
+	state    grpc.ClientConnInterface
+	upstream *grpc.ClientConn
+
+	// serving ends with endStreams: it ends what would not end by itself, the operators' requests and who watches cards.
+	serving    context.Context
+	endStreams context.CancelFunc
 }
 
 type routePipe = rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
@@ -56,20 +60,21 @@ type routePipe = rpc.Pipe[*routerv1.RouteItem, *routerv1.RouteAnswer]
 func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInterface) (*Service, error) {
 	s := &Service{cfg: cfg, tel: tel, router: router, state: state, pipe: newPipe(routerv1.NewRouterServiceClient(router)),
 		load: load{max: int64(cfg.MaxRequests)}}
-	s.operators, s.stopped = context.WithCancel(context.Background())
+	s.serving, s.endStreams = context.WithCancel(context.Background())
 	counts, err := newMetrics(tel.Meter())
 	if err != nil {
 		return nil, err
 	}
 	s.integrations = newIntegrations(cfg.Pbx, cfg.spoolDir(), tel.Log())
 	s.spool = &spooling{pipe: s.pipe, tel: tel, metrics: counts, share: s.integrations.waitingShare}
-	s.ameyo = &ameyoServer{cfg: cfg, options: cfg.options(), tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
-	s.refused = newRefusals(s.ameyo, cfg.RefusedBytes)
-	s.ameyo.refused = s.refused
+	s.callbacks = &callbacks{ackBudget: cfg.AckBudget, tel: tel, metrics: counts, pipe: s.pipe, spool: s.spool, load: &s.load}
+	s.refused = newRefusals(s.callbacks, cfg.RefusedBytes)
+	s.callbacks.refused = s.refused
 	if s.strangers, err = newStrangers(tel); err != nil {
 		return nil, err
 	}
-	s.pbx = &pbxServer{callbacks: s.ameyo, integrations: s.integrations}
+	s.ameyo = &ameyoServer{callbacks: s.callbacks, options: cfg.options()}
+	s.pbx = &pbxServer{callbacks: s.callbacks, integrations: s.integrations}
 	s.cards = &cardServer{s: s, view: newCardView()}
 	if s.upstream, err = rpc.Dial(cfg.Kommo.UpstreamAddr); err != nil {
 		return nil, fmt.Errorf("UPSTREAM_GRPC_ADDR: %w", err)
@@ -81,8 +86,8 @@ func New(cfg Config, tel *telemetry.Telemetry, router, state grpc.ClientConnInte
 	if s.listen, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
 		return nil, fmt.Errorf("INGRESS_HTTP_ADDR: %w", err)
 	}
-	if s.spool.spool, err = openSpool(cfg, tel); err != nil {
-		return nil, errors.Join(err, s.listen.Close())
+	if s.spool.spool, err = spool.Open(cfg.spoolDir(), spool.Limits{Bytes: cfg.SpoolBytes, Items: cfg.SpoolItems}, tel.Log()); err != nil {
+		return nil, errors.Join(fmt.Errorf("SPOOL_DIR: %w", err), s.listen.Close())
 	}
 	s.integrations.load()
 	if err := observeSpool(tel.Meter(), s.spool.spool); err != nil {
@@ -162,6 +167,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.refused.run()
 	wg.Go(func() { s.integrations.run(background, statev1.NewAccountServiceClient(s.state)) })
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
+	wg.Go(func() { s.report(background, statev1.NewStateServiceClient(s.state)) })
 	defer func() {
 		s.refused.stop()
 		stop()
@@ -172,11 +178,7 @@ func (s *Service) Run(ctx context.Context) error {
 			s.tel.Log().Error("closing the spool", "error", err)
 		}
 	}()
-
-	reported := make(chan struct{})
-	go func() { defer close(reported); s.report(ctx, statev1.NewStateServiceClient(s.state)) }()
-	defer func() { <-reported }()
-	defer s.stopped()
+	defer s.endStreams()
 
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(netutil.LimitListener(s.listen, s.cfg.MaxConnections)) }()
@@ -192,7 +194,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	case <-time.After(s.cfg.StopDelay):
 	}
-	s.stopped()
+	s.endStreams()
 	return s.drain()
 }
 

@@ -143,13 +143,18 @@ func (i *integrations) save(list accounts.List) error {
 	return os.Rename(f.Name(), i.path)
 }
 
-// find says what a token stands for; nil: nothing.
-func (t *integrationTable) find(token string) (*pbxtable.Row, *share) {
-	row := t.rows.Find(token, time.Now().Add(t.ahead))
-	if row == nil {
-		return nil, nil
+// event is what the door knows of an event with this token, which counts against its share. An error: errUnknownYet or NOT_FOUND.
+func (i *integrations) event(token string) (*pbxEvent, error) {
+	known := i.known.Load()
+	if known == nil {
+		return nil, errUnknownYet
 	}
-	return row, t.share(row.Token)
+	row := known.rows.Find(token, time.Now().Add(known.ahead))
+	if row == nil {
+		return nil, errkind.NotFound("not found")
+	}
+	share := known.share(row.Token)
+	return &pbxEvent{row: row, share: share, over: share.over()}, nil
 }
 
 func (t *integrationTable) share(token pbxtable.Hash) *share {

@@ -20,7 +20,6 @@ import (
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
 	"callrelay/platform/config"
-	"callrelay/platform/errkind"
 )
 
 // kommoPath begins the routes of Kommo. kommoCalls and kommoRedirect are all of them; docs/routes.md has them too.
@@ -142,11 +141,10 @@ func (s *Service) kommoCall(ctx context.Context, w http.ResponseWriter, r *http.
 	if len(req.query) > maxQuery {
 		req.query = req.query[:maxQuery]
 	}
-	ack, err := s.ameyo.accept(ctx, req, callback.CallKey("kommo", r.PathValue("account_id")+"/"+c.CallID), malformed,
+	ack, err := s.callbacks.accept(ctx, req, callback.CallKey("kommo", r.PathValue("account_id")+"/"+c.CallID), malformed,
 		&routerv1.RouteItem{Callback: &routerv1.RouteItem_KommoCall{KommoCall: m}})
 	if err != nil {
-		e := errkind.From(err)
-		writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, req.id)
+		writeError(w, refusalOf(err), req.id)
 		return
 	}
 	answer, _ := ackWriter{}.Marshal(ack)
@@ -163,9 +161,9 @@ func (s *Service) kommoInstall(ctx context.Context, w http.ResponseWriter, r *ht
 	_, err := upstreamv1.NewKommoServiceClient(s.upstream).Install(ctx, &upstreamv1.InstallRequest{
 		Code: q.Get("code"), Referer: q.Get("referer"), ClientId: q.Get("client_id")})
 	if err != nil {
-		e := errkind.From(err)
-		s.tel.Log().Warn("a Kommo installation was not taken", "field", e.Field, "error", e.Message)
-		writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, "")
+		e := refusalOf(err)
+		s.tel.Log().Warn("a Kommo installation was not taken", "field", e.field, "error", e.message)
+		writeError(w, e, "")
 		return
 	}
 	writeText(w, http.StatusOK, "callrelay is being connected; you can close this window")

@@ -68,11 +68,11 @@ func sourceAt(path string) string {
 
 // What a callback was answered.
 const (
-	accepted   = "accepted"
-	duplicate  = "duplicate"
-	spooled    = "spooled"
-	refused    = "refused"
-	unrecorded = "unavailable" // nothing durable took it in time, or a bug
+	accepted    = "accepted"
+	duplicate   = "duplicate"
+	spooled     = "spooled"
+	refused     = "refused"
+	unavailable = "unavailable" // nothing durable took it in time, or a bug
 )
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
@@ -96,7 +96,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		return nil, err
 	}
 	for _, source := range []string{fromCallStart, fromCallEnd, fromPbx, fromKommo} {
-		for _, word := range []string{accepted, duplicate, spooled, refused, unrecorded} {
+		for _, word := range []string{accepted, duplicate, spooled, refused, unavailable} {
 			of := metric.WithAttributeSet(attribute.NewSet(telemetry.Source.String(source), telemetry.Outcome.String(word)))
 			m.answer[[2]string{source, word}] = answerOptions{[]metric.AddOption{of}, []metric.RecordOption{of}}
 			m.answers.Add(context.Background(), 0, of) // a first one is an increase only where there was a zero
@@ -108,7 +108,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 }
 
 func (m *metrics) answered(ctx context.Context, source, outcome string, received time.Time) {
-	if outcome == unrecorded {
+	if outcome == unavailable {
 		m.notAcknowledged.add()
 	}
 	of := m.answer[[2]string{source, outcome}]
@@ -119,7 +119,7 @@ func (m *metrics) answered(ctx context.Context, source, outcome string, received
 // turnedAway counts a callback that was answered 503 at once, because too many are under way. It is not timed: nothing was waited for.
 func (m *metrics) turnedAway(ctx context.Context, source string) {
 	m.notAcknowledged.add()
-	m.answers.Add(ctx, 1, m.answer[[2]string{source, unrecorded}].add...)
+	m.answers.Add(ctx, 1, m.answer[[2]string{source, unavailable}].add...)
 }
 
 // observeSpool registers the gauges of the spool.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"net/http"
 	"regexp"
@@ -15,7 +16,6 @@ import (
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
-	"callrelay/platform/errkind"
 	"callrelay/platform/rpc"
 )
 
@@ -54,7 +54,7 @@ func (s *Service) operatorRequests(gateway http.Handler, client operatorv1.Opera
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		defer context.AfterFunc(s.operators, cancel)() // the streams end with the service
+		defer context.AfterFunc(s.serving, cancel)() // the streams end with the service
 		switch r.URL.Path {
 		case "/v1/journal:watch":
 			if r.Method == http.MethodGet {
@@ -76,12 +76,12 @@ func (s *Service) operatorRequests(gateway http.Handler, client operatorv1.Opera
 var unparsed = regexp.MustCompile(`^parsing field "([^"]+)": strconv\.Parse(\w+): parsing (".*"): `)
 
 func writeOperatorError(w http.ResponseWriter, err error) {
-	e := errkind.From(err)
-	if m := unparsed.FindStringSubmatch(e.Message); m != nil {
+	e := refusalOf(err)
+	if m := unparsed.FindStringSubmatch(e.message); m != nil {
 		want := map[string]string{"Bool": "true or false"}[m[2]]
-		e = errkind.Invalid(m[1], "%s must be %s, not %s", m[1], cmp.Or(want, "a whole number"), m[3])
+		e.field, e.message = m[1], fmt.Sprintf("%s must be %s, not %s", m[1], cmp.Or(want, "a whole number"), m[3])
 	}
-	writeError(w, &refusal{status: errkind.HTTPStatus(e.Kind), field: e.Field, message: e.Message, retryAfter: e.RetryAfter}, "")
+	writeError(w, e, "")
 }
 
 // operatorPath says whether a path is one of the operator's API.
@@ -178,7 +178,7 @@ func (s *Service) report(ctx context.Context, state statev1.StateServiceClient) 
 		stats := s.spool.spool.Stats()
 		return &statev1.ReportRequest{Instance: instance, Spooled: int64(stats.Items), OldestMs: stats.Oldest.Milliseconds(),
 			RefusedAfterAck: s.spool.refusedLate.Load(), RefusedUnrecorded: s.refused.unrecorded.count(),
-			NotAcknowledged: s.ameyo.metrics.notAcknowledged.count(), SpoolDamaged: int64(s.spool.spool.Damaged())}
+			NotAcknowledged: s.callbacks.metrics.notAcknowledged.count(), SpoolDamaged: int64(s.spool.spool.Damaged())}
 	})
 }
 

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,7 +12,6 @@ import (
 	callbackv1 "callrelay/gen/callrelay/callback/v1"
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
-	"callrelay/platform/errkind"
 )
 
 // pbxPath begins the URL of every extension's events; the token follows.
@@ -40,7 +40,7 @@ func (c *pbxConfig) problems() (problems []error) {
 // pbxServer takes the events of cloud PBXs, from the gateway and from gRPC clients alike. Tokens end here.
 type pbxServer struct {
 	ingressv1.UnimplementedPbxServiceServer
-	callbacks    *ameyoServer // takes callbacks to router, whatever they are
+	callbacks    *callbacks
 	integrations *integrations
 }
 
@@ -48,15 +48,10 @@ type pbxServer struct {
 func (s *pbxServer) Event(ctx context.Context, m *callbackv1.PbxEvent) (*ingressv1.PbxAck, error) {
 	event, ok := ctx.Value(eventKey{}).(*pbxEvent)
 	if !ok { // a gRPC client
-		known := s.integrations.known.Load()
-		if known == nil {
-			return nil, errUnknownYet
+		var err error
+		if event, err = s.integrations.event(m.GetToken()); err != nil {
+			return nil, err
 		}
-		row, share := known.find(m.GetToken())
-		if row == nil {
-			return nil, errkind.NotFound("not found")
-		}
-		event = &pbxEvent{row: row, share: share, over: share.over()}
 		ctx = context.WithValue(ctx, eventKey{}, event)
 	}
 	m.Token = ""
@@ -79,27 +74,21 @@ func (s *pbxServer) Event(ctx context.Context, m *callbackv1.PbxEvent) (*ingress
 func (s *Service) pbxHandler(gateway http.Handler) http.Handler {
 	checked := s.traced(s.pbxChecked(gateway))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		known, token := s.integrations.known.Load(), strings.TrimPrefix(r.URL.Path, pbxPath)
-		var event pbxEvent
-		if known != nil {
-			event.row, event.share = known.find(token)
-		}
+		event, err := s.integrations.event(strings.TrimPrefix(r.URL.Path, pbxPath))
 		r.URL.Path, r.URL.RawPath = pbxPath+"unknown", ""
-		if row := event.row; row != nil {
-			r.URL.Path = pbxPath + row.Integration + "-" + row.Type + "-" + row.ExtensionID
+		if err == nil {
+			r.URL.Path = pbxPath + event.row.Integration + "-" + event.row.Type + "-" + event.row.ExtensionID
 		}
 		r.RequestURI = r.URL.RequestURI()
 		switch {
-		case known == nil:
-			writeError(w, &refusal{status: http.StatusServiceUnavailable, message: errUnknownYet.Message, retryAfter: errUnknownYet.RetryAfter}, "")
-			return
-		case event.row == nil:
+		case err == nil:
+			checked.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), eventKey{}, event)))
+		case errors.Is(err, errUnknownYet):
+			writeError(w, refusalOf(err), "")
+		default:
 			s.strangers.noticed(r.Context(), "pbx", s.peer(r)) // never shut out: its other extensions come from the same address
 			http.NotFound(w, r)
-			return
 		}
-		event.over = event.share.over()
-		checked.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), eventKey{}, &event)))
 	})
 }
 
@@ -110,9 +99,8 @@ func (s *Service) pbxChecked(gateway http.Handler) http.Handler {
 		event := ctx.Value(eventKey{}).(*pbxEvent)
 		refuse := func(e *refusal) {
 			if event.over { // not recorded: a flood must not fill the journal
-				e = &refusal{status: http.StatusTooManyRequests, message: errOver.Message, retryAfter: errOver.RetryAfter}
-				s.ameyo.metrics.answered(ctx, fromPbx, refused, req.received)
-				writeError(w, e, req.id)
+				s.callbacks.metrics.answered(ctx, fromPbx, refused, req.received)
+				writeError(w, refusalOf(errOver), req.id)
 				return
 			}
 			s.refuse(ctx, w, e)

@@ -290,8 +290,8 @@ func TestPbxTokens(t *testing.T) {
 	}
 	again := newIntegrations(s.cfg.Pbx, dir, s.tel.Log())
 	again.load()
-	if row, _ := again.known.Load().find(phoneToken); row == nil || row.ExtensionID != "33301" {
-		t.Errorf("the copy has %v", row)
+	if event, err := again.event(phoneToken); err != nil || event.row.ExtensionID != "33301" {
+		t.Errorf("the copy has %v, %v", event, err)
 	}
 	if err := os.WriteFile(s.integrations.path, []byte("\xff"), 0o600); err != nil {
 		t.Fatal(err)

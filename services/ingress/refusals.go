@@ -28,22 +28,22 @@ const (
 // was acknowledged of them, so no answer waits for that, and a flood of them fills neither memory nor Redis: beyond so many
 // bytes in an hour they are only counted.
 type refusals struct {
-	*ameyoServer
-	budget *rate.Limiter // bytes
-	queue  chan refusedRequest
-	done   chan struct{}
-	ended  sync.WaitGroup
+	callbacks  *callbacks
+	budget     *rate.Limiter // bytes
+	queue      chan refusedRequest
+	done       chan struct{}
+	ended      sync.WaitGroup
 	unrecorded recent
 }
 
 type refusedRequest struct {
-	ctx context.Context
-	*request
+	ctx     context.Context // does not end with the request
+	request *request
 	refused *routerv1.Refused
 }
 
-func newRefusals(s *ameyoServer, bytesPerHour int) *refusals {
-	return &refusals{ameyoServer: s, budget: rate.NewLimiter(rate.Limit(float64(bytesPerHour)/3600), bytesPerHour),
+func newRefusals(c *callbacks, bytesPerHour int) *refusals {
+	return &refusals{callbacks: c, budget: rate.NewLimiter(rate.Limit(float64(bytesPerHour)/3600), bytesPerHour),
 		queue: make(chan refusedRequest, refusalsWaiting), done: make(chan struct{})}
 }
 
@@ -54,13 +54,13 @@ func (f *refusals) run() {
 			for {
 				select {
 				case r := <-f.queue:
-					f.keep(r, true)
+					f.take(r, true)
 					continue
 				case <-f.done:
 				}
 				select {
 				case r := <-f.queue:
-					f.keep(r, false)
+					f.take(r, false)
 				default:
 					return
 				}
@@ -76,10 +76,10 @@ func (f *refusals) stop() {
 }
 
 // record counts a refused request and has it recorded, without waiting. The refusal stands whether or not that succeeds.
-func (f *refusals) record(ctx context.Context, r *request, source string, status int, field, message string) {
-	f.metrics.answered(ctx, source, refused, r.received)
+func (f *refusals) record(ctx context.Context, r *request, source string, e *refusal) {
+	f.callbacks.metrics.answered(ctx, source, refused, r.received)
 	one := refusedRequest{context.WithoutCancel(ctx), r, &routerv1.Refused{Method: valid(r.method), Path: valid(r.path),
-		Status: int32(status), Field: valid(field), Message: valid(message)}}
+		Status: int32(e.status), Field: valid(e.field), Message: valid(e.message)}}
 	if !f.budget.AllowN(time.Now(), recordSize+len(r.query)) {
 		f.lost(ctx, "more of them in an hour than REFUSED_BYTES_PER_HOUR")
 		return
@@ -94,30 +94,31 @@ func (f *refusals) record(ctx context.Context, r *request, source string, status
 // valid makes text of what anybody may have sent: with anything else in it, its whole message could not be sent to router.
 func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
-// keep has one recorded: by router, or later out of the spool.
-func (f *refusals) keep(r refusedRequest, route bool) {
+// take has one recorded: by router where route says so, or later out of the spool.
+func (f *refusals) take(r refusedRequest, route bool) {
+	c := f.callbacks
 	item := &routerv1.RouteItem{Callback: &routerv1.RouteItem_Refused{Refused: r.refused}}
 	err := errors.New("router is away")
-	if route && !f.spool.away.Load() {
+	if route && !c.spool.away.Load() {
 		ctx, cancel := context.WithTimeout(r.ctx, recordTime)
-		_, err = f.route(ctx, r.request, item, time.Now())
+		_, err = c.route(ctx, r.request, item, time.Now())
 		cancel()
 	}
 	if err != nil {
 		ctx, cancel := context.WithTimeout(r.ctx, recordTime)
 		defer cancel()
-		if err = f.spool.put(ctx, r.request, callback.RequestKey(r.id), item, refusedPart); err != nil {
+		if err = c.spool.put(ctx, r.request, callback.RequestKey(r.request.id), item, refusedPart); err != nil {
 			f.lost(ctx, "nothing took the record")
 		}
 	}
-	f.tel.Log().InfoContext(r.ctx, "request refused", "request_id", r.id, "status", r.refused.GetStatus(), "field", r.refused.GetField(),
+	c.tel.Log().InfoContext(r.ctx, "request refused", "request_id", r.request.id, "status", r.refused.GetStatus(), "field", r.refused.GetField(),
 		"message", telemetry.MaskDigits(r.refused.GetMessage()), "recorded", err == nil)
 }
 
 // lost counts one of which nothing is kept. The first of a minute is logged.
 func (f *refusals) lost(ctx context.Context, why string) {
-	f.metrics.unrecorded.Add(ctx, 1)
+	f.callbacks.metrics.unrecorded.Add(ctx, 1)
 	if f.unrecorded.add() >= time.Minute {
-		f.tel.Log().WarnContext(ctx, "REFUSED REQUESTS ARE ANSWERED AND COUNTED, BUT NOT RECORDED", "why", why)
+		f.callbacks.tel.Log().WarnContext(ctx, "REFUSED REQUESTS ARE ANSWERED AND COUNTED, BUT NOT RECORDED", "why", why)
 	}
 }

@@ -30,7 +30,7 @@ func TestRefusalDoesNotWait(t *testing.T) {
 func TestRefusalOfWhatIsNotText(t *testing.T) {
 	f := &fakeRouter{answer: accept}
 	front, s := serveService(t, f, map[string]string{"TRUSTED_PROXIES": "127.0.0.0/8,::1/128"})
-	s.refused.record(t.Context(), &request{id: "r1", received: time.Now(), method: "G\xff", path: "/\xff"}, fromKommo, 400, "field\xff", "message\xff")
+	s.refused.record(t.Context(), &request{id: "r1", received: time.Now(), method: "G\xff", path: "/\xff"}, fromKommo, &refusal{status: 400, field: "field\xff", message: "message\xff"})
 	recorded := func(id string) (item *routerv1.RouteItem) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -3,7 +3,6 @@ package ingress
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +48,7 @@ type spooling struct {
 	misses atomic.Int32 // in a row
 	late   atomic.Int32 // in a row
 	slow   atomic.Int64 // until when router counts as slow, in nanoseconds since started
-	failed atomic.Int64 // when the spool took nothing last, in Unix nanoseconds
+	failed atomic.Int64 // when the spool took nothing last, in nanoseconds since started; 0 = never
 	alarm  atomic.Bool  // which was said
 
 	refusedLate atomic.Int64 // callbacks that were refused after they had been acknowledged
@@ -117,12 +116,12 @@ func (s *spooling) put(ctx context.Context, r *request, call string, item *route
 		return nil
 	}
 	if part == 1 && !errors.Is(ctx.Err(), context.Canceled) {
-		s.failed.Store(time.Now().UnixNano())
+		s.failed.Store(int64(time.Since(started)))
 		if !s.alarm.Swap(true) {
 			s.tel.Log().Error("NOTHING DURABLE CAN TAKE CALLBACKS: they are answered 503", "error", err)
 		}
 	}
-	return unavailable(err)
+	return notRecorded(err)
 }
 
 // run takes what is spooled to router until ctx ends. What is under way then stays spooled; it is recognised if it was
@@ -133,14 +132,14 @@ func (s *spooling) run(ctx context.Context) {
 		flying  atomic.Int32
 		landed  = make(chan struct{}, 1)
 		tick    = time.NewTicker(100 * time.Millisecond)
-		watch   watch
+		last    seen
 		retried time.Time
 	)
 	defer wg.Wait()
 	defer tick.Stop()
 	for {
 		now := time.Now()
-		s.watch(&watch, now)
+		s.watch(&last, now)
 		if now.Sub(retried) >= time.Second {
 			retried = now
 			s.spool.Again()
@@ -228,25 +227,25 @@ func (s *spooling) drain(ctx context.Context, one spool.Item, item *routerv1.Rou
 	return true
 }
 
-// watch is what run remembers between two looks.
-type watch struct {
+// seen is what watch remembers between two looks.
+type seen struct {
 	lost  time.Time // since when there is no stream; zero = there is one
+	begun time.Time // when spooling began
 	used  time.Time // when something was spooled last; zero = that is over, and said
-	begun time.Time
 }
 
 // watch notices a lost stream, and says when spooling begins and ends.
-func (s *spooling) watch(w *watch, now time.Time) {
+func (s *spooling) watch(last *seen, now time.Time) {
 	empty := s.spool.Empty()
 	switch connected := s.pipe.Connected(); {
 	case connected:
-		w.lost = time.Time{}
+		last.lost = time.Time{}
 		if empty && s.away.Load() { // nothing is there to try with
 			s.committed()
 		}
-	case w.lost.IsZero():
-		w.lost = now
-	case now.Sub(w.lost) >= reconnecting:
+	case last.lost.IsZero():
+		last.lost = now
+	case now.Sub(last.lost) >= reconnecting:
 		s.away.Store(true)
 	}
 	if s.alarm.Load() && !s.failing(now) {
@@ -254,14 +253,14 @@ func (s *spooling) watch(w *watch, now time.Time) {
 		s.tel.Log().Info("no callback was answered 503 for want of room for a while")
 	}
 	switch {
-	case !empty && w.used.IsZero():
-		w.used, w.begun = now, now
+	case !empty && last.used.IsZero():
+		last.used, last.begun = now, now
 		s.tel.Log().Warn("spooling: callbacks are kept on this disk until they can be decided", "spooled", s.spool.Stats().Items)
 	case !empty:
-		w.used = now
-	case !w.used.IsZero() && now.Sub(w.used) >= quiet:
-		s.tel.Log().Info("the spool is empty again", "after", now.Sub(w.begun).Round(time.Second).String())
-		w.used = time.Time{}
+		last.used = now
+	case !last.used.IsZero() && now.Sub(last.used) >= quiet:
+		s.tel.Log().Info("the spool is empty again", "after", now.Sub(last.begun).Round(time.Second).String())
+		last.used = time.Time{}
 	}
 }
 
@@ -279,13 +278,7 @@ func (s *spooling) ready() error {
 }
 
 // failing says whether the spool took nothing a short while ago; later it is worth another try.
-func (s *spooling) failing(now time.Time) bool { return now.Sub(time.Unix(0, s.failed.Load())) < quiet }
-
-// openSpool opens the spool that the configuration names.
-func openSpool(cfg Config, tel *telemetry.Telemetry) (*spool.Spool, error) {
-	sp, err := spool.Open(cfg.spoolDir(), spool.Limits{Bytes: cfg.SpoolBytes, Items: cfg.SpoolItems}, tel.Log())
-	if err != nil {
-		return nil, fmt.Errorf("SPOOL_DIR: %w", err)
-	}
-	return sp, nil
+func (s *spooling) failing(now time.Time) bool {
+	failed := s.failed.Load()
+	return failed != 0 && now.Sub(started)-time.Duration(failed) < quiet
 }

@@ -3,6 +3,7 @@ package ingress
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -393,7 +394,7 @@ func TestOverload(t *testing.T) {
 	if direct == 0 || spooled == 0 || full.Load() == 0 {
 		t.Errorf("%d direct, %d spooled, %d refused: want some of each", direct, spooled, full.Load())
 	}
-	if told := s.ameyo.metrics.notAcknowledged.count(); told != full.Load() {
+	if told := s.callbacks.metrics.notAcknowledged.count(); told != full.Load() {
 		t.Errorf("%d were answered 503, %d are told", full.Load(), told)
 	}
 	t.Logf("%d acknowledged, %d answered 503; %d committed at once, %d from the spool", len(acked), full.Load(), direct, spooled)
@@ -516,6 +517,22 @@ func running(t *testing.T, f *fakeRouter, env map[string]string) (*Service, func
 	stop := sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = stop() })
 	return s, stop
+}
+
+// An ingress that cannot take callbacks any more ends, so that it is started again.
+func TestListenerFails(t *testing.T) {
+	s := newService(t, &fakeRouter{answer: accept}, map[string]string{})
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(t.Context()) }()
+	_ = s.listen.Close()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it runs on without a listener")
+	}
 }
 
 // Clients that hold connections and say nothing, too little, or too much keep nobody out.

@@ -24,16 +24,18 @@ type strangers struct {
 const doorAmeyo = "ameyo"
 
 func newStrangers(tel *telemetry.Telemetry) (*strangers, error) {
-	s := &strangers{log: tel.Log(), lines: rate.NewLimiter(rate.Every(5*time.Second), 20)}
-	var err error
-	s.counter, err = tel.Meter().Int64Counter("callrelay.tokens.wrong", metric.WithUnit("{request}"),
+	counter, err := tel.Meter().Int64Counter("callrelay.tokens.wrong", metric.WithUnit("{request}"),
 		metric.WithDescription("Requests with a wrong token or secret, by door (operator, cards, pbx, kommo, ameyo); shut_out: not looked at, after too many; address: callbacks from elsewhere than AMEYO_ALLOWED_NETWORKS."))
+	if err != nil {
+		return nil, err
+	}
+	s := &strangers{log: tel.Log(), lines: rate.NewLimiter(rate.Every(5*time.Second), 20), counter: counter}
 	for _, door := range []string{"operator", "cards", "pbx", "kommo", doorAmeyo} {
 		s.add(context.Background(), 0, door, "wrong")
 	}
 	s.add(context.Background(), 0, doorAmeyo, "address")
 	s.add(context.Background(), 0, "operator", "shut_out")
-	return s, err
+	return s, nil
 }
 
 func (s *strangers) add(ctx context.Context, n int64, door, outcome string) {

@@ -11,9 +11,9 @@ import (
 	"sync"
 	"time"
 
-	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
-
 	statev1 "callrelay/gen/callrelay/state/v1"
+	upstreamv1 "callrelay/gen/callrelay/upstream/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
 	"callrelay/platform/seal"
@@ -66,74 +66,57 @@ func (c *KommoConfig) problems(leaseTime time.Duration) (problems []error) {
 	return problems
 }
 
-// newKommo makes the client, or nil where there is no key to seal credentials with.
-func newKommo(cfg Config, tel *telemetry.Telemetry, accounts statev1.AccountServiceClient, limits statev1.LimitServiceClient,
-	trace func(http.RoundTripper) http.RoundTripper) (*kommo.Client, error) {
+func newKommo(cfg Config, tel *telemetry.Telemetry, keys *seal.Keys, accounts statev1.AccountServiceClient, limits statev1.LimitServiceClient,
+	trace func(http.RoundTripper) http.RoundTripper) *kommo.Client {
 	k := cfg.Kommo
-	if k.SecretsKey == "" {
-		return nil, nil
-	}
-	keys, err := seal.Parse(k.SecretsKey.Reveal())
-	if err != nil {
-		return nil, fmt.Errorf("SECRETS_KEY: %w", err)
-	}
-	unconfirmed := kommo.DefaultUnconfirmed
-	unconfirmed.CallIDIsNoteID, unconfirmed.Settle, unconfirmed.PauseAddress = bool(k.NoteID), k.Settle, bool(k.PauseAddress)
 	return kommo.New(kommo.Options{
 		Accounts: accounts, Limits: limits, Keys: keys, ClientID: k.ClientID, ClientSecret: k.ClientSecret.Reveal(), RedirectURI: k.RedirectURI,
 		Domains: k.Domains, BaseURL: k.BaseURL, Connect: min(cfg.ConnectTimeout, k.Request), Request: k.Request, Total: k.Total,
-		PerSecond: k.PerSecond, Address: k.Address, RefreshBefore: k.Refresh, Unconfirmed: unconfirmed, Trace: trace, Log: tel.Log(),
-	}), nil
+		PerSecond: k.PerSecond, Address: k.Address, RefreshBefore: k.Refresh,
+		Unconfirmed: kommo.Unconfirmed{CallIDIsNoteID: bool(k.NoteID), Settle: k.Settle, PauseAddress: bool(k.PauseAddress)}, Trace: trace, Log: tel.Log(),
+	})
 }
-
-// accountsEvery is how often upstream looks for accounts that were connected or disconnected.
-const accountsEvery = 5 * time.Second
 
 // runKommo works off the queue of each account that is connected, and keeps their tokens alive, until ctx ends.
 func (s *Service) runKommo(ctx context.Context) {
-	var running sync.WaitGroup
-	running.Go(func() { s.kommo.Run(ctx) })
-	stop := map[string]context.CancelFunc{}
-	defer running.Wait()
-	tick := time.NewTicker(accountsEvery)
-	defer tick.Stop()
-	for {
-		connected, err := s.accounts.ListAccounts(ctx, &statev1.ListAccountsRequest{Prefix: kommo.Destination})
-		if err == nil {
-			seen := map[string]bool{}
-			for _, a := range connected.GetAccounts() {
-				seen[a.GetId()] = true
-				if stop[a.GetId()] != nil {
-					continue
-				}
-				consumer, err := s.kommoConsumer(a.GetId())
-				if err != nil {
-					s.log.Error("kommo account", "account", a.GetId(), "error", err)
-					continue
-				}
-				one, cancel := context.WithCancel(ctx)
-				stop[a.GetId()] = cancel
-				running.Go(func() {
-					if err := consumer.Run(one); err != nil {
-						s.log.Error("kommo account", "account", a.GetId(), "error", err)
-					}
-				})
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() { s.kommo.Run(ctx) })
+	stop := map[string]func(){} // the consumers, by account
+	accounts.NewFollower(s.accounts, kommo.Destination).Run(ctx, func(list accounts.List, _ bool) {
+		there := map[string]bool{}
+		for _, a := range list.Accounts {
+			there[a.GetId()] = true
+			if stop[a.GetId()] != nil {
+				continue
 			}
-			for id, cancel := range stop {
-				if !seen[id] {
-					cancel()
-					delete(stop, id)
-				}
+			consumer, err := s.kommoConsumer(a.GetId())
+			if err != nil {
+				s.log.Error("kommo account", "account", a.GetId(), "error", err)
+				continue
+			}
+			stop[a.GetId()] = start(ctx, &all, consumer)
+		}
+		for id, end := range stop {
+			if !there[id] {
+				end()
+				delete(stop, id)
 			}
 		}
-		select {
-		case <-ctx.Done():
-			for _, cancel := range stop {
-				cancel()
-			}
-			return
-		case <-tick.C:
-		}
+	})
+}
+
+// start runs a consumer until ctx ends, or until stop, which waits until it has handed back what it had.
+func start(ctx context.Context, all *sync.WaitGroup, consumer *delivery.Consumer) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	all.Go(func() {
+		defer close(ended)
+		consumer.Run(ctx)
+	})
+	return func() {
+		cancel()
+		<-ended
 	}
 }
 

@@ -225,14 +225,16 @@ func (s *pbxServer) ListIntegrations(ctx context.Context, _ *upstreamv1.ListInte
 
 // DeleteIntegration forgets one.
 func (s *pbxServer) DeleteIntegration(ctx context.Context, req *upstreamv1.DeleteIntegrationRequest) (*upstreamv1.DeleteIntegrationResponse, error) {
-	for _, n := range s.integrations.file {
-		if n.ID == req.GetId() {
-			return nil, errkind.Refused("%s is in the file PBX_INTEGRATIONS, which would bring it back: take it out there and restart upstream first", n.ID)
-		}
+	if slices.ContainsFunc(s.integrations.file, func(n pbxtable.Integration) bool { return n.ID == req.GetId() }) {
+		return nil, errkind.Refused("%s is in the file PBX_INTEGRATIONS, which would bring it back: take it out there and restart upstream first", req.GetId())
 	}
-	account, err := s.account(ctx, req.GetId())
+	found, err := s.integrations.accounts.GetAccount(ctx, &statev1.GetAccountRequest{Id: pbxtable.AccountPrefix + req.GetId()})
 	if err != nil {
 		return nil, err
+	}
+	account := found.GetAccount()
+	if account == nil {
+		return nil, errkind.NotFound("there is no integration %q: callrelay integrations list", req.GetId())
 	}
 	answer, err := s.integrations.accounts.DeleteAccount(ctx, &statev1.DeleteAccountRequest{Id: account.GetId(), ExpectedVersion: account.GetVersion()})
 	switch {
@@ -243,14 +245,6 @@ func (s *pbxServer) DeleteIntegration(ctx context.Context, req *upstreamv1.Delet
 	}
 	s.integrations.log.Info("an integration was deleted", "integration", account.GetId())
 	return &upstreamv1.DeleteIntegrationResponse{}, nil
-}
-
-func (s *pbxServer) account(ctx context.Context, id string) (*statev1.Account, error) {
-	answer, err := s.integrations.accounts.GetAccount(ctx, &statev1.GetAccountRequest{Id: pbxtable.AccountPrefix + id})
-	if err == nil && answer.GetAccount() == nil {
-		err = errkind.NotFound("there is no integration %q: callrelay integrations list", id)
-	}
-	return answer.GetAccount(), err
 }
 
 // maxOverlap bounds how long a token that was replaced still works.

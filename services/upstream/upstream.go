@@ -8,6 +8,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -61,20 +62,21 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	k, err := newKommo(cfg, tel, accounts, statev1.NewLimitServiceClient(state), options.Trace)
-	if err != nil {
-		return nil, err
-	}
-	s := &Service{cfg: cfg, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client, kommo: k,
+	s := &Service{cfg: cfg, tel: tel, log: tel.Log(), state: stateClient, accounts: accounts, topsii: consumer, client: client,
 		integrations: &integrations{accounts: accounts, log: tel.Log()}}
 	s.webhooks = &webhooks{s: s, trace: options.Trace, running: map[string]*webhookConsumer{}, failed: map[string]string{}}
 	if s.integrations.file, err = readIntegrations(cfg.Webhook.Integrations); err != nil {
 		return nil, err
 	}
 	if cfg.Kommo.SecretsKey != "" {
-		s.integrations.keys, err = seal.Parse(cfg.Kommo.SecretsKey.Reveal())
+		keys, err := seal.Parse(cfg.Kommo.SecretsKey.Reveal())
+		if err != nil {
+			return nil, fmt.Errorf("SECRETS_KEY: %w", err)
+		}
+		s.integrations.keys = keys
+		s.kommo = newKommo(cfg, tel, keys, accounts, statev1.NewLimitServiceClient(state), options.Trace)
 	}
-	return s, err
+	return s, nil
 }
 
 // Register adds what is asked of upstream about accounts; its work it asks for itself.
@@ -92,15 +94,14 @@ func (s *Service) Run(ctx context.Context) error {
 		s.log.Warn("SENDING IS DISABLED: nothing is sent to TopS.II, now or later; ENABLE_REAL_SEND=true sends",
 			"environment", s.cfg.Environment, "url", to)
 	}
+	var others sync.WaitGroup
 	if s.kommo != nil {
-		accounts := make(chan struct{})
-		go func() { defer close(accounts); s.runKommo(ctx) }()
-		defer func() { <-accounts }()
+		others.Go(func() { s.runKommo(ctx) })
 	}
-	var hooks sync.WaitGroup
-	defer hooks.Wait()
-	hooks.Go(func() { s.webhooks.run(ctx) })
-	return s.topsii.Run(ctx)
+	others.Go(func() { s.webhooks.run(ctx) })
+	s.topsii.Run(ctx)
+	others.Wait()
+	return nil
 }
 
 // Ready reports whether work can be leased, and PBX_INTEGRATIONS is loaded.

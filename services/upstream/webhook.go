@@ -53,8 +53,7 @@ type webhookConsumer struct {
 	version string // of the account
 	webhook pbxtable.Webhook
 	secret  pbxtable.Secret
-	stop    context.CancelFunc
-	ended   chan struct{}
+	stop    func()
 }
 
 // run keeps a consumer for each integration that state has, as it is there, until ctx ends.
@@ -112,21 +111,14 @@ func (w *webhooks) keep(ctx context.Context, a *statev1.Account) error {
 	if err != nil {
 		return err
 	}
-	one := &webhookConsumer{version: a.GetVersion(), webhook: n.Webhook, secret: secret, ended: make(chan struct{})}
-	ctx, one.stop = context.WithCancel(ctx)
-	w.running[a.GetId()] = one
-	w.all.Go(func() {
-		defer close(one.ended)
-		_ = consumer.Run(ctx) // it logs what it cannot do and never gives up by itself
-	})
+	w.running[a.GetId()] = &webhookConsumer{version: a.GetVersion(), webhook: n.Webhook, secret: secret, stop: start(ctx, &w.all, consumer)}
 	return nil
 }
 
-// end ends a consumer and waits until it has handed back what it had.
+// end ends a consumer, if there is one.
 func (w *webhooks) end(id string) {
 	if one := w.running[id]; one != nil {
 		one.stop()
-		<-one.ended
 		delete(w.running, id)
 	}
 }

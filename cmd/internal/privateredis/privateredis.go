@@ -110,18 +110,6 @@ func (s *Server) start(ctx context.Context) error {
 	return nil
 }
 
-func (s *Server) settings() [][2]string {
-	return [][2]string{
-		{"save", ""},
-		{"appendonly", "yes"},
-		{"appendfsync", s.opts.Appendfsync},
-		{"maxmemory-policy", "noeviction"},
-		// A call is one hash; within these limits it is stored in one compact piece.
-		{"hash-max-listpack-entries", "256"},
-		{"hash-max-listpack-value", "8192"},
-	}
-}
-
 // launch starts a new server and does not wait for it.
 func (s *Server) launch() (*supervise.Process, error) {
 	program, err := find()
@@ -131,9 +119,9 @@ func (s *Server) launch() (*supervise.Process, error) {
 	args := []string{
 		"--port", "0", "--unixsocket", s.socket, "--unixsocketperm", "700",
 		"--dir", s.dir, "--pidfile", s.path("redis.pid"),
-	}
-	for _, set := range s.settings() {
-		args = append(args, "--"+set[0], set[1])
+		"--save", "", "--appendonly", "yes", "--appendfsync", s.opts.Appendfsync, "--maxmemory-policy", "noeviction",
+		// A call is one hash; within these limits it is stored in one compact piece.
+		"--hash-max-listpack-entries", "256", "--hash-max-listpack-value", "8192",
 	}
 	if info, err := os.Stat(s.path("redis.log")); err == nil && info.Size() > maxLog {
 		if err := os.Rename(s.path("redis.log"), s.path("redis.log.1")); err != nil {

@@ -47,10 +47,6 @@ func judge(c *call, stored *operatorv1.Call, held []topsii.Held) verdict {
 	position := map[*sending]int{} // of a callback's first entry in the journal
 	requests := map[string]*sending{}
 	var m model
-	type wanted struct {
-		identity string
-		sending  *sending
-	}
 	var want []wanted
 	for i, request := range receivedOf(stored) {
 		s := c.sendings[string(request.query)]
@@ -70,32 +66,32 @@ func judge(c *call, stored *operatorv1.Call, held []topsii.Held) verdict {
 			want = append(want, wanted{due, s})
 		}
 	}
-	for _, s := range c.order {
-		for _, a := range s.acks {
-			if requests[a.requestID] != s {
-				v.unrecorded, v.open = append(v.unrecorded, s), true
-				v.say("LOST: %s was acknowledged as request %s, which the relay does not know", s.callback.Kind, a.requestID)
-				break
-			}
-		}
-	}
+	v.recorded(c.order, func(s *sending, requestID string) bool { return requests[requestID] == s })
 	v.orderOfAcks(c.order, position)
-
-	marks := uncertainOf(stored, func(d *operatorv1.Delivery) string {
-		return identify(d.GetFacts().GetEndpoint(), []byte(d.GetPayload()))
-	})
-	for _, d := range stored.GetDeliveries() {
-		facts := d.GetFacts()
-		if d.GetState() != "delivered" {
-			v.open = true
-			v.say("delivery %d is not delivered but %s %s", facts.GetNumber(), d.GetState(), facts.GetReason())
-		}
-	}
+	v.undelivered(stored)
 	got := map[string][]time.Time{}
 	for _, h := range held {
 		identity := identify(h.Endpoint, h.Payload)
 		got[identity] = append(got[identity], h.At)
 	}
+	v.compare(want, got, uncertainOf(stored, func(d *operatorv1.Delivery) string {
+		return identify(d.GetFacts().GetEndpoint(), []byte(d.GetPayload()))
+	}))
+	for identity, times := range got { // what compare left
+		v.say("DOUBLED: TopS.II got %s %d times, which no callback asked for", identity, len(times))
+		v.deliveries = append(v.deliveries, delivered{sending: c.order[0], at: times[0], doubled: len(times)})
+	}
+	return v
+}
+
+// wanted is what TopS.II has to get for a callback.
+type wanted struct {
+	identity string
+	sending  *sending
+}
+
+// compare takes out of got what was wanted, in the order in which it was accepted. marks counts the attempts that may have arrived.
+func (v *verdict) compare(want []wanted, got map[string][]time.Time, marks map[string]int) {
 	last := time.Time{}
 	for _, w := range want {
 		times := got[w.identity]
@@ -119,11 +115,6 @@ func judge(c *call, stored *operatorv1.Call, held []topsii.Held) verdict {
 		last = d.at
 		v.deliveries = append(v.deliveries, d)
 	}
-	for identity, times := range got {
-		v.say("DOUBLED: TopS.II got %s %d times, which no callback asked for", identity, len(times))
-		v.deliveries = append(v.deliveries, delivered{sending: c.order[0], at: times[0], doubled: len(times)})
-	}
-	return v
 }
 
 func (v *verdict) say(format string, args ...any) {
@@ -141,6 +132,29 @@ func (v *verdict) answers(order []*sending, stored *operatorv1.Call) {
 	}
 	if stored.GetJournalDropped() > 0 {
 		v.say("the journal is not complete")
+	}
+}
+
+// recorded: the relay knows each request that it acknowledged.
+func (v *verdict) recorded(order []*sending, known func(s *sending, requestID string) bool) {
+	for _, s := range order {
+		for _, a := range s.acks {
+			if !known(s, a.requestID) {
+				v.unrecorded, v.open = append(v.unrecorded, s), true
+				v.say("LOST: %s was acknowledged as request %s, which the relay does not know", s.callback.Kind, a.requestID)
+				break
+			}
+		}
+	}
+}
+
+// undelivered says which deliveries are not delivered yet: nothing here ends one otherwise.
+func (v *verdict) undelivered(stored *operatorv1.Call) {
+	for _, d := range stored.GetDeliveries() {
+		if d.GetState() != "delivered" {
+			v.open = true
+			v.say("delivery %d is not delivered but %s %s", d.GetFacts().GetNumber(), d.GetState(), d.GetFacts().GetReason())
+		}
 	}
 }
 
@@ -239,6 +253,8 @@ const spoolEmpties = time.Minute
 // accounted asks the relay to count, when everything is done: by its counters, and again by its journals. Both have to come to
 // what was seen of each call.
 func accounted(ctx context.Context, state operatorv1.OperatorServiceClient, verdicts []verdict) (problems []string) {
+	ctx, cancel := context.WithTimeout(ctx, drainLimit)
+	defer cancel()
 	// What was spooled although it was committed, too, may still be there, and ingress reports every few seconds.
 	a, err := state.GetAccounting(ctx, &operatorv1.GetAccountingRequest{Check: true})
 	for until := time.Now().Add(spoolEmpties); err == nil && a.GetSpooled() > 0 && time.Now().Before(until) && pause(ctx, time.Second); {

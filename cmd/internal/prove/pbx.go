@@ -158,22 +158,9 @@ func judgePbx(c *call, stored *operatorv1.Call, got map[string][]time.Time) verd
 		known[request.id] = true
 	}
 	v.requests = int64(len(known))
-	for _, s := range c.order {
-		for _, a := range s.acks {
-			if !known[a.requestID] {
-				v.unrecorded, v.open = append(v.unrecorded, s), true
-				v.say("LOST: %s was acknowledged as request %s, which the relay does not know", s.callback.Kind, a.requestID)
-				break
-			}
-		}
-	}
+	v.recorded(c.order, func(_ *sending, requestID string) bool { return known[requestID] })
+	v.undelivered(stored)
 	marks := uncertainOf(stored, func(d *operatorv1.Delivery) string { return d.GetPayload() })
-	for _, d := range stored.GetDeliveries() {
-		if d.GetState() != "delivered" {
-			v.open = true
-			v.say("delivery %d is not delivered but %s %s", d.GetFacts().GetNumber(), d.GetState(), d.GetFacts().GetReason())
-		}
-	}
 	if len(stored.GetDeliveries()) < c.registrations {
 		v.open = true // the grace may not be over
 	}

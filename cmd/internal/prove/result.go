@@ -66,67 +66,18 @@ func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verd
 	stats := c.topsii.Stats()
 	r := &Result{Seed: o.Seed, Seconds: o.For.Seconds(), Rate: o.Rate, Replicas: o.Replicas, Calls: len(l.calls), Answers: len(l.acks),
 		MaxInFlight: stats.MaxInFlight, InFlightLimit: concurrency, LogLines: map[string]int{}, Problems: append(c.strays(), miscounted...)}
-	before := Row{Fault: "(before the first)", Times: 1}
-	rows := map[string]*Row{}
-	row := func(at time.Time) *Row {
-		i, _ := slices.BinarySearchFunc(windows, at, func(w window, at time.Time) int { return w.begin.Compare(at) })
-		if i == 0 {
-			return &before
-		}
-		return rows[windows[i-1].fault.kind()]
-	}
 	slices.SortFunc(l.acks, time.Time.Compare)
-	for i, w := range windows {
-		kind := w.fault.kind()
-		if rows[kind] == nil {
-			rows[kind] = &Row{Fault: kind}
-		}
-		next := time.Now()
-		if i+1 < len(windows) {
-			next = windows[i+1].begin
-		}
-		rows[kind].Times++
-		rows[kind].AckRecovery = max(rows[kind].AckRecovery, silence(l.acks, w.end, next).Milliseconds())
-		rows[kind].DeliveryRecovery = max(rows[kind].DeliveryRecovery, silence(effects, w.end, next).Milliseconds())
-	}
+	faults := newFaultRows(windows, l.acks, effects)
 	var waits []time.Duration
 	for i, v := range verdicts {
-		due := map[*sending]bool{}
-		for _, d := range v.deliveries {
-			due[d.sending] = true
-			to := row(d.sending.first)
-			if d.at.IsZero() {
-				to.Lost++
-				continue
-			}
-			waits = append(waits, d.at.Sub(d.sending.first))
-			to.Delivered++
-			to.Doubled += d.doubled
-			to.Uncertain += d.uncertain
-		}
-		for _, s := range l.calls[i].order {
-			if len(s.acks) > 0 {
-				row(s.first).Accepted++
-				if !due[s] && !slices.Contains(v.unrecorded, s) {
-					row(s.first).Combined++
-				}
-			}
-		}
-		for _, s := range v.unrecorded {
-			row(s.first).Lost++
-		}
+		waits = append(waits, faults.count(l.calls[i], v)...)
 		r.Unanswered += v.unanswered
 		if len(v.problems) > 0 {
 			r.problemCalls = append(r.problemCalls, l.calls[i].key)
 			r.Problems = append(r.Problems, fmt.Sprintf("call %s: %s", l.calls[i].key, strings.Join(v.problems, "; ")))
 		}
 	}
-	r.Faults = []Row{before}
-	for _, f := range kinds() {
-		if rows[f.kind()] != nil {
-			r.Faults = append(r.Faults, *rows[f.kind()])
-		}
-	}
+	r.Faults = faults.all()
 	r.Total.Fault = "all"
 	for _, row := range r.Faults {
 		r.Total.add(row)
@@ -150,6 +101,81 @@ func newResult(o Options, c *cluster, l *load, windows []window, verdicts []verd
 	r.Problems = append(r.Problems, atOnce("the webhook", c.webhook.mostAtOnce(), webhookConcurrency)...)
 	r.Passed = len(r.Problems) == 0
 	return r
+}
+
+// faultRows are a row for each kind of fault, and one for the time before the first.
+type faultRows struct {
+	windows []window
+	before  Row
+	kinds   map[string]*Row
+}
+
+func newFaultRows(windows []window, acks, effects []time.Time) *faultRows {
+	f := &faultRows{windows: windows, before: Row{Fault: "(before the first)", Times: 1}, kinds: map[string]*Row{}}
+	for i, w := range windows {
+		row := f.kinds[w.fault.kind()]
+		if row == nil {
+			row = &Row{Fault: w.fault.kind()}
+			f.kinds[row.Fault] = row
+		}
+		next := time.Now()
+		if i+1 < len(windows) {
+			next = windows[i+1].begin
+		}
+		row.Times++
+		row.AckRecovery = max(row.AckRecovery, silence(acks, w.end, next).Milliseconds())
+		row.DeliveryRecovery = max(row.DeliveryRecovery, silence(effects, w.end, next).Milliseconds())
+	}
+	return f
+}
+
+// of is the row of what was first sent then.
+func (f *faultRows) of(first time.Time) *Row {
+	i, _ := slices.BinarySearchFunc(f.windows, first, func(w window, at time.Time) int { return w.begin.Compare(at) })
+	if i == 0 {
+		return &f.before
+	}
+	return f.kinds[f.windows[i-1].fault.kind()]
+}
+
+// count adds what became of a call, and returns how long its deliveries took.
+func (f *faultRows) count(c *call, v verdict) (waits []time.Duration) {
+	due := map[*sending]bool{}
+	for _, d := range v.deliveries {
+		due[d.sending] = true
+		row := f.of(d.sending.first)
+		if d.at.IsZero() {
+			row.Lost++
+			continue
+		}
+		waits = append(waits, d.at.Sub(d.sending.first))
+		row.Delivered++
+		row.Doubled += d.doubled
+		row.Uncertain += d.uncertain
+	}
+	for _, s := range c.order {
+		if len(s.acks) > 0 {
+			f.of(s.first).Accepted++
+			if !due[s] && !slices.Contains(v.unrecorded, s) {
+				f.of(s.first).Combined++
+			}
+		}
+	}
+	for _, s := range v.unrecorded {
+		f.of(s.first).Lost++
+	}
+	return waits
+}
+
+// all are the rows in the order of kinds, without those of faults that never happened.
+func (f *faultRows) all() []Row {
+	rows := []Row{f.before}
+	for _, kind := range kinds() {
+		if row := f.kinds[kind.kind()]; row != nil {
+			rows = append(rows, *row)
+		}
+	}
+	return rows
 }
 
 func (r *Row) add(other Row) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"callrelay/cmd/internal/privateredis"
+	"callrelay/platform/config"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -80,7 +81,7 @@ func Run(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
-	checked, err := load(env)
+	c, err := load(env)
 	if err != nil {
 		return fmt.Errorf("configuration:\n%w", err)
 	}
@@ -94,18 +95,14 @@ func Run(ctx context.Context, o Options) (err error) {
 			return unlessEnded(ctx, err)
 		}
 		defer func() { err = errors.Join(err, redis.Stop(b.next())) }()
-		env["REDIS_URL"] = redis.URL()
+		env["REDIS_URL"], c.state.RedisURL = redis.URL(), config.Secret(redis.URL())
 	}
 	if o.SimAddr != "" {
-		stop, err := startSim(o.SimAddr, checked.upstream.TestAPIKey.Reveal())
+		stop, err := startSim(o.SimAddr, c.upstream.TestAPIKey.Reveal())
 		if err != nil {
 			return err
 		}
 		defer stop()
-	}
-	c, err := load(env)
-	if err != nil {
-		return fmt.Errorf("configuration:\n%w", err)
 	}
 	start := inProcess
 	if o.Split {
@@ -145,15 +142,11 @@ type budget struct {
 	end   time.Time
 }
 
-func (b *budget) begin() {
+// next is the time for the next part; the first one begins to count.
+func (b *budget) next() time.Duration {
 	if b.end.IsZero() {
 		b.end = time.Now().Add(stopTime)
 	}
-}
-
-// next is the time for the next part.
-func (b *budget) next() time.Duration {
-	b.begin()
 	b.parts--
 	return max(partTime, time.Until(b.end)-time.Duration(b.parts)*partTime)
 }

@@ -203,26 +203,13 @@ func (s *Spool) load() error {
 	if err != nil {
 		return errors.Join(err, file.Close())
 	}
-	found := scan(file, info.Size())
-	old := &leftover{file: file, found: found}
-	numbers, last, problem := readTree(s.path())
-	intact, missing := old.frames(numbers)
-	problem = errors.Join(problem, missing)
-	usable, newest := problem == nil, last
-	for number := range found {
-		newest = max(newest, number)
-	}
-	if problem == nil && newest > last {
-		problem = errors.New("the last transaction is missing")
-		usable = metasIntact(file) // then it failed, and nobody was told of it: so it is after the disk was full
-	}
+	old, intact, newest, usable := inspect(file, info.Size())
 	kept := intact
-	if problem != nil {
+	if old.problem != nil {
 		// Every frame that is intact, wherever it lies. Among them can be items that were removed already: who gets them again
 		// knows their request ids. The file is begun anew whenever it is empty, so none is older than this spooling.
-		kept = slices.SortedFunc(maps.Values(found), func(a, b frame) int { return cmp.Compare(a.number, b.number) })
+		kept = slices.SortedFunc(maps.Values(old.found), func(a, b frame) int { return cmp.Compare(a.number, b.number) })
 	}
-	old.problem = problem
 	var need int64
 	for _, f := range kept {
 		need += int64(f.size + perItem)
@@ -231,12 +218,12 @@ func (s *Spool) load() error {
 	if err = s.room(need); err == nil {
 		db, err = s.rewrite(old, kept)
 	}
-	asItIs := err != nil && usable // all of the tree has just been read without a sign of damage
+	asItIs := err != nil && usable
 	if asItIs {
 		s.log.Error("the spool file cannot be written anew and is used as it is", "error", err, "kept", len(intact), "dir", s.dir)
 		kept = intact
 		err = safely(func() (err error) { db, err = bolt.Open(s.path(), 0o600, &options); return err })
-		old.problem = cmp.Or(problem, err)
+		old.problem = cmp.Or(old.problem, err)
 	}
 	s.index(kept)
 	if err != nil {
@@ -250,6 +237,28 @@ func (s *Spool) load() error {
 	}
 	s.db.Store(db)
 	return file.Close()
+}
+
+// inspect reads the file of an earlier process: the items of its tree, in order, and the highest number ever given. It is usable
+// as it is where all of the tree was read without a sign of damage.
+func inspect(file *os.File, size int64) (old *leftover, intact []frame, newest uint64, usable bool) {
+	old = &leftover{file: file, found: scan(file, size)}
+	numbers, last, damage := readTree(file.Name())
+	intact, missing := old.frames(numbers)
+	old.problem = errors.Join(damage, missing)
+	newest = last
+	for number := range old.found {
+		newest = max(newest, number)
+	}
+	switch {
+	case old.problem != nil:
+	case newest > last:
+		old.problem = errors.New("the last transaction is missing")
+		usable = metasIntact(file) // then it failed, and nobody was told of it: so it is after the disk was full
+	default:
+		usable = true
+	}
+	return old, intact, newest, usable
 }
 
 // room is an error where the disk has less room than a file needs: to find that out by writing would take the last of it from

@@ -85,10 +85,10 @@ type Consumer struct {
 	// sent are the results on the stream that wait for an answer, by id.
 	sent   map[uint64]*item
 	lastID uint64
-	// told is when state was told last how this consumer is, stood what it was told of its breaker, and may of its share.
-	told  time.Time
-	stood string
-	may   int
+	// What state was told last of how this consumer is, and when.
+	toldAt      time.Time
+	toldBreaker string
+	toldWorkers int
 	// failure is why the last attempt failed; empty = it did not.
 	failure string
 	// appErrors counts a delivery's application errors. State counts attempts, not their kind; lost on a restart, which
@@ -153,8 +153,8 @@ func (c *Consumer) Ready() error {
 
 // Run works until ctx ends. Then it leases nothing more, lets running requests finish, and returns when state has answered
 // every result, at the latest after StopTimeout.
-func (c *Consumer) Run(ctx context.Context) error {
-	var abort, cut context.CancelFunc
+func (c *Consumer) Run(ctx context.Context) {
+	var abort context.CancelFunc
 	c.workers = rpc.NewWorkers(c.cfg.Workers)
 	c.requests, abort = context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
@@ -179,7 +179,6 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if n := c.unanswered(); n > 0 {
 		c.log.Error("stopped with results that state did not answer; their leases run out and they may be sent again", "results", n)
 	}
-	return nil
 }
 
 // keepStream keeps one stream to state open until everything is done or ctx ends.

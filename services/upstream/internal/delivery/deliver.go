@@ -25,17 +25,9 @@ func handBack(wait time.Duration) verdict {
 func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	var attempt *statev1.Attempt
 	defer func() {
-		problem := recover()
-		if problem == nil {
-			return
+		if problem := recover(); problem != nil {
+			result = c.panicked(it, attempt, problem)
 		}
-		c.log.Error("panic in a delivery", "call", telemetry.MaskCall(it.key.call), "delivery", it.key.number, "panic", problem, "stack", string(debug.Stack()))
-		v := verdict{next: nextRetry, reason: "internal error of the relay, see its log", in: c.cfg.Policy.Backoff.Max}
-		if int(it.work.Delivery.Attempts)+1 >= c.cfg.Policy.MaxAttempts {
-			v = dead("given up: " + v.reason)
-		}
-		c.metrics.settled(c.requests, v.next)
-		result = c.result(it, attempt, v)
 	}()
 
 	work := it.work
@@ -63,25 +55,8 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	defer span.End()
 	defer func() { c.describe(span, work, attempt, v) }()
 	attempt = c.attempt(work)
-	attempt.Uncertain = true // what a panic leaves behind
-	start := time.Now()
-	var answer Answer
-	if work.Delivery.Uncertain && c.cfg.SendAgain != nil {
-		answer = c.cfg.SendAgain(ctx, work.Delivery.Endpoint, work.Delivery.Payload, work.Looked)
-	} else {
-		answer = c.sender.Send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
-	}
-	took := time.Since(start)
+	answer := c.send(ctx, work, attempt)
 	failed = answer.transportFailure()
-
-	attempt.DurationMs = took.Milliseconds()
-	attempt.HttpCode = int32(answer.HTTPCode)
-	attempt.Result, attempt.MessageCode, attempt.SubMessageCode = answer.Result, answer.MessageCode, answer.SubMessageCode
-	if answer.Outcome != Delivered {
-		attempt.Body = answer.Body // of a success its words say it all, and it would be most of what is stored
-	}
-	attempt.Uncertain = answer.Outcome == Uncertain
-	c.metrics.attempted(ctx, took)
 	if answer.Outcome == Unsent && c.requests.Err() != nil {
 		// Our own end cut it short before anything left.
 		return c.result(it, nil, handBack(0))
@@ -97,6 +72,38 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	c.failure = v.reason // empty when delivered
 	c.mu.Unlock()
 	return c.report(ctx, it, attempt, v)
+}
+
+// panicked is the result of a delivery that met a bug.
+func (c *Consumer) panicked(it *item, attempt *statev1.Attempt, problem any) *statev1.LeaseResult {
+	c.log.Error("panic in a delivery", "call", telemetry.MaskCall(it.key.call), "delivery", it.key.number, "panic", problem, "stack", string(debug.Stack()))
+	v := verdict{next: nextRetry, reason: "internal error of the relay, see its log", in: c.cfg.Policy.Backoff.Max}
+	if int(it.work.Delivery.Attempts)+1 >= c.cfg.Policy.MaxAttempts {
+		v = dead("given up: " + v.reason)
+	}
+	c.metrics.settled(c.requests, v.next)
+	return c.result(it, attempt, v)
+}
+
+// send makes the request and notes in the attempt what came of it.
+func (c *Consumer) send(ctx context.Context, work *statev1.LeaseWork, attempt *statev1.Attempt) (answer Answer) {
+	attempt.Uncertain = true // what a panic leaves behind
+	start := time.Now()
+	if work.Delivery.Uncertain && c.cfg.SendAgain != nil {
+		answer = c.cfg.SendAgain(ctx, work.Delivery.Endpoint, work.Delivery.Payload, work.Looked)
+	} else {
+		answer = c.sender.Send(ctx, work.Delivery.Endpoint, work.Delivery.Payload)
+	}
+	took := time.Since(start)
+	attempt.DurationMs = took.Milliseconds()
+	attempt.HttpCode = int32(answer.HTTPCode)
+	attempt.Result, attempt.MessageCode, attempt.SubMessageCode = answer.Result, answer.MessageCode, answer.SubMessageCode
+	if answer.Outcome != Delivered {
+		attempt.Body = answer.Body // of a success its words say it all, and it would be most of what is stored
+	}
+	attempt.Uncertain = answer.Outcome == Uncertain
+	c.metrics.attempted(ctx, took)
+	return answer
 }
 
 // attempt begins the journal's fact about a request.

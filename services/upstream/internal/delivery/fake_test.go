@@ -394,9 +394,7 @@ func runWith(t *testing.T, cfg Config, tel *telemetry.Telemetry, body func(*rig)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			defer close(r.ended)
-			if err := r.consumer.Run(ctx); err != nil {
-				t.Errorf("Run: %v", err)
-			}
+			r.consumer.Run(ctx)
 		}()
 		r.stop = sync.OnceFunc(func() {
 			mu.Unlock()

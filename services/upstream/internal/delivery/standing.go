@@ -16,10 +16,10 @@ const tellEvery = 5 * time.Second
 func (c *Consumer) standing(now time.Time, again time.Duration) (*statev1.Standing, time.Duration) {
 	breaker := c.breaker.circuit.State().String()
 	workers := min(c.cfg.Workers, c.share.current(now)) // what the others have is not ours to use
-	if due := c.told.Add(tellEvery).Sub(now); due > 0 && breaker == c.stood && workers == c.may {
+	if due := c.toldAt.Add(tellEvery).Sub(now); due > 0 && breaker == c.toldBreaker && workers == c.toldWorkers {
 		return nil, min(again, due)
 	}
-	c.told, c.stood, c.may = now, breaker, workers
+	c.toldAt, c.toldBreaker, c.toldWorkers = now, breaker, workers
 	st := &statev1.Standing{Breaker: breaker, Running: int32(c.running), Workers: int32(workers), Process: c.cfg.Name,
 		Failure: telemetry.MaskDigits(cmp.Or(c.share.failing, c.failure))}
 	if breaker == "open" {

@@ -99,7 +99,7 @@ func broken(err error) error {
 func (c *Consumer) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.credits, c.told = nil, time.Time{}
+	c.credits, c.toldAt = nil, time.Time{}
 	c.sent = map[uint64]*item{}
 	for _, it := range c.items {
 		it.id, it.due = 0, time.Time{}

@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 // kind is what one request came to.
@@ -72,7 +72,11 @@ const maxRetryAfter = 24 * time.Hour
 func classify(endpoint string, reads bool, r response, now time.Time) result {
 	var body said
 	isJSON := json.Unmarshal(r.body, &body) == nil
-	out := result{status: r.status, body: r.body, after: retryAfter(r.header.Get("Retry-After"), body.RetryAfter, now)}
+	after, given := roundtrip.RetryAfter(r.header, now, maxRetryAfter)
+	if !given {
+		after = time.Duration(min(max(body.RetryAfter, 0), maxRetryAfter.Seconds())) * time.Second
+	}
+	out := result{status: r.status, body: r.body, after: after}
 	is := func(k kind, format string, args ...any) result {
 		out.kind, out.reason = k, fmt.Sprintf(format, args...)
 		return out
@@ -148,23 +152,5 @@ func words(s *said) string {
 	if len(all) == 0 {
 		return ""
 	}
-	return ": " + telemetry.MaskDigits(bounded(strings.Join(all, "; "), 500))
-}
-
-// retryAfter is the header (seconds or an HTTP date) or else the body's seconds, at most maxRetryAfter; 0 when there is none.
-func retryAfter(header string, body float64, now time.Time) time.Duration {
-	wait := time.Duration(0)
-	if seconds, err := strconv.Atoi(header); err == nil {
-		wait = time.Duration(min(seconds, int(maxRetryAfter/time.Second))) * time.Second
-	} else if at, err := http.ParseTime(header); err == nil {
-		wait = at.Sub(now)
-	} else if body > 0 {
-		wait = time.Duration(min(body, maxRetryAfter.Seconds())) * time.Second
-	}
-	return min(max(wait, 0), maxRetryAfter)
-}
-
-// bounded makes text from outside short and valid.
-func bounded(text string, n int) string {
-	return strings.ToValidUTF8(text[:min(len(text), n)], "")
+	return ": " + telemetry.MaskDigits(roundtrip.Bounded(strings.Join(all, "; "), 500))
 }

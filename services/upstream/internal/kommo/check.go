@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 // Finding is what a check found out about one thing.
@@ -143,5 +145,5 @@ func (a *Account) checkRefusals(ctx context.Context, add adder) {
 		return
 	}
 	r = post(`[{"direction":"outbound","duration":0,"source":"callrelay check","phone":"` + nobody + `","uniq":"callrelay-check"}]`)
-	add("unknown number", r.kind == notFound, "HTTP %d: %s", r.status, strings.TrimSpace(r.reason+" "+bounded(string(r.body), 200)))
+	add("unknown number", r.kind == notFound, "HTTP %d: %s", r.status, strings.TrimSpace(r.reason+" "+roundtrip.Bounded(string(r.body), 200)))
 }

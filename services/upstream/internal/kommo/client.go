@@ -9,23 +9,20 @@ package kommo
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/seal"
-	"callrelay/platform/telemetry"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 const (
@@ -172,7 +169,7 @@ func (a *Account) once(ctx context.Context, s *session, q call) result {
 // http.Client: no redirect is followed, no request repeated.
 func (c *Client) round(ctx context.Context, host string, q call, header func(http.Header)) result {
 	if !c.kommos(host) {
-		return result{kind: held, reason: fmt.Sprintf("%q is not an address of Kommo (KOMMO_DOMAINS)", bounded(host, 100))}
+		return result{kind: held, reason: fmt.Sprintf("%q is not an address of Kommo (KOMMO_DOMAINS)", roundtrip.Bounded(host, 100))}
 	}
 	place, failed := c.admit(ctx, host)
 	if failed != nil {
@@ -181,14 +178,7 @@ func (c *Client) round(ctx context.Context, host string, q call, header func(htt
 	ctx, cancel := context.WithDeadline(ctx, place.deadline)
 	defer cancel()
 
-	// A request may leave from the moment it has a connection; a cancelled one can still be on its way into the socket
-	// while RoundTrip already returned. net/http tries another connection only after writing nothing, and then asks for
-	// one again, which takes the mark back.
-	var left atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { left.Store(false) },
-		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
-	})
+	ctx, left := roundtrip.Watch(ctx)
 	address := c.url(host, q.path)
 	if len(q.query) > 0 {
 		address += "?" + q.query.Encode()
@@ -259,18 +249,7 @@ func (c *Client) kommos(host string) bool {
 	return false
 }
 
-// words turns an error into something for people.
-func (c *Client) words(err error) string {
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Sprintf("not within %v", c.options.Request)
-	case errors.Is(err, context.Canceled):
-		return "this relay was stopped meanwhile"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the connection was cut"
-	}
-	return telemetry.MaskDigits(bounded(err.Error(), 300))
-}
+func (c *Client) words(err error) string { return roundtrip.Words(err, c.options.Request.String()) }
 
 // sleep waits, unless ctx ends before.
 func sleep(ctx context.Context, d time.Duration) error {

@@ -233,9 +233,7 @@ func (c *Client) finish(ctx context.Context, s *session) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTime)
 	defer cancel()
-	defer func() {
-		_, _ = c.options.Accounts.ReleaseAccount(ctx, &statev1.ReleaseAccountRequest{Id: id, Token: token})
-	}()
+	defer c.release(ctx, id, token)
 	if s, err = c.load(ctx, id); err != nil || s == nil {
 		return
 	}
@@ -253,7 +251,7 @@ func (c *Client) finishAlone(ctx context.Context, asked time.Time, s *session) e
 		return nil
 	}
 	if s.credentials.AccessToken == "" {
-		t, r := c.grant(ctx, asked, id, s.host, "authorization_code", s.credentials.Code)
+		t, r := c.grant(ctx, asked, s.host, "authorization_code", s.credentials.Code)
 		switch {
 		case r.kind == unsent || r.kind == limited || r.kind == uncertain && !s.ending(0):
 			// A code whose reply was lost may still work; when it does not, Kommo says so.

@@ -12,8 +12,8 @@ import (
 const (
 	// lateness is how long after a request was given up the network may still deliver it, and the second after that.
 	lateness = 5 * time.Second
-	// releaseTime bounds giving a place back.
-	releaseTime = time.Second
+	// tellTime bounds what state is told after a request: nobody waits longer for that, and without it things end by themselves.
+	tellTime = time.Second
 )
 
 // place is a request's place in each limit (callrelay/state/v1/limits.proto).
@@ -26,9 +26,9 @@ type place struct {
 }
 
 // limits are the account's, by its host, and that of the outgoing address.
-func (c *Client) limits(host string) []string { return []string{Destination + host, c.address()} }
-
-func (c *Client) address() string { return "kommo-address/" + c.options.Address }
+func (c *Client) limits(host string) []string {
+	return []string{Destination + host, "kommo-address/" + c.options.Address}
+}
 
 // admit waits for a place in all limits. Who waits for one holds no other.
 func (c *Client) admit(ctx context.Context, host string) (*place, *result) {
@@ -77,7 +77,7 @@ func (p *place) take(ctx context.Context, limits []string) (wait time.Duration, 
 // be given back ends by itself.
 func (p *place) release(ctx context.Context, unused bool) {
 	go func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
 		defer cancel()
 		for _, name := range p.limits {
 			_, _ = p.c.options.Limits.Release(ctx, &statev1.ReleaseRequest{Name: name, Token: p.token, Unused: unused})
@@ -91,8 +91,10 @@ func (c *Client) pause(ctx context.Context, host string, d time.Duration) {
 	if !c.options.Unconfirmed.PauseAddress {
 		limits = limits[:1]
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
+	defer cancel()
 	for _, name := range limits {
-		if _, err := c.options.Limits.Pause(context.WithoutCancel(ctx), &statev1.PauseRequest{Name: name, ForMs: d.Milliseconds()}); err != nil {
+		if _, err := c.options.Limits.Pause(ctx, &statev1.PauseRequest{Name: name, ForMs: d.Milliseconds()}); err != nil {
 			c.options.Log.Warn("a pause that Kommo asked for is not known to the other processes", "limit", name, "error", err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 // Bounds of a look-up. What does not fit is tooMany: nothing is sent again before a person has looked. Each entity is a request,
@@ -28,10 +30,8 @@ type entity struct {
 
 // note is a call note as far as it is looked at.
 type note struct {
-	ID       int64  `json:"id"`
-	EntityID int64  `json:"entity_id"`
-	NoteType string `json:"note_type"`
-	Params   struct {
+	ID     int64 `json:"id"`
+	Params struct {
 		Uniq string `json:"uniq"`
 	} `json:"params"`
 }
@@ -73,23 +73,14 @@ func (a *Account) find(ctx context.Context, p Path) (Reply, result) {
 // owners are the contacts and companies that have the number, by its last ten digits, and their leads. The search compares
 // some other number of digits, so what it finds is checked.
 func (a *Account) owners(ctx context.Context, phone string) ([]entity, result) {
-	kinds := []string{"contact"}
-	if a.client.options.Unconfirmed.SearchIncludesCompanies {
-		kinds = append(kinds, "company")
-	}
 	var owners []entity
 	last := result{kind: done}
-	for _, kind := range kinds {
+	for _, kind := range []string{"contact", "company"} { // that calls go to companies, too, is not confirmed
 		found, r := a.search(ctx, kind, phone)
 		if last = r; r.kind != done {
 			return nil, r
 		}
-		for _, f := range found {
-			owners = append(owners, entity{kind, f.ID})
-			for _, lead := range f.Leads {
-				owners = append(owners, entity{"lead", lead})
-			}
-		}
+		owners = append(owners, found...)
 	}
 	if len(owners) > maxEntities {
 		return nil, result{kind: tooMany, reason: fmt.Sprintf("%d entities share the number, more than can be looked through", len(owners))}
@@ -97,23 +88,10 @@ func (a *Account) owners(ctx context.Context, phone string) ([]entity, result) {
 	return owners, last
 }
 
-// Found is a contact or company with a number.
-type Found struct {
-	ID    int64
-	Name  string
-	Leads []int64
-}
-
-// Contacts finds the contacts with this number, by its last ten digits.
-func (a *Account) Contacts(ctx context.Context, phone string) ([]Found, error) {
-	found, r := a.search(ctx, "contact", phone)
-	return found, r.err()
-}
-
-func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, result) {
+// search is owners of one kind.
+func (a *Account) search(ctx context.Context, kind, phone string) ([]entity, result) {
 	type owner struct {
-		ID     int64  `json:"id"`
-		Name   string `json:"name"`
+		ID     int64 `json:"id"`
 		Fields []struct {
 			Code   string `json:"field_code"`
 			Values []struct {
@@ -121,9 +99,7 @@ func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, resu
 			} `json:"values"`
 		} `json:"custom_fields_values"`
 		Embedded struct {
-			Leads []struct {
-				ID int64 `json:"id"`
-			} `json:"leads"`
+			Leads []identified `json:"leads"`
 		} `json:"_embedded"`
 	}
 	collection := collections[kind]
@@ -135,7 +111,7 @@ func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, resu
 	if len(owners) >= pageSize {
 		return nil, result{kind: tooMany, reason: "too many entities have a number like this one"}
 	}
-	var found []Found
+	var found []entity
 	for _, e := range owners {
 		has := false
 		for _, f := range e.Fields {
@@ -146,11 +122,10 @@ func (a *Account) search(ctx context.Context, kind, phone string) ([]Found, resu
 		if !has {
 			continue
 		}
-		one := Found{ID: e.ID, Name: e.Name}
+		found = append(found, entity{kind, e.ID})
 		for _, lead := range e.Embedded.Leads {
-			one.Leads = append(one.Leads, lead.ID)
+			found = append(found, entity{"lead", lead.ID})
 		}
-		found = append(found, one)
 	}
 	return found, r
 }
@@ -188,19 +163,36 @@ func (a *Account) note(ctx context.Context, collection string, id int64) (note, 
 	return n, decode(r, &n)
 }
 
+// incoming is an incoming lead.
+type incoming struct {
+	UID      string `json:"uid"`
+	Metadata struct {
+		Uniq string `json:"uniq"`
+	} `json:"metadata"`
+	Embedded struct {
+		Leads    []identified `json:"leads"`
+		Contacts []identified `json:"contacts"`
+	} `json:"_embedded"`
+}
+
+type identified struct {
+	ID int64 `json:"id"`
+}
+
+func (i incoming) reply() Reply {
+	reply := Reply{Outcome: OK, UID: i.UID}
+	if len(i.Embedded.Leads) > 0 {
+		reply.LeadID = i.Embedded.Leads[0].ID
+		reply.EntityType, reply.EntityID = "lead", reply.LeadID
+	}
+	if len(i.Embedded.Contacts) > 0 {
+		reply.ContactID = i.Embedded.Contacts[0].ID
+	}
+	return reply
+}
+
 // unsortedOf is the incoming lead that carries the uniq.
 func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
-	type incoming struct {
-		UID      string `json:"uid"`
-		Metadata struct {
-			Uniq string `json:"uniq"`
-		} `json:"metadata"`
-		Embedded struct {
-			Leads, Contacts []struct {
-				ID int64 `json:"id"`
-			}
-		} `json:"_embedded"`
-	}
 	for page := 1; page <= maxPages; page++ {
 		r := a.get(ctx, "/api/v4/leads/unsorted", url.Values{"filter[category][]": {"sip"}, "order[created_at]": {"desc"},
 			"limit": {strconv.Itoa(pageSize)}, "page": {strconv.Itoa(page)}})
@@ -209,18 +201,9 @@ func (a *Account) unsortedOf(ctx context.Context, uniq string) (Reply, result) {
 			return Reply{}, r
 		}
 		for _, u := range leads {
-			if u.Metadata.Uniq != uniq {
-				continue
+			if u.Metadata.Uniq == uniq {
+				return u.reply(), r
 			}
-			reply := Reply{Outcome: OK, UID: u.UID}
-			if len(u.Embedded.Leads) > 0 {
-				reply.LeadID = u.Embedded.Leads[0].ID
-				reply.EntityType, reply.EntityID = "lead", reply.LeadID
-			}
-			if len(u.Embedded.Contacts) > 0 {
-				reply.ContactID = u.Embedded.Contacts[0].ID
-			}
-			return reply, r
 		}
 		if len(leads) < pageSize {
 			return Reply{Outcome: NotFound}, r
@@ -265,16 +248,8 @@ func list[T any](r result, name string) ([]T, result) {
 func decode(r result, into any) result {
 	if r.kind == done && len(r.body) > 0 {
 		if err := json.Unmarshal(r.body, into); err != nil {
-			r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: "+bounded(err.Error(), 200)
+			r.kind, r.reason = unavailable, "Kommo's answer is not what is documented: "+roundtrip.Bounded(err.Error(), 200)
 		}
 	}
 	return r
-}
-
-// err is a result as an error; nil when it is done.
-func (r result) err() error {
-	if r.kind == done {
-		return nil
-	}
-	return fmt.Errorf("%s", r.reason)
 }

@@ -37,21 +37,21 @@ var endpoints = []string{Calls, NotesCreate, NotesPatch, UnsortedSIP, EventsPopu
 //
 // Kommo's collections take arrays: where a body is one object it is sent as an array of one. One delivery is one item.
 type Payload struct {
-	Path Path            `json:"path"`
-	Body json.RawMessage `json:"body,omitempty"`
+	Path *Path           `json:"path"`
+	Body json.RawMessage `json:"body"`
 }
 
 // Path is what a request needs beside its body.
 type Path struct {
 	// EntityType is lead, contact, company or customer (the word of Kommo's answers).
-	EntityType string `json:"entity_type,omitempty"`
-	EntityID   int64  `json:"entity_id,omitempty"`
+	EntityType string `json:"entity_type"`
+	EntityID   int64  `json:"entity_id"`
 	// NoteID may be wrong or 0: a note is only changed when it carries Uniq, else it is looked for.
-	NoteID int64 `json:"note_id,omitempty"`
+	NoteID int64 `json:"note_id"`
 	// Uniq is the call's id in params.uniq and metadata.uniq.
-	Uniq string `json:"uniq,omitempty"`
+	Uniq string `json:"uniq"`
 	// Phone is the client's number.
-	Phone string `json:"phone,omitempty"`
+	Phone string `json:"phone"`
 }
 
 // Outcome says what a finished delivery came to.
@@ -103,10 +103,7 @@ func parse(endpoint string, payload []byte) (operation, error) {
 		return op, fmt.Errorf("the payload has %d bytes; at most %d", len(payload), maxPayload)
 	}
 	body := bytes.TrimSpace(payload)
-	var wrapped struct {
-		Path *Path           `json:"path"`
-		Body json.RawMessage `json:"body"`
-	}
+	var wrapped Payload
 	if len(body) > 0 && body[0] == '{' {
 		if err := json.Unmarshal(body, &wrapped); err != nil {
 			return op, fmt.Errorf("the payload is not the JSON expected: %w", err)

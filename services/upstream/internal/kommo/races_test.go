@@ -89,7 +89,7 @@ func TestNoRenewalOutlivesItsLease(t *testing.T) {
 		}
 		before := w.sim.Requests("oauth.token")
 		for _, left := range []time.Duration{w.options.Request - time.Millisecond, w.options.Request} {
-			_, r := w.grant(t.Context(), time.Now().Add(left-renewTime), "kommo/9001", host, "refresh_token", s.credentials.RefreshToken)
+			_, r := w.grant(t.Context(), time.Now().Add(left-renewTime), host, "refresh_token", s.credentials.RefreshToken)
 			if sent := w.sim.Requests("oauth.token") > before; sent != (left == w.options.Request) || sent != (r.kind == done) {
 				t.Errorf("%v are left: sent %v, %+v", left, sent, r)
 			}

@@ -9,6 +9,7 @@ import (
 
 	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 var _ delivery.Sender = (*Account)(nil)
@@ -48,7 +49,7 @@ func (a *Account) SendAgain(ctx context.Context, endpoint string, payload []byte
 func (a *Account) carry(ctx context.Context, endpoint string, payload []byte, again, looked bool) delivery.Answer {
 	op, err := parse(endpoint, payload)
 	if err != nil {
-		return delivery.Answer{Outcome: delivery.Dead, Reason: "the payload is not one for Kommo: " + bounded(err.Error(), 300)}
+		return delivery.Answer{Outcome: delivery.Dead, Reason: "the payload is not one for Kommo: " + roundtrip.Bounded(err.Error(), 300)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.client.options.Total)
 	defer cancel()
@@ -132,9 +133,6 @@ func (a *Account) unsortedRefused(ctx context.Context, refused result) (Reply, r
 // created reads what was made out of an answer of success. One that does not say what it made may have made nothing
 // (Kommo names refused items in "errors", with HTTP 200), so it is looked for; unless it says that it made nothing, and why.
 func created(op operation, r result) (Reply, result) {
-	type identified struct {
-		ID int64 `json:"id"`
-	}
 	var answer struct {
 		Total    *int              `json:"_total_items"`
 		Errors   []json.RawMessage `json:"errors"` // of any shape
@@ -145,13 +143,7 @@ func created(op operation, r result) (Reply, result) {
 				EntityType string `json:"entity_type"`
 			} `json:"calls"`
 			Notes    []identified `json:"notes"`
-			Unsorted []struct {
-				UID      string `json:"uid"`
-				Embedded struct {
-					Leads    []identified `json:"leads"`
-					Contacts []identified `json:"contacts"`
-				} `json:"_embedded"`
-			} `json:"unsorted"`
+			Unsorted []incoming   `json:"unsorted"`
 		} `json:"_embedded"`
 	}
 	reply := Reply{Outcome: OK}
@@ -168,15 +160,7 @@ func created(op operation, r result) (Reply, result) {
 		reply.NoteID, reply.EntityID, reply.EntityType = e.Notes[0].ID, op.path.EntityID, op.path.EntityType
 		made = reply.NoteID != 0
 	case op.endpoint == UnsortedSIP && len(e.Unsorted) > 0:
-		u := e.Unsorted[0]
-		reply.UID = u.UID
-		if len(u.Embedded.Leads) > 0 {
-			reply.LeadID = u.Embedded.Leads[0].ID
-			reply.EntityID, reply.EntityType = reply.LeadID, "lead"
-		}
-		if len(u.Embedded.Contacts) > 0 {
-			reply.ContactID = u.Embedded.Contacts[0].ID
-		}
+		reply = e.Unsorted[0].reply()
 		made = reply.UID != "" || reply.LeadID != 0
 	}
 	switch {
@@ -185,7 +169,7 @@ func created(op operation, r result) (Reply, result) {
 		return reply, r
 	case r.kind == notFound:
 	case answer.Total != nil && *answer.Total == 0 && len(answer.Errors) > 0:
-		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(bounded(string(answer.Errors[0]), 500))
+		r.kind, r.reason = invalid, "Kommo took nothing of it: "+telemetry.MaskDigits(roundtrip.Bounded(string(answer.Errors[0]), 500))
 	default:
 		r.kind, r.reason = uncertain, "Kommo says yes, but not what it made"
 	}

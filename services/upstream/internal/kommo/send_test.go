@@ -14,8 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"pgregory.net/rapid"
 
+	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/services/upstream/internal/delivery"
 	sim "callrelay/sim/kommo"
 )
@@ -94,8 +96,8 @@ func TestSend(t *testing.T) {
 		if reply, _ := send(t, a, EventsPopup, aPopup); reply.Outcome != OK || len(w.acc.View().Popups) != 1 {
 			t.Errorf("%+v", reply)
 		}
-		if found, err := a.Contacts(context.Background(), number); err != nil || len(found) != 1 || found[0].ID != ann {
-			t.Errorf("contacts %+v %v", found, err)
+		if found, r := a.search(context.Background(), "contact", number); r.kind != done || len(found) == 0 || found[0] != (entity{"contact", ann}) {
+			t.Errorf("contacts %+v %+v", found, r)
 		}
 		if v := w.acc.View(); v.Limited != 0 || v.Notes[1].Params["link"] != "https://r/1" {
 			t.Errorf("holds %+v", v)
@@ -120,8 +122,8 @@ func TestRefused(t *testing.T) {
 		"blocked":           {fault(sim.Fault{Kind: sim.HTTP, Status: 403, Body: "Forbidden"}), Calls, aCall, delivery.Hold, "blocked", 0},
 		"too many":          {fault(sim.Fault{Kind: sim.HTTP, Status: 429, Body: `{"retry_after":77}`}), Calls, aCall, delivery.Hold, "1m17s", 77 * time.Second},
 		"a search is down":  {fault(sim.Fault{Kind: sim.HTTP, Status: 502}), LookupUniq, aLookup, delivery.Transport, "HTTP 502", 0},
-		"down":              {fault(sim.Fault{Kind: sim.HTTP, Status: 502}), Calls, aCall, delivery.Uncertain, "HTTP 502", DefaultUnconfirmed.Settle},
-		"it hangs":          {fault(sim.Fault{Kind: sim.Hang}), Calls, aCall, delivery.Uncertain, "not within 15s", DefaultUnconfirmed.Settle},
+		"down":              {fault(sim.Fault{Kind: sim.HTTP, Status: 502}), Calls, aCall, delivery.Uncertain, "HTTP 502", settle},
+		"it hangs":          {fault(sim.Fault{Kind: sim.Hang}), Calls, aCall, delivery.Uncertain, "not within 15s", settle},
 		"a search hangs":    {fault(sim.Fault{Kind: sim.Hang}), LookupUniq, aLookup, delivery.Transport, "not within 15s", 0},
 		"leads are off":     {func(w *world) { w.acc.SetUnsortedOff(true) }, UnsortedSIP, aLead, delivery.Delivered, "", 0},
 		"a malformed lead":  {nil, UnsortedSIP, `[{}]`, delivery.Dead, "source_uid", 0},
@@ -399,6 +401,30 @@ func TestLimited(t *testing.T) {
 		}
 		if _, answer := send(t, a, Calls, aCall); answer.Outcome != delivery.Delivered || w.acc.View().Abuse != 0 {
 			t.Errorf("after the pause: %+v, %d abuses", answer, w.acc.View().Abuse)
+		}
+	})
+}
+
+// mute is a state that never answers about a pause.
+type mute struct{ *fakeState }
+
+func (mute) Pause(ctx context.Context, _ *statev1.PauseRequest, _ ...grpc.CallOption) (*statev1.PauseResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A pause that state does not answer keeps no delivery: its hold stops the account, too.
+func TestPauseWithoutAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, sim.Config{})
+		a := w.connect()
+		synctest.Wait() // for places that are given back
+		w.options.Limits = mute{w.state}
+		fault(sim.Fault{Kind: sim.HTTP, Status: 429, Times: 1})(w)
+		began := time.Now()
+		_, answer := send(t, a, Calls, aCall)
+		if took := time.Since(began); answer.Outcome != delivery.Hold || answer.RetryAfter != defaultRetryAfter || took > 2*time.Second {
+			t.Errorf("%+v after %v", answer, took)
 		}
 	})
 }

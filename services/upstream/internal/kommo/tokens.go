@@ -225,8 +225,7 @@ func (a *Account) renew(ctx context.Context, stale string) (*session, *result) {
 		}
 		if lease.GetAcquired() {
 			s, failed := a.renewAlone(ctx, asked, stale)
-			// Not released, it ends by itself.
-			_, _ = c.options.Accounts.ReleaseAccount(context.WithoutCancel(ctx), &statev1.ReleaseAccountRequest{Id: a.key(), Token: token})
+			c.release(ctx, a.key(), token)
 			return s, failed
 		}
 		if s, err := c.load(ctx, a.key()); err == nil && s != nil && s.credentials.AccessToken != stale {
@@ -236,6 +235,13 @@ func (a *Account) renew(ctx context.Context, stale string) (*session, *result) {
 			return nil, &result{kind: unsent, reason: "another process renews the tokens and is not done yet, nothing was sent"}
 		}
 	}
+}
+
+// release gives a lease back; one that cannot be given back ends by itself.
+func (c *Client) release(ctx context.Context, id, token string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTime)
+	defer cancel()
+	_, _ = c.options.Accounts.ReleaseAccount(ctx, &statev1.ReleaseAccountRequest{Id: id, Token: token})
 }
 
 // renewAlone renews the tokens that are stored, if they are still those that ended. New ones are used only once stored.
@@ -296,9 +302,9 @@ type tokens struct {
 // new ones are used. Where the account is not found at its host, it asks where it went.
 func (c *Client) refresh(ctx context.Context, asked time.Time, s *session) (host string, t tokens, r result) {
 	ask := func(host string) (tokens, result) {
-		t, r := c.grant(ctx, asked, s.record.GetId(), host, "refresh_token", s.credentials.RefreshToken)
+		t, r := c.grant(ctx, asked, host, "refresh_token", s.credentials.RefreshToken)
 		if r.kind == uncertain {
-			t, r = c.grant(ctx, asked, s.record.GetId(), host, "refresh_token", s.credentials.RefreshToken)
+			t, r = c.grant(ctx, asked, host, "refresh_token", s.credentials.RefreshToken)
 		}
 		return t, r
 	}
@@ -315,7 +321,7 @@ func (c *Client) refresh(ctx context.Context, asked time.Time, s *session) (host
 }
 
 // grant exchanges a code or refresh token. asked is when the lease was asked for: nothing is sent that might outlive it.
-func (c *Client) grant(ctx context.Context, asked time.Time, id, host, kind, value string) (t tokens, r result) {
+func (c *Client) grant(ctx context.Context, asked time.Time, host, kind, value string) (t tokens, r result) {
 	if time.Since(asked)+c.options.Request > renewTime {
 		return t, result{kind: unsent, reason: "the time for it ran out"}
 	}

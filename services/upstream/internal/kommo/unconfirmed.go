@@ -17,12 +17,7 @@ type Unconfirmed struct {
 	Settle time.Duration
 	// PauseAddress: a 429 stops the whole outgoing address and not only the account. The documentation says both.
 	PauseAddress bool
-	// SearchIncludesCompanies: calls may go to companies, so that looking for a call means asking for those too.
-	SearchIncludesCompanies bool
 }
-
-// DefaultUnconfirmed is the careful choice of each.
-var DefaultUnconfirmed = Unconfirmed{Settle: 20 * time.Second, SearchIncludesCompanies: true}
 
 // defaultRetryAfter is the wait after a 429 that names none: the one of the documentation's example.
 const defaultRetryAfter = 300 * time.Second

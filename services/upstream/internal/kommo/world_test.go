@@ -50,6 +50,8 @@ func start(t *testing.T, cfg sim.Config) *world {
 	return w
 }
 
+const settle = 20 * time.Second
+
 // process is another process that uses the same state, or its own view of it.
 func (w *world) process(state *fakeState) *Client {
 	keys, err := seal.Parse("test:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
@@ -60,7 +62,7 @@ func (w *world) process(state *fakeState) *Client {
 		Accounts: state, Limits: state, Keys: keys, ClientID: "client", ClientSecret: "secret",
 		RedirectURI: "https://relay.example/v1/kommo/oauth/callback", Domains: []string{"kommo.com"},
 		Connect: 5 * time.Second, Request: 15 * time.Second, Total: 30 * time.Second, PerSecond: 7, Address: "default",
-		RefreshBefore: time.Hour, Unconfirmed: DefaultUnconfirmed, Log: slog.New(slog.NewTextHandler(w.Output(), nil)),
+		RefreshBefore: time.Hour, Unconfirmed: Unconfirmed{Settle: settle}, Log: slog.New(slog.NewTextHandler(w.Output(), nil)),
 		Trace: func(http.RoundTripper) http.RoundTripper { return wire{w.sim, state, w.jitter} },
 	})
 }

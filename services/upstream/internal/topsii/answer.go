@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 const (
@@ -18,7 +17,7 @@ const (
 	keptBody = 1 << 10
 	// keptWord bounds the codes taken out of an answer.
 	keptWord = 64
-	// maxRetryAfter bounds what a Retry-After may ask for: a mistaken date must not park a call for days.
+	// maxRetryAfter bounds what a Retry-After may ask for.
 	maxRetryAfter = time.Hour
 )
 
@@ -33,11 +32,8 @@ type response struct {
 
 // classify is the answer table of the specification (spec/ameyo-topsii.md, HTTP out).
 func classify(r response, now time.Time) delivery.Answer {
-	answer := delivery.Answer{
-		HTTPCode:   r.status,
-		Body:       r.body[:min(len(r.body), keptBody)],
-		RetryAfter: retryAfter(r.header.Get("Retry-After"), now),
-	}
+	answer := delivery.Answer{HTTPCode: r.status, Body: r.body[:min(len(r.body), keptBody)]}
+	answer.RetryAfter, _ = roundtrip.RetryAfter(r.header, now, maxRetryAfter)
 	switch {
 	case r.status == http.StatusOK:
 		return classifyOK(answer, r)
@@ -120,21 +116,5 @@ func redirectTarget(header http.Header) string {
 	return " to " + clip(target.Scheme+"://"+target.Host)
 }
 
-// retryAfter reads a Retry-After header: seconds or an HTTP date, at most maxRetryAfter; 0 when there is none.
-func retryAfter(value string, now time.Time) time.Duration {
-	var wait time.Duration
-	if value == "" {
-		return 0
-	}
-	if seconds, err := strconv.Atoi(value); err == nil {
-		wait = time.Duration(min(seconds, int(maxRetryAfter/time.Second))) * time.Second
-	} else if at, err := http.ParseTime(value); err == nil {
-		wait = at.Sub(now)
-	}
-	return min(max(wait, 0), maxRetryAfter)
-}
-
-// clip bounds a word from outside and makes it valid UTF-8.
-func clip(word string) string {
-	return strings.ToValidUTF8(word[:min(len(word), keptWord)], "")
-}
+// clip bounds a word from outside.
+func clip(word string) string { return roundtrip.Bounded(word, keptWord) }

@@ -6,20 +6,17 @@ package topsii
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 // maxBody bounds how much of an answer is read. TopS.II's own are below 1 KB.
@@ -98,19 +95,12 @@ func (c *Client) Send(ctx context.Context, endpoint string, payload []byte) deli
 		return delivery.Answer{Outcome: delivery.Dead, Reason: fmt.Sprintf("TopS.II has no endpoint %q", clip(endpoint))}
 	}
 	if c.unusable != nil {
-		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + masked(c.unusable)}
+		return delivery.Answer{Outcome: delivery.Hold, Reason: "the address of TopS.II cannot be used, check the base URL: " + c.words(c.unusable)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.options.Total)
 	defer cancel()
 
-	// A request may leave from the moment it has a connection; a cancelled one can still be on its way into the socket
-	// while RoundTrip already returned. net/http tries another connection only after writing nothing, and then asks for
-	// one again, which takes the mark back.
-	var left atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { left.Store(false) },
-		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
-	})
+	ctx, left := roundtrip.Watch(ctx)
 	// A RoundTripper changes neither the request nor its header, so all requests share theirs.
 	request := c.requests[endpoint].WithContext(ctx)
 	form := "jsonData=" + url.QueryEscape(string(payload))
@@ -139,21 +129,6 @@ func (c *Client) unanswered(err error, left bool) delivery.Answer {
 	return delivery.Answer{Outcome: delivery.Uncertain, Reason: "the request may have reached TopS.II, but no answer came: " + c.words(err)}
 }
 
-// words turns an error of the transport into something for people.
 func (c *Client) words(err error) string {
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Sprintf("not within %v (TOPSII_TIMEOUT)", c.options.Total)
-	case errors.Is(err, context.Canceled):
-		return "this relay was stopped meanwhile"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the connection was cut"
-	}
-	return masked(err)
-}
-
-// masked bounds an error's text and masks what could be a phone number in it.
-func masked(err error) string {
-	text := err.Error()
-	return telemetry.MaskDigits(strings.ToValidUTF8(text[:min(len(text), 300)], ""))
+	return roundtrip.Words(err, c.options.Total.String()+" (TOPSII_TIMEOUT)")
 }

@@ -16,17 +16,15 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
-	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"callrelay/platform/telemetry"
 	"callrelay/services/upstream/internal/delivery"
+	"callrelay/services/upstream/internal/roundtrip"
 )
 
 const (
@@ -99,17 +97,9 @@ var reserved = []netip.Prefix{
 }
 
 func (c *Client) allowed(to netip.Addr) bool {
-	for _, p := range c.options.AllowPrivate {
-		if p.Contains(to) {
-			return true
-		}
-	}
-	for _, p := range reserved {
-		if p.Contains(to) {
-			return false
-		}
-	}
-	return to.IsGlobalUnicast() && !to.IsPrivate()
+	has := func(network netip.Prefix) bool { return network.Contains(to) }
+	return slices.ContainsFunc(c.options.AllowPrivate, has) ||
+		to.IsGlobalUnicast() && !to.IsPrivate() && !slices.ContainsFunc(reserved, has)
 }
 
 // URL is where everything is posted to, without its query, which may hold a secret.
@@ -126,12 +116,7 @@ func (c *Client) URL(string) string {
 func (c *Client) Send(ctx context.Context, _ string, payload []byte) delivery.Answer {
 	ctx, cancel := context.WithTimeout(ctx, c.options.Total)
 	defer cancel()
-	// See package topsii: a request may leave from the moment it has a connection.
-	var left atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { left.Store(false) },
-		GotConn: func(httptrace.GotConnInfo) { left.Store(true) },
-	})
+	ctx, left := roundtrip.Watch(ctx)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.options.URL, bytes.NewReader(payload))
 	if err != nil {
 		return delivery.Answer{Outcome: delivery.Hold, Reason: "the webhook's address cannot be used, check webhook.url"}
@@ -178,21 +163,13 @@ func (c *Client) unanswered(err error, left bool) delivery.Answer {
 }
 
 func (c *Client) words(err error) string {
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Sprintf("not within %v (WEBHOOK_TIMEOUT)", c.options.Total)
-	case errors.Is(err, context.Canceled):
-		return "this relay was stopped meanwhile"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the connection was cut"
-	}
-	text := err.Error()
-	return telemetry.MaskDigits(strings.ToValidUTF8(text[:min(len(text), 300)], ""))
+	return roundtrip.Words(err, c.options.Total.String()+" (WEBHOOK_TIMEOUT)")
 }
 
 // classify is the table of docs/webhook.md: what an answer means.
 func classify(status int, header http.Header, body []byte, now time.Time) delivery.Answer {
-	answer := delivery.Answer{HTTPCode: status, Body: body, RetryAfter: retryAfter(header.Get("Retry-After"), now)}
+	answer := delivery.Answer{HTTPCode: status, Body: body}
+	answer.RetryAfter, _ = roundtrip.RetryAfter(header, now, maxRetryAfter)
 	switch {
 	case status >= 200 && status < 300:
 		answer.Outcome = delivery.Delivered
@@ -213,15 +190,4 @@ func classify(status int, header http.Header, body []byte, now time.Time) delive
 		answer.Reason = fmt.Sprintf("the webhook refuses this document for good (HTTP %d)", status)
 	}
 	return answer
-}
-
-// retryAfter reads a Retry-After header: seconds or an HTTP date, at most maxRetryAfter; 0 when there is none.
-func retryAfter(value string, now time.Time) time.Duration {
-	var wait time.Duration
-	if seconds, err := strconv.Atoi(value); err == nil {
-		wait = time.Duration(min(seconds, int(maxRetryAfter/time.Second))) * time.Second
-	} else if at, err := http.ParseTime(value); err == nil {
-		wait = at.Sub(now)
-	}
-	return min(max(wait, 0), maxRetryAfter)
 }
