@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"callrelay/callback"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
+	"callrelay/services/state/internal/words"
 )
 
 // maxBody is how much of an answer's body a line shows, in bytes.
@@ -190,7 +190,7 @@ func (s *story) tell(e *statev1.JournalEntry) {
 	case *statev1.JournalEntry_Ended:
 		f := fact.Ended
 		s.add(h, "upstream_response", "Ended without a request", given("callId", s.callID), text("delivery", decimal(f.GetDelivery())),
-			text("status", strings.ToLower(strings.TrimPrefix(f.GetState().String(), "DELIVERY_STATE_"))), given("error", s.masked(f.GetReason())))
+			text("status", words.State(f.GetState())), given("error", s.masked(f.GetReason())))
 	case *statev1.JournalEntry_Phone1:
 		f := fact.Phone1
 		message := phone1Messages[f.GetWhat()]
@@ -348,21 +348,12 @@ func (v *view) gateKey(key string) []field {
 	return []field{text("key", v.masked(key))}
 }
 
-var targetTel = regexp.MustCompile(`("targetTel"\s*:\s*)("(?:[^"\\]|\\.)*")`)
-
-// payload masks the number in a payload.
+// payload masks the numbers in a payload.
 func (v *view) payload(raw []byte) []byte {
 	if v.pii {
 		return raw
 	}
-	return targetTel.ReplaceAllFunc(raw, func(found []byte) []byte {
-		m := targetTel.FindSubmatch(found)
-		var phone string
-		if json.Unmarshal(m[2], &phone) != nil {
-			phone = string(m[2]) // not JSON, so neither is the rest
-		}
-		return appendQuoted(m[1][:len(m[1]):len(m[1])], v.phone(phone))
-	})
+	return words.MaskPayload(raw)
 }
 
 // body is the beginning of an answer. It is masked before it is cut: half a number is not recognised as one.

@@ -2,6 +2,7 @@
 package words
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -173,8 +174,6 @@ func orDash(s string) string {
 
 func milliseconds(ms int64) time.Duration { return time.Duration(ms) * time.Millisecond }
 
-var payloadPhone = regexp.MustCompile(`("(?:targetTel|number|did|\w*[pP]hone\w*)"\s*:\s*")([^"]*)(")`)
-
 // Mask hides all phone numbers of an entry but for their last digits.
 func Mask(e *statev1.JournalEntry) {
 	switch f := e.GetFact().(type) {
@@ -188,15 +187,36 @@ func Mask(e *statev1.JournalEntry) {
 		f.Rejected.Message = telemetry.MaskDigits(f.Rejected.GetMessage())
 	case *statev1.JournalEntry_Card:
 		f.Card.Number, f.Card.Did = callback.MaskPhones(f.Card.GetNumber()), callback.MaskPhones(f.Card.GetDid())
+	case *statev1.JournalEntry_Action:
+		f.Action.Reason = telemetry.MaskDigits(f.Action.GetReason())
 	}
 }
 
 // MaskDelivery does the same for a delivery.
 func MaskDelivery(d *statev1.Delivery) {
 	d.Gate = MaskGate(d.GetGate())
-	d.Payload = payloadPhone.ReplaceAllFunc(d.GetPayload(), func(m []byte) []byte {
-		parts := payloadPhone.FindSubmatch(m)
-		return []byte(string(parts[1]) + callback.MaskPhones(string(parts[2])) + string(parts[3]))
+	d.Reason = telemetry.MaskDigits(d.GetReason())
+	d.Payload = MaskPayload(d.GetPayload())
+}
+
+// phoneText finds the texts of a payload that hold numbers: targetTel for TopS.II, number and did for a webhook, the others for Kommo,
+// which gets a number as the name of a new lead, too.
+var phoneText = regexp.MustCompile(`("(?:targetTel|number|did|phone|phone_number|name|value|from|source|source_name)"\s*:\s*)("(?:[^"\\]|\\.)*")`)
+
+// MaskPayload masks the phone numbers of a payload, which stays JSON.
+func MaskPayload(payload []byte) []byte {
+	return phoneText.ReplaceAllFunc(payload, func(found []byte) []byte {
+		m := phoneText.FindSubmatch(found)
+		var text string
+		if json.Unmarshal(m[2], &text) != nil {
+			return []byte(string(m[1]) + callback.MaskPhones(string(m[2]))) // not JSON, so neither is the rest
+		}
+		masked := callback.MaskPhones(text)
+		if masked == text {
+			return found
+		}
+		quoted, _ := json.Marshal(masked) // a string always encodes
+		return append(m[1][:len(m[1]):len(m[1])], quoted...)
 	})
 }
 
