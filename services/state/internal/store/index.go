@@ -238,7 +238,7 @@ func (s *Store) Find(ctx context.Context, query string, sinceMS int64, limit int
 	}
 	newest, oldest := s.clock.Now()/s.spanMS(), max(sinceMS, s.clock.Now()-2*s.cfg.Retention.Milliseconds())/s.spanMS()
 	if after != "" {
-		newest = last.span
+		newest = min(newest, last.span) // the token comes from outside
 	}
 	var hits []hit
 	// A few spans at first: for what is found often they are enough. Then a third of the others, then all of them at once.
