@@ -9,13 +9,13 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"callrelay/callback"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 	"callrelay/services/state/internal/words"
@@ -29,15 +29,8 @@ type operator struct {
 
 // caller says who asks and whether phone numbers are masked for them.
 func caller(ctx context.Context) (actor string, masked bool) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	if v := md.Get("x-callrelay-actor"); len(v) > 0 {
-		actor = v[0]
-	}
-	masked = slices.Contains(md.Get("x-callrelay-mask"), "true")
-	if actor = strings.ToValidUTF8(actor, "\uFFFD"); actor == "" {
-		actor = "local"
-	}
-	return actor[:min(len(actor), 200)], masked
+	c := rpc.CallerOf(ctx)
+	return cut(c.Actor, 200), c.Masked
 }
 
 // GetCall shows one call.
