@@ -16,6 +16,7 @@ import (
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 )
 
@@ -577,7 +578,7 @@ func (d *Dispatcher) refreshHolds(ctx context.Context) error {
 		l.hold = h
 		if h.Held() && !was.Held() {
 			l.nextProbe = time.Now().Add(time.Duration(h.ProbeMS) * time.Millisecond)
-			d.log.Warn("destination held", "destination", name, "reason", h.Reason)
+			d.log.Warn("destination held", "destination", name, "reason", telemetry.MaskDigits(h.Reason))
 		}
 		if !h.Held() && was.Held() {
 			d.log.Info("destination released", "destination", name)
