@@ -130,8 +130,7 @@ func (d *Dispatcher) line(name string) *line {
 	defer d.mu.Unlock()
 	l := d.lines[name]
 	if l == nil {
-		l = &line{d: d, name: name, wake: make(chan struct{}, 1), in: map[string]bool{}, probes: map[string]int64{}}
-		l.more = true
+		l = &line{d: d, name: name, wake: make(chan struct{}, 1), in: map[string]bool{}, more: true, probes: map[string]int64{}}
 		d.lines[name] = l
 		if d.start != nil {
 			d.start(l)
@@ -176,12 +175,7 @@ func (c *Consumer) Grant(n int) {
 func (c *Consumer) Leave(ctx context.Context) {
 	l := c.line
 	l.mu.Lock()
-	for i, other := range l.consumers {
-		if other == c {
-			l.consumers = append(l.consumers[:i], l.consumers[i+1:]...)
-			break
-		}
-	}
+	l.consumers = slices.DeleteFunc(l.consumers, func(other *Consumer) bool { return other == c })
 	c.credit = 0
 	l.mu.Unlock()
 	for {
@@ -361,21 +355,12 @@ func (l *line) add(m string) bool {
 		l.in[m] = true
 		l.known = append(l.known, m)
 	}
-	able := l.ableLocked()
+	able := slices.ContainsFunc(l.consumers, func(c *Consumer) bool { return c.credit > 0 })
 	l.mu.Unlock()
 	if able {
 		l.poke()
 	}
 	return able
-}
-
-func (l *line) ableLocked() bool {
-	for _, c := range l.consumers {
-		if c.credit > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func (l *line) poke() {
@@ -408,9 +393,8 @@ func (l *line) later(dueMS int64) {
 	l.alarm = time.AfterFunc(wait, func() {
 		l.mu.Lock()
 		l.alarmMS = 0
-		l.more = true
 		l.mu.Unlock()
-		l.poke()
+		l.rescan()
 	})
 }
 
