@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"google.golang.org/protobuf/proto"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
@@ -52,11 +53,6 @@ type Store struct {
 	index index
 }
 
-// quiet takes what go-redis would print for each failed connection; whoever owns the store says once that Redis is gone.
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
-
 // CheckURL says what is wrong with a REDIS_URL.
 func CheckURL(raw string) error {
 	client, err := newClient(raw)
@@ -68,7 +64,7 @@ func CheckURL(raw string) error {
 
 // Open prepares the client; nothing is sent before Connect.
 func Open(cfg Config) (*Store, error) {
-	redis.SetLogger(quiet{})
+	logging.Disable() // go-redis would print each failed connection; whoever owns the store says once that Redis is gone
 	client, err := newClient(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w", err)
@@ -185,7 +181,7 @@ func (e *FormatError) Error() string {
 // Load reads calls. An answer's error is a Redis error.
 func (s *Store) Load(ctx context.Context, calls []string) ([]*statev1.CallState, []error) {
 	if !s.clock.known() { // the answer comes with the time
-		return make([]*statev1.CallState, len(calls)), fill(make([]error, len(calls)), errNoTime)
+		return make([]*statev1.CallState, len(calls)), slices.Repeat([]error{errNoTime}, len(calls))
 	}
 	p := s.client.Pipeline()
 	cmds := make([]*redis.MapStringStringCmd, len(calls))
@@ -332,15 +328,6 @@ func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem, tokens 
 		answers[i] = a
 	}
 	return answers, places, errs
-}
-
-func fill(errs []error, err error) []error {
-	for i := range errs {
-		if errs[i] == nil {
-			errs[i] = err
-		}
-	}
-	return errs
 }
 
 // commitCall is what commit.lua is told of an item, or, where short is asked for and will do, first.lua.
