@@ -158,8 +158,7 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 	var (
 		ctx       = stream.Context()
 		consumer  *dispatch.Consumer
-		nameless  bool
-		unknown   error
+		refused   error
 		results   = make(chan []*statev1.LeaseResult, pipelines)
 		answers   = make(chan []*statev1.LeaseAnswer, 64)
 		standings = make(chan *statev1.Standing, 1)
@@ -167,11 +166,12 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 	)
 	rpc.Receive(stream, s.stopping, func(req *statev1.LeaseRequest) bool {
 		if consumer == nil {
-			if nameless = req.GetDestination() == ""; nameless {
+			if req.GetDestination() == "" {
+				refused = errkind.Invalid("destination", "the first message must name the destination")
 				return false
 			}
 			if err := s.store.Know(ctx, req.GetDestination()); err != nil {
-				unknown = unavailable(err) // it would not be swept
+				refused = unavailable(err) // it would not be swept
 				return false
 			}
 			consumer = s.dispatch.Join(req.GetDestination())
@@ -209,11 +209,8 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 		}
 		return true
 	})
-	if nameless {
-		return errkind.Invalid("destination", "the first message must name the destination")
-	}
-	if unknown != nil {
-		return unknown
+	if refused != nil {
+		return refused
 	}
 	if consumer != nil {
 		consumer.Leave(ctx)
