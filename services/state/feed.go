@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 )
 
@@ -117,8 +118,8 @@ func (f *feed) index(atMS int64, item *statev1.CommitItem, first bool) {
 	}
 	terms := append(make([]string, 0, len(item.GetTerms())+2), item.GetTerms()...)
 	terms = append(terms, item.GetInputId())
-	if trace := strings.Split(item.GetTraceparent(), "-"); len(trace) == 4 {
-		terms = append(terms, trace[1])
+	if trace := telemetry.TraceID(item.GetTraceparent()); trace != "" {
+		terms = append(terms, trace)
 	}
 	select {
 	case f.found <- store.Found{Call: item.GetCall(), AtMS: atMS, First: first, Terms: terms, Phones: item.GetPhones()}:

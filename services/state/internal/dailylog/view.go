@@ -83,7 +83,7 @@ func (v *view) committed(item *statev1.CommitItem) ([]line, error) {
 	if err := proto.Unmarshal(item.GetJournal(), journal); err != nil {
 		return nil, fmt.Errorf("the journal of a commit cannot be read: %w", err)
 	}
-	s := story{view: v, callID: callID(item.GetCall()), trace: traceID(item.GetTraceparent()), deliveries: item.GetDeliveries()}
+	s := story{view: v, callID: callID(item.GetCall()), trace: telemetry.TraceID(item.GetTraceparent()), deliveries: item.GetDeliveries()}
 	s.file = s.fileOf(journal.GetEntries())
 	for _, e := range journal.GetEntries() {
 		if id := e.GetReceived().GetTraceId(); id != "" {
@@ -387,20 +387,10 @@ func (v *view) masked(s string) string {
 
 // callID is the call's id at the dialer; empty for the record of a request that belongs to no call.
 func callID(key string) string {
-	id, ok := strings.CutPrefix(key, callback.CallKey(callback.Ameyo, ""))
-	if !ok {
-		return ""
+	if id, ok := strings.CutPrefix(key, callback.CallKey(callback.Ameyo, "")); ok {
+		return id
 	}
-	return id
-}
-
-// traceID is the trace id of a W3C traceparent, or empty.
-func traceID(traceparent string) string {
-	parts := strings.Split(traceparent, "-")
-	if len(parts) != 4 {
-		return ""
-	}
-	return parts[1]
+	return ""
 }
 
 func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
