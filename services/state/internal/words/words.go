@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,10 +70,7 @@ func Entry(e *statev1.JournalEntry) []string {
 		if e := f.GetEntity(); e != nil {
 			line += fmt.Sprintf(" (%s %d)", e.GetType(), e.GetId())
 		}
-		for i, n := range f.GetDeliveries() {
-			line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
-		}
-		return []string{line}
+		return []string{line + queued(f.GetDeliveries())}
 	case *statev1.JournalEntry_Note:
 		return []string{"note: " + fact.Note}
 	case *statev1.JournalEntry_Action:
@@ -98,10 +96,16 @@ func decided(f *statev1.Decided) string {
 	if f.GetPhone1StateUsed() {
 		line += ", phone-1 record used"
 	}
-	for i, n := range f.GetDeliveries() {
-		line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
+	return line + queued(f.GetDeliveries())
+}
+
+// queued names the deliveries that a decision queued.
+func queued(deliveries []uint32) string {
+	var numbers []string
+	for _, n := range deliveries {
+		numbers = append(numbers, strconv.FormatUint(uint64(n), 10))
 	}
-	return line
+	return about(" -> delivery ", list(numbers...))
 }
 
 // card says what a user sees from now on.
