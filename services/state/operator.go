@@ -218,7 +218,7 @@ func retryable(c *store.Call, d *statev1.Delivery) error {
 	switch d.GetState() {
 	case statev1.DeliveryState_DELIVERY_STATE_DEAD, statev1.DeliveryState_DELIVERY_STATE_ASKED, statev1.DeliveryState_DELIVERY_STATE_EXPIRED:
 	default:
-		return errkind.Refused("delivery %d is %s; only dead, asked and expired deliveries can be retried", d.GetNumber(), word(d.GetState()))
+		return errkind.Refused("delivery %d is %s; only dead, asked and expired deliveries can be retried", d.GetNumber(), stateWords[d.GetState()])
 	}
 	for _, g := range c.Record.GetGates() {
 		if g.GetKey() == d.GetGate() && g.GetOwner() != d.GetRequestId() {
@@ -234,12 +234,10 @@ func discardable(_ *store.Call, d *statev1.Delivery) error {
 		statev1.DeliveryState_DELIVERY_STATE_EXPIRED, statev1.DeliveryState_DELIVERY_STATE_QUEUED:
 		return nil
 	}
-	return errkind.Refused("delivery %d is %s and cannot be discarded", d.GetNumber(), word(d.GetState()))
+	return errkind.Refused("delivery %d is %s and cannot be discarded", d.GetNumber(), stateWords[d.GetState()])
 }
 
-// word is a delivery state as people say it.
-func word(st statev1.DeliveryState) string { return stateWords[st] }
-
+// stateWords are the states of a delivery as people say them.
 var stateWords = map[statev1.DeliveryState]string{
 	statev1.DeliveryState_DELIVERY_STATE_QUEUED:        "queued",
 	statev1.DeliveryState_DELIVERY_STATE_LEASED:        "being sent",
@@ -278,10 +276,7 @@ func (s *Service) settle(ctx context.Context, key string, a *statev1.Action, all
 		if head {
 			s.dispatch.Due([]store.Ref{{Destination: d.GetDestination(), Member: key}})
 		}
-		if c, err = s.call(ctx, key); err != nil {
-			return nil, err
-		}
-		return c, nil
+		return s.call(ctx, key)
 	}
 	return nil, errkind.Unavailable(fmt.Errorf("%d conflicts", tries), "the call keeps changing; try again")
 }
