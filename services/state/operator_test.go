@@ -497,6 +497,13 @@ func TestTail(t *testing.T) {
 	if m := there(); m.GetEntry().GetCall() != "ameyo/3" {
 		t.Errorf("the other state process tells %v", m)
 	}
+	refused, err := b.relay.WatchJournal(ctx, &operatorv1.WatchJournalRequest{After: strings.Repeat("x", 201)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := refused.Recv(); err == nil || errkind.From(err).Field != "after" {
+		t.Errorf("an id that is too long: %v", err)
+	}
 }
 
 // Some records are a client's number: whoever may not see numbers does not see it in the journal either.
