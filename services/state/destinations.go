@@ -187,7 +187,7 @@ func (o *operator) HoldDestination(ctx context.Context, req *operatorv1.HoldDest
 		if h.Held() && h.ProbeMS == 0 && h.Reason == req.GetReason() {
 			return false, nil
 		}
-		return true, o.store.Hold(ctx, name, req.GetReason(), -1, 0)
+		return true, o.store.Hold(ctx, name, req.GetReason(), store.AnyEpoch, 0)
 	})
 }
 
@@ -200,7 +200,7 @@ func (o *operator) ReleaseDestination(ctx context.Context, req *operatorv1.Relea
 		if err := o.store.PlanMaintenance(ctx, req.GetDestination(), nil); err != nil {
 			return false, err
 		}
-		return h.Held(), o.store.Release(ctx, req.GetDestination(), -1)
+		return h.Held(), o.store.Release(ctx, req.GetDestination(), store.AnyEpoch)
 	})
 }
 
@@ -284,7 +284,7 @@ func (w *watchman) maintain(ctx context.Context) error {
 				err = w.store.PlanMaintenance(ctx, name, nil)
 			}
 		case now >= m.GetFromMs() && !held && !theirs:
-			what, err = "hold", w.store.Hold(ctx, name, m.GetReason(), -1, 0)
+			what, err = "hold", w.store.Hold(ctx, name, m.GetReason(), store.AnyEpoch, 0)
 			// A person may have cancelled it since it was read: then nobody would release what was held now.
 			if again, failed := w.store.Maintenances(ctx); err == nil && (failed != nil || !proto.Equal(again[name], m)) {
 				what, err = "", errors.Join(failed, w.store.Release(ctx, name, holds[name].Epoch))

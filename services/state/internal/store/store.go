@@ -700,10 +700,7 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 					continue
 				}
 				if number = n; maybeSent {
-					entries[i] = MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
-						Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: l.Destination,
-							Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
-							Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
+					entries[i] = lostAttempt(d, now)
 				}
 			}
 		}
@@ -724,6 +721,14 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 		}
 	}
 	return back, errs
+}
+
+// lostAttempt is what the journal says of a delivery whose consumer fell silent.
+func lostAttempt(d *statev1.Delivery, now int64) []byte {
+	return MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
+		Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: d.GetDestination(),
+			Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
+			Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
 }
 
 func (s *Store) wrote(item *statev1.CommitItem) {
