@@ -58,7 +58,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	svc.store, svc.dispatch = s, dispatch.New(s, tel.Log(), cfg.LeaseTime)
-	svc.feed = newFeed(s, svc.cards, svc.dispatch.Alone, tel.Log())
+	svc.feed = newFeed(s, svc.cards, svc.dispatch.Alone)
 	svc.ledger = &ledger{store: s, retention: cfg.CallRetention, log: tel.Log()}
 	svc.watch = newWatchman(svc)
 	svc.setReady("waiting for Redis")
