@@ -290,9 +290,8 @@ func (s *Service) since(text string, byDefault time.Duration) (int64, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now - d.Milliseconds(), nil
 	}
-	zone := s.zone()
 	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02T15:04", time.DateOnly} {
-		if t, err := time.ParseInLocation(layout, text, zone); err == nil {
+		if t, err := time.ParseInLocation(layout, text, s.zone); err == nil {
 			return t.UnixMilli(), nil
 		}
 	}

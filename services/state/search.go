@@ -452,15 +452,7 @@ func (o *operator) DiscardDeliveries(req *operatorv1.DiscardDeliveriesRequest, s
 // bulk does what a person would do one by one. Each is settled in its own step, which refuses what changed meanwhile: so two
 // runs at once do nothing twice, and one that is broken off has done some and not others, nothing by half.
 func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, what, reason string, allowed permission, send func(*operatorv1.Progress) error) error {
-	for _, st := range filter.GetState() {
-		if !slices.Contains(letterStates, st) {
-			return errkind.Invalid("filter.state", "%q is not a state of what can be done in bulk: %s", st, strings.Join(letterStates, ", "))
-		}
-	}
-	if len(reason) > maxReason || len(filter.GetReasonContains()) > maxReason {
-		return errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
-	}
-	if err := o.known(filter.GetDestination()); err != nil {
+	if err := o.checkBulk(filter, reason); err != nil {
 		return err
 	}
 	before := o.store.Now()
@@ -468,15 +460,9 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 		before = min(before, ms)
 	}
 	progress := &operatorv1.Progress{}
-	for _, name := range o.store.Destinations() {
-		if filter.GetDestination() != "" && filter.GetDestination() != name {
-			continue
-		}
-		_, _, letters, _, err := o.store.Backlog(ctx, name)
-		if err != nil {
-			return unavailable(err)
-		}
-		progress.Total += letters
+	var err error
+	if progress.Total, err = o.letters(ctx, filter.GetDestination()); err != nil {
+		return err
 	}
 	actor, _ := caller(ctx)
 	wanted := func(d *statev1.Delivery) bool {
@@ -486,7 +472,7 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 	}
 	told := time.Now()
 	var failed error
-	_, err := o.walk(ctx, place{}, filter.GetDestination(), []byte{store.KindLetters}, func(_ store.Queue, seat store.Seat, c *store.Call) bool {
+	_, err = o.walk(ctx, place{}, filter.GetDestination(), []byte{store.KindLetters}, func(_ store.Queue, seat store.Seat, c *store.Call) bool {
 		_, number := seat.Call()
 		progress.Seen++
 		if number < 1 || number > len(c.Deliveries) || !wanted(c.Deliveries[number-1]) {
@@ -530,4 +516,32 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 	}
 	progress.Finished = true
 	return send(proto.CloneOf(progress))
+}
+
+// checkBulk says what is wrong with a bulk action.
+func (o *operator) checkBulk(filter *operatorv1.DeliveryFilter, reason string) error {
+	for _, st := range filter.GetState() {
+		if !slices.Contains(letterStates, st) {
+			return errkind.Invalid("filter.state", "%q is not a state of what can be done in bulk: %s", st, strings.Join(letterStates, ", "))
+		}
+	}
+	if len(reason) > maxReason || len(filter.GetReasonContains()) > maxReason {
+		return errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
+	}
+	return o.known(filter.GetDestination())
+}
+
+// letters is how many deliveries to a destination (empty: to all) a person has to look at.
+func (o *operator) letters(ctx context.Context, destination string) (n int64, err error) {
+	for _, name := range o.store.Destinations() {
+		if destination != "" && destination != name {
+			continue
+		}
+		_, _, letters, _, err := o.store.Backlog(ctx, name)
+		if err != nil {
+			return 0, unavailable(err)
+		}
+		n += letters
+	}
+	return n, nil
 }

@@ -26,6 +26,7 @@ import (
 type Service struct {
 	cfg      Config
 	tel      *telemetry.Telemetry
+	zone     *time.Location // of times that people write
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
 	files    *dailylog.Writer // nil: no daily files
@@ -43,11 +44,15 @@ type Service struct {
 
 // New prepares the service; Redis is first asked by Run.
 func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
-	files, err := cfg.dailyFiles(tel.Log())
+	zone, err := time.LoadLocation(cfg.Timezone)
 	if err != nil {
 		return nil, err
 	}
-	svc := &Service{cfg: cfg, tel: tel, files: files, cards: &cardFeed{}, stopping: make(chan struct{})}
+	files, err := cfg.dailyFiles(zone, tel.Log())
+	if err != nil {
+		return nil, err
+	}
+	svc := &Service{cfg: cfg, tel: tel, zone: zone, files: files, cards: &cardFeed{}, stopping: make(chan struct{})}
 	ran, err := timed(tel.Meter())
 	if err != nil {
 		return nil, err
