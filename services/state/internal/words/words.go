@@ -188,7 +188,7 @@ func Mask(e *statev1.JournalEntry) {
 	case *statev1.JournalEntry_Duplicate:
 		f.Duplicate.Key = MaskGate(f.Duplicate.GetKey())
 	case *statev1.JournalEntry_Rejected:
-		f.Rejected.Message = telemetry.MaskDigits(f.Rejected.GetMessage())
+		f.Rejected.Message, f.Rejected.Path = telemetry.MaskDigits(f.Rejected.GetMessage()), telemetry.MaskDigits(f.Rejected.GetPath())
 	case *statev1.JournalEntry_Card:
 		f.Card.Number, f.Card.Did = callback.MaskPhones(f.Card.GetNumber()), callback.MaskPhones(f.Card.GetDid())
 	case *statev1.JournalEntry_Action:

@@ -74,6 +74,11 @@ func TestMask(t *testing.T) {
 	if d.GetGate() != "start/42/agent/*******0001" {
 		t.Errorf("a gate: %s", d.GetGate())
 	}
+	refused := &statev1.JournalEntry{Fact: &statev1.JournalEntry_Rejected{Rejected: &statev1.Rejected{Message: "not found", Path: "/call/03000000001"}}}
+	Mask(refused)
+	if text := Entry(refused)[0]; strings.Contains(text, "03000000001") {
+		t.Errorf("a path: %s", text)
+	}
 	action := &statev1.JournalEntry{Fact: &statev1.JournalEntry_Action{Action: &statev1.Action{Reason: "called 03000000001"}}}
 	Mask(action)
 	if text := Entry(action)[0]; strings.Contains(text, "03000000001") {
