@@ -40,11 +40,10 @@ type Dispatcher struct {
 	mu    sync.Mutex
 	lines map[string]*line
 	start func(*line)
-	// unsent are leases that nobody saw and that could not be given back yet.
+	// unsent are leases that no consumer saw and that could not be given back yet.
 	unsent []store.Lost
-
-	// ghosts are leases of which nobody knows whether they were or will be made, only that nobody got the work: a step that Redis
-	// did not answer in time may be taken later. They are looked for until the time on the watch.
+	// ghosts are leases that Redis may still make, although it did not answer in time: no consumer will see them. The sweep
+	// gives back those that turn up before this time on the watch.
 	ghosts map[store.Lost]time.Duration
 
 	seen map[store.Lost]time.Duration // when on the watch this process first saw a lease
@@ -188,7 +187,7 @@ func (c *Consumer) Leave(ctx context.Context) {
 	}
 }
 
-// unsent returns work that no consumer saw.
+// unsent gives back work that no consumer saw.
 func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 	lost := make([]store.Lost, len(work))
 	for i, w := range work {
@@ -197,8 +196,8 @@ func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 	l.d.giveUnsentBack(ctx, lost)
 }
 
-// giveUnsentBack ends leases of which is known that nobody saw them, so that nothing becomes uncertain by them. Where Redis
-// does not answer, the sweep tries again, and in the end LEASE_TIME does it.
+// giveUnsentBack ends leases that no consumer saw, so their deliveries do not become uncertain. Where Redis does not answer,
+// the sweep tries again, and in the end LEASE_TIME does it.
 func (d *Dispatcher) giveUnsentBack(ctx context.Context, lost []store.Lost) {
 	if len(lost) == 0 {
 		return
@@ -588,7 +587,7 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 		d.swept = time.Time{}
 		return
 	}
-	// Nor, but for one second, does time in which this process did not run: what consumers told it meanwhile it has not read yet.
+	// Nor does time in which this process did not run, but for one second: it has not read yet what consumers told it meanwhile.
 	now := time.Now()
 	d.mu.Lock()
 	if !d.swept.IsZero() {

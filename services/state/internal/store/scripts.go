@@ -104,10 +104,11 @@ func (s *Store) run(ctx context.Context, calls []invocation) ([]any, []error) {
 	return replies, errs
 }
 
-// What a short way answers: it was taken, or it will not do.
+// What first.lua and done.lua return: it is done, or it is not so simple and nothing was written.
 var yes, no any = int64(1), int64(0)
 
-// runEach runs what `of` makes of each of n items, by the short way where it will do.
+// runEach runs the script call that `of` makes for each of n items: first with short, and again without for those whose short
+// script answered no.
 func (s *Store) runEach(ctx context.Context, n int, of func(i int, short bool) (invocation, error)) ([]any, []error) {
 	replies, errs := make([]any, n), make([]error, n)
 	try := func(items []int, short bool) (again []int) {
