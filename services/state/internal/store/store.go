@@ -353,14 +353,7 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		}
 	}
 	if short && s.isFirst(item) {
-		to := item.GetDeliveries()[0].GetDestination()
-		token, where := "", keyDue(p, to)
-		if len(tokens) > 0 && tokens[0] != "" {
-			token, where = tokens[0], keyLeases(p, to)
-		}
-		return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), where, keyCounters(p),
-			call, item.GetCommitId(), item.GetRecord(), item.GetJournal(), item.GetInputId(), outcomeText(item.GetOutcome()), now / hourMS,
-			to, bodies[0], token, now}}, nil
+		return firstCall(item, bodies[0], tokens, now), nil
 	}
 	keys := append(make([]string, 0, 5+2*len(item.GetDeliveries())), keyCall(call), keyDue(p, Rules), keyLeases(p, Rules))
 	args := make([]any, 0, 24+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
@@ -403,6 +396,18 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		args = append(args, call+"\t"+c.GetCard().GetId(), body)
 	}
 	return invoke(commitScript, append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)...), nil
+}
+
+// firstCall is what first.lua is told of an item.
+func firstCall(item *statev1.CommitItem, body []byte, tokens []string, now int64) invocation {
+	call, p, to := item.GetCall(), Partition(item.GetCall()), item.GetDeliveries()[0].GetDestination()
+	token, where := "", keyDue(p, to)
+	if len(tokens) > 0 && tokens[0] != "" {
+		token, where = tokens[0], keyLeases(p, to)
+	}
+	return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), where, keyCounters(p),
+		call, item.GetCommitId(), item.GetRecord(), item.GetJournal(), item.GetInputId(), outcomeText(item.GetOutcome()), now / hourMS,
+		to, body, token, now}}
 }
 
 // isFirst says whether first.lua will do for an item if nothing is stored of its call.
