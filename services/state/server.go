@@ -164,33 +164,37 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 		standings = make(chan *statev1.Standing, 1)
 		sent      sync.WaitGroup
 	)
+	join := func(destination string) error {
+		if destination == "" {
+			return errkind.Invalid("destination", "the first message must name the destination")
+		}
+		if err := s.store.Know(ctx, destination); err != nil {
+			return unavailable(err) // it would not be swept
+		}
+		consumer = s.dispatch.Join(destination)
+		sent.Go(func() {
+			for st := range standings {
+				s.stands(ctx, destination, st)
+			}
+		})
+		sent.Go(func() { serve(stream, consumer, answers) })
+		// Credit does not wait behind results.
+		sent.Go(func() {
+			defer close(answers)
+			for r := range results {
+				select {
+				case answers <- s.complete(ctx, destination, r):
+				case <-ctx.Done():
+				}
+			}
+		})
+		return nil
+	}
 	rpc.Receive(stream, s.stopping, func(req *statev1.LeaseRequest) bool {
 		if consumer == nil {
-			if req.GetDestination() == "" {
-				refused = errkind.Invalid("destination", "the first message must name the destination")
+			if refused = join(req.GetDestination()); refused != nil {
 				return false
 			}
-			if err := s.store.Know(ctx, req.GetDestination()); err != nil {
-				refused = unavailable(err) // it would not be swept
-				return false
-			}
-			consumer = s.dispatch.Join(req.GetDestination())
-			sent.Go(func() {
-				for st := range standings {
-					s.stands(ctx, consumer.Destination(), st)
-				}
-			})
-			sent.Go(func() { serve(stream, consumer, answers) })
-			// Credit does not wait behind results.
-			sent.Go(func() {
-				defer close(answers)
-				for r := range results {
-					select {
-					case answers <- s.complete(ctx, consumer.Destination(), r):
-					case <-ctx.Done():
-					}
-				}
-			})
 		}
 		if st := req.GetStanding(); st != nil {
 			select {

@@ -155,9 +155,6 @@ func (d *Dispatcher) Join(destination string) *Consumer {
 	return c
 }
 
-// Destination is what the consumer takes work of.
-func (c *Consumer) Destination() string { return c.line.name }
-
 // Work is where leased work arrives.
 func (c *Consumer) Work() <-chan []*statev1.LeaseWork { return c.work }
 
