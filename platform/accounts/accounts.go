@@ -34,7 +34,7 @@ type Follower struct {
 	prefix string
 	copied map[string]*statev1.Account
 	wake   chan struct{}
-	news   bool // something changed that nobody was told of; at first, that there is nothing
+	news   bool // something changed since `looked` was last told; true at first, so that it is told of an empty copy too
 }
 
 // NewFollower begins with nothing.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 )
 
 // Server is one running redis-server.
@@ -113,7 +114,7 @@ func (s *Server) StartSentinels(t testing.TB, replicas int, downAfter time.Durat
 func (s *Server) Up(t testing.TB) {
 	t.Helper()
 	s.Launch(t)
-	redis.SetLogger(quiet{})
+	logging.Disable() // it would print that the server is not there yet
 	client := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DialerRetries: 1})
 	defer client.Close()
 	Poll(t, 10*time.Second, "redis-server answers", func() bool { return client.Ping(context.Background()).Err() == nil })
@@ -202,11 +203,6 @@ func Poll(t testing.TB, limit time.Duration, what string, ok func() bool) {
 		}
 	}
 }
-
-// quiet takes what go-redis prints while the server is not there yet.
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
 
 // freePort finds a port that is free together with that of the cluster bus (port + 10000), both below the range from which
 // the system takes ports for connections.

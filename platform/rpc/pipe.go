@@ -127,7 +127,6 @@ func (p *Pipe[Q, A]) Run(ctx context.Context) {
 			pause = min(2*pause, longest)
 		}
 	}
-	p.fail(ctx.Err())
 }
 
 // Connected says whether there is a stream.
@@ -265,7 +264,4 @@ func (p *Pipe[Q, A]) fail(err error) {
 		<-p.room
 	}
 	p.open = 0
-	if len(p.waiting) > 0 {
-		p.signal()
-	}
 }

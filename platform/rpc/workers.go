@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// Workers runs functions in goroutines that wait for the next one instead of ending. What handles a callback needs a deep
-// stack, and growing one anew for each costs more than much of the work.
+// Workers runs functions in goroutines that wait for the next one instead of ending: handling a callback needs a deep stack,
+// and to grow one for each costs more than much of the work.
 type Workers struct {
 	next    chan func()
 	keep    int64

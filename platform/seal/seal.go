@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 const (
@@ -28,7 +29,7 @@ type Keys struct {
 // errors name the key's id and never its value.
 func Parse(text string) (*Keys, error) {
 	k := &Keys{byID: map[string]cipher.AEAD{}}
-	for i, entry := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' || r == '\r' }) {
+	for i, entry := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
 		id, encoded, ok := strings.Cut(entry, ":")
 		if !ok || id == "" || len(id) > maxID {
 			return nil, fmt.Errorf("key %d: expected id:key, the id 1 to %d characters, e.g. 2026a:$(openssl rand -base64 32)", i+1, maxID)

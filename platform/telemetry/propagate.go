@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"strings"
 
 	"go.opentelemetry.io/otel/propagation"
 )
@@ -29,6 +30,15 @@ func Inject(ctx context.Context) string {
 	var c carrier
 	propagation.TraceContext{}.Inject(ctx, &c)
 	return string(c)
+}
+
+// TraceID is the trace id in a traceparent, "" when it is none.
+func TraceID(traceparent string) string {
+	parts := strings.Split(traceparent, "-")
+	if len(parts) != 4 {
+		return ""
+	}
+	return parts[1]
 }
 
 // Extract returns ctx with the remote parent that traceparent names; ctx itself when it is empty or invalid.

@@ -35,7 +35,6 @@ import (
 // Telemetry is what one service reports through.
 type Telemetry struct {
 	tracer  trace.Tracer
-	traces  trace.TracerProvider
 	meter   metric.Meter
 	log     *slog.Logger
 	tracing bool
@@ -166,19 +165,15 @@ func (g *Group) Service(name string) *Telemetry {
 	if err != nil {
 		log.Warn("OTEL_RESOURCE_ATTRIBUTES is not used completely", "error", err)
 	}
-	t := &Telemetry{log: log, metrics: g.MetricsHandler(), tracing: g.processor != nil}
-
-	t.traces = noop.NewTracerProvider()
+	t := &Telemetry{log: log, tracer: noop.Tracer{}, metrics: g.MetricsHandler(), tracing: g.processor != nil}
 	if t.tracing {
 		options := append([]sdktrace.TracerProviderOption{
 			sdktrace.WithResource(res), sdktrace.WithSpanProcessor(shared{g.processor}),
 		}, g.options...)
 		traces := sdktrace.NewTracerProvider(options...)
-		t.traces = traces
+		t.tracer = traces.Tracer(name)
 		t.stop = append(t.stop, traces.Shutdown)
 	}
-	t.tracer = t.traces.Tracer(name)
-
 	metrics := sdkmetric.NewMeterProvider(sdkmetric.WithResource(res), sdkmetric.WithReader(g.reader()))
 	t.meter = metrics.Meter(name)
 	t.stop = append(t.stop, metrics.Shutdown)

@@ -92,13 +92,9 @@ func (c *Config) webhookKey() []byte {
 }
 
 // dailyFiles opens the daily files; nil when none are wanted.
-func (c *Config) dailyFiles(log *slog.Logger) (*dailylog.Writer, error) {
+func (c *Config) dailyFiles(zone *time.Location, log *slog.Logger) (*dailylog.Writer, error) {
 	if c.LogDir == "" {
 		return nil, nil
-	}
-	zone, err := time.LoadLocation(c.Timezone)
-	if err != nil {
-		return nil, err
 	}
 	w, err := dailylog.New(dailylog.Config{Dir: c.LogDir, RetentionDays: c.LogRetentionDays, Zone: zone, PII: bool(c.LogPII)}, log)
 	if err != nil {

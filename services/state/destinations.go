@@ -154,24 +154,22 @@ func (o *operator) HoldDestination(ctx context.Context, req *operatorv1.HoldDest
 	if req.GetReason() == "" {
 		return nil, errReason
 	}
-	from, err := moment("from", req.GetFrom(), now, o.zone())
+	from, err := moment("from", req.GetFrom(), now, o.zone)
 	if err != nil {
 		return nil, err
 	}
-	until, err := moment("until", req.GetUntil(), now, o.zone())
+	until, err := moment("until", req.GetUntil(), now, o.zone)
 	switch {
 	case err != nil:
 		return nil, err
+	case until == 0 && from != 0:
+		return nil, errkind.Invalid("until", "until is required with from: a hold that begins by itself has to end by itself")
+	case until != 0 && until <= max(from, now):
+		return nil, errkind.Invalid("until", "until must be after from, and after now")
+	case until != 0 && until-now > maxPlanned.Milliseconds():
+		return nil, errkind.Invalid("until", "until must be within %s", maxPlanned)
 	case from == 0:
 		from = now
-	case until == 0:
-		return nil, errkind.Invalid("until", "until is required with from: a hold that begins by itself has to end by itself")
-	}
-	if until != 0 && until <= max(from, now) {
-		return nil, errkind.Invalid("until", "until must be after from, and after now")
-	}
-	if until != 0 && until-now > maxPlanned.Milliseconds() {
-		return nil, errkind.Invalid("until", "until must be within %s", maxPlanned)
 	}
 	return o.change(ctx, name, req.GetReason(), "hold", func(h store.Hold) (bool, error) {
 		actor, _ := caller(ctx)
@@ -187,7 +185,7 @@ func (o *operator) HoldDestination(ctx context.Context, req *operatorv1.HoldDest
 		if h.Held() && h.ProbeMS == 0 && h.Reason == req.GetReason() {
 			return false, nil
 		}
-		return true, o.store.Hold(ctx, name, req.GetReason(), -1, 0)
+		return true, o.store.Hold(ctx, name, req.GetReason(), store.AnyEpoch, 0)
 	})
 }
 
@@ -200,7 +198,7 @@ func (o *operator) ReleaseDestination(ctx context.Context, req *operatorv1.Relea
 		if err := o.store.PlanMaintenance(ctx, req.GetDestination(), nil); err != nil {
 			return false, err
 		}
-		return h.Held(), o.store.Release(ctx, req.GetDestination(), -1)
+		return h.Held(), o.store.Release(ctx, req.GetDestination(), store.AnyEpoch)
 	})
 }
 
@@ -284,7 +282,7 @@ func (w *watchman) maintain(ctx context.Context) error {
 				err = w.store.PlanMaintenance(ctx, name, nil)
 			}
 		case now >= m.GetFromMs() && !held && !theirs:
-			what, err = "hold", w.store.Hold(ctx, name, m.GetReason(), -1, 0)
+			what, err = "hold", w.store.Hold(ctx, name, m.GetReason(), store.AnyEpoch, 0)
 			// A person may have cancelled it since it was read: then nobody would release what was held now.
 			if again, failed := w.store.Maintenances(ctx); err == nil && (failed != nil || !proto.Equal(again[name], m)) {
 				what, err = "", errors.Join(failed, w.store.Release(ctx, name, holds[name].Epoch))
@@ -302,14 +300,6 @@ func (w *watchman) maintain(ctx context.Context) error {
 		w.dispatch.Refresh(ctx)
 	}
 	return nil
-}
-
-func (s *Service) zone() *time.Location {
-	zone, err := time.LoadLocation(s.cfg.Timezone)
-	if err != nil {
-		return time.UTC // Validate refused it
-	}
-	return zone
 }
 
 // moment reads a point in time to come, in milliseconds: a duration from now, a time of day (the next one), or a time. Empty is 0.

@@ -3,7 +3,6 @@ package state
 import (
 	"context"
 	"crypto/rand"
-	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 )
 
@@ -41,7 +41,6 @@ type feed struct {
 	store  *store.Store
 	cards  *cardFeed
 	alone  func() bool
-	log    *slog.Logger
 	origin string // names this process in ids of events
 
 	mu      sync.Mutex
@@ -53,8 +52,8 @@ type feed struct {
 	tell  chan event
 }
 
-func newFeed(s *store.Store, cards *cardFeed, alone func() bool, log *slog.Logger) *feed {
-	return &feed{store: s, cards: cards, alone: alone, log: log, origin: rand.Text()[:6], events: make([]event, remembered),
+func newFeed(s *store.Store, cards *cardFeed, alone func() bool) *feed {
+	return &feed{store: s, cards: cards, alone: alone, origin: rand.Text()[:6], events: make([]event, remembered),
 		found: make(chan store.Found, unindexed), tell: make(chan event, remembered)}
 }
 
@@ -110,6 +109,13 @@ func (f *feed) idOf(n int64, e event) string {
 	return strconv.FormatInt(e.atMS, 10) + "." + f.origin + "." + strconv.FormatInt(n, 10)
 }
 
+// timeOf is when the event with an id was written, in milliseconds.
+func timeOf(id string) int64 {
+	at, _, _ := strings.Cut(id, ".")
+	ms, _ := strconv.ParseInt(at, 10, 64)
+	return ms
+}
+
 // index is called on the path of callbacks. first: nothing was known of the call before.
 func (f *feed) index(atMS int64, item *statev1.CommitItem, first bool) {
 	if len(item.GetMoves()) == 0 || item.GetEntry() != nil {
@@ -117,8 +123,8 @@ func (f *feed) index(atMS int64, item *statev1.CommitItem, first bool) {
 	}
 	terms := append(make([]string, 0, len(item.GetTerms())+2), item.GetTerms()...)
 	terms = append(terms, item.GetInputId())
-	if trace := strings.Split(item.GetTraceparent(), "-"); len(trace) == 4 {
-		terms = append(terms, trace[1])
+	if trace := telemetry.TraceID(item.GetTraceparent()); trace != "" {
+		terms = append(terms, trace)
 	}
 	select {
 	case f.found <- store.Found{Call: item.GetCall(), AtMS: atMS, First: first, Terms: terms, Phones: item.GetPhones()}:
@@ -159,9 +165,8 @@ func (f *feed) after(id string) (from int64, missed bool) {
 			return n + 1, false
 		}
 	}
-	at, _, _ := strings.Cut(id, ".")
-	ms, _ := strconv.ParseInt(at, 10, 64)
-	for from = oldest; from < f.next && f.events[from%remembered].atMS <= ms; from++ {
+	at := timeOf(id)
+	for from = oldest; from < f.next && f.events[from%remembered].atMS <= at; from++ {
 	}
 	return from, true
 }
@@ -189,7 +194,7 @@ func (f *feed) run(ctx context.Context) {
 	}
 }
 
-// flush writes what waits for the index. What Redis does not take is not tried again.
+// flush writes what waits for the index. What Redis does not take is not tried again: those calls are found by their id only.
 func (f *feed) flush(ctx context.Context) {
 	for {
 		var batch []store.Found
@@ -203,7 +208,6 @@ func (f *feed) flush(ctx context.Context) {
 		err := f.store.Index(ctx, batch)
 		cancel()
 		if err != nil {
-			f.log.Debug("search index: some calls are found by their id only", "calls", len(batch), "error", err)
 			return
 		}
 	}
@@ -213,17 +217,18 @@ func (f *feed) flush(ctx context.Context) {
 func (f *feed) publish(ctx context.Context) {
 	for {
 		var req statev1.Told
+		add := func(e event) {
+			req.Items = append(req.Items, &statev1.CommitItem{InputId: e.id, Call: e.call, Journal: e.journal})
+			req.Cards = append(req.Cards, e.cards...)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case e := <-f.tell:
-			for more := true; more; {
-				req.Items = append(req.Items, &statev1.CommitItem{InputId: e.id, Call: e.call, Journal: e.journal})
-				req.Cards = append(req.Cards, e.cards...)
-				if more = len(req.GetItems()) < indexBatch && len(f.tell) > 0; more {
-					e = <-f.tell
-				}
-			}
+			add(e)
+		}
+		for len(req.GetItems()) < indexBatch && len(f.tell) > 0 {
+			add(<-f.tell)
 		}
 		if raw, err := proto.Marshal(&req); err == nil {
 			_ = f.store.Tell(ctx, f.origin+string(raw)) // whoever watches there misses it
@@ -231,6 +236,7 @@ func (f *feed) publish(ctx context.Context) {
 	}
 }
 
+// receive takes what another process published.
 func (f *feed) receive(text string) {
 	var req statev1.Told
 	if len(text) < len(f.origin) || strings.HasPrefix(text, f.origin) || proto.Unmarshal([]byte(text[len(f.origin):]), &req) != nil {
@@ -240,8 +246,6 @@ func (f *feed) receive(text string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, item := range req.GetItems() {
-		at, _, _ := strings.Cut(item.GetInputId(), ".")
-		ms, _ := strconv.ParseInt(at, 10, 64)
-		f.put(event{id: item.GetInputId(), atMS: ms, call: item.GetCall(), journal: item.GetJournal()})
+		f.put(event{id: item.GetInputId(), atMS: timeOf(item.GetInputId()), call: item.GetCall(), journal: item.GetJournal()})
 	}
 }

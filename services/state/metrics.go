@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -42,40 +43,45 @@ func timed(meter metric.Meter) (func(ctx context.Context, script string, items i
 // somebody scrapes. What could not be read is not served, and that is served, so that alerts do not end with what they watch.
 func (s *Service) observe() error {
 	var (
-		meter  = s.tel.Meter()
-		gauges [8]metric.Int64ObservableGauge
-		err    error
-		tell   = outage{log: s.tel.Log()}
+		meter    = s.tel.Meter()
+		tell     = outage{log: s.tel.Log()}
+		observed []metric.Observable
+		failed   error
 	)
-	for i, g := range [...]struct{ name, unit, what string }{
-		{"callrelay.queue.waiting", "{call}", "Calls whose next delivery, or timer, waits."},
-		{"callrelay.queue.leased", "{call}", "Calls whose next delivery, or timer, is being worked on."},
-		{"callrelay.queue.dead", "{delivery}", "Deliveries that ended dead, expired or asked and that nobody has settled."},
-		{"callrelay.queue.oldest", "ms", "How long the oldest has been due."},
-		{"callrelay.destination.held", "{hold}", "1 while nothing is sent to the destination: a person or its own fault holds it; 2 while that is a maintenance with an end."},
-		{"callrelay.accounting.requests", "{request}", "Where the requests of the last 24 hours are: each in one bucket, a sum over buckets is what was received without what is spooled."},
-		{"callrelay.store.up", "{store}", "1 while Redis answers and takes writes; 0 while it does not, or not what the gauges of queues, holds and accounting ask it."},
-		{"callrelay.accounting.difference", "{request}", "By how much counters and journals differed at the last comparison; anything but 0 is an alarm."},
-	} {
-		if gauges[i], err = meter.Int64ObservableGauge(g.name, metric.WithUnit(g.unit), metric.WithDescription(g.what)); err != nil {
-			return err
-		}
+	gauge := func(name, unit, what string) metric.Int64ObservableGauge {
+		g, err := meter.Int64ObservableGauge(name, metric.WithUnit(unit), metric.WithDescription(what))
+		observed, failed = append(observed, g), errors.Join(failed, err)
+		return g
 	}
-	_, err = meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+	queues := []metric.Int64ObservableGauge{ // in the order of observeQueues
+		gauge("callrelay.queue.waiting", "{call}", "Calls whose next delivery, or timer, waits."),
+		gauge("callrelay.queue.leased", "{call}", "Calls whose next delivery, or timer, is being worked on."),
+		gauge("callrelay.queue.dead", "{delivery}", "Deliveries that ended dead, expired or asked and that nobody has settled."),
+		gauge("callrelay.queue.oldest", "ms", "How long the oldest has been due."),
+		gauge("callrelay.destination.held", "{hold}", "1 while nothing is sent to the destination: a person or its own fault holds it; 2 while that is a maintenance with an end."),
+	}
+	requests := gauge("callrelay.accounting.requests", "{request}", "Where the requests of the last 24 hours are: each in one bucket, a sum over buckets is what was received without what is spooled.")
+	up := gauge("callrelay.store.up", "{store}", "1 while Redis answers and takes writes; 0 while it does not, or not what the gauges of queues, holds and accounting ask it.")
+	difference := gauge("callrelay.accounting.difference", "{request}", "By how much counters and journals differed at the last comparison; anything but 0 is an alarm.")
+	if failed != nil {
+		return failed
+	}
+	_, err := meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		err := s.observeQueues(ctx, o, gauges[:5])
+		err := s.observeQueues(ctx, o, queues)
 		if err == nil {
-			err = s.observeAccounting(ctx, o, gauges[5], gauges[7])
+			err = s.observeAccounting(ctx, o, requests, difference)
 		}
-		var up int64
-		if err == nil && s.Ready() == nil {
-			up = 1
+		ready := s.Ready() == nil
+		var isUp int64
+		if err == nil && ready {
+			isUp = 1
 		}
-		o.ObserveInt64(gauges[6], up)
-		tell.change(err, s.Ready() == nil)
+		o.ObserveInt64(up, isUp)
+		tell.change(err, ready)
 		return nil // an error would be logged at each scrape
-	}, gauges[0], gauges[1], gauges[2], gauges[3], gauges[4], gauges[5], gauges[6], gauges[7])
+	}, observed...)
 	return err
 }
 

@@ -9,13 +9,13 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"callrelay/callback"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
+	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 	"callrelay/services/state/internal/words"
@@ -29,15 +29,8 @@ type operator struct {
 
 // caller says who asks and whether phone numbers are masked for them.
 func caller(ctx context.Context) (actor string, masked bool) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	if v := md.Get("x-callrelay-actor"); len(v) > 0 {
-		actor = v[0]
-	}
-	masked = slices.Contains(md.Get("x-callrelay-mask"), "true")
-	if actor = strings.ToValidUTF8(actor, "\uFFFD"); actor == "" {
-		actor = "local"
-	}
-	return actor[:min(len(actor), 200)], masked
+	c := rpc.CallerOf(ctx)
+	return cut(c.Actor, 200), c.Masked
 }
 
 // GetCall shows one call.
@@ -225,7 +218,7 @@ func retryable(c *store.Call, d *statev1.Delivery) error {
 	switch d.GetState() {
 	case statev1.DeliveryState_DELIVERY_STATE_DEAD, statev1.DeliveryState_DELIVERY_STATE_ASKED, statev1.DeliveryState_DELIVERY_STATE_EXPIRED:
 	default:
-		return errkind.Refused("delivery %d is %s; only dead, asked and expired deliveries can be retried", d.GetNumber(), word(d.GetState()))
+		return errkind.Refused("delivery %d is %s; only dead, asked and expired deliveries can be retried", d.GetNumber(), stateWords[d.GetState()])
 	}
 	for _, g := range slices.Backward(c.Record.GetGates()) { // the newest of its key comes last
 		if g.GetKey() != d.GetGate() {
@@ -245,12 +238,10 @@ func discardable(_ *store.Call, d *statev1.Delivery) error {
 		statev1.DeliveryState_DELIVERY_STATE_EXPIRED, statev1.DeliveryState_DELIVERY_STATE_QUEUED:
 		return nil
 	}
-	return errkind.Refused("delivery %d is %s and cannot be discarded", d.GetNumber(), word(d.GetState()))
+	return errkind.Refused("delivery %d is %s and cannot be discarded", d.GetNumber(), stateWords[d.GetState()])
 }
 
-// word is a delivery state as people say it.
-func word(st statev1.DeliveryState) string { return stateWords[st] }
-
+// stateWords are the states of a delivery as people say them.
 var stateWords = map[statev1.DeliveryState]string{
 	statev1.DeliveryState_DELIVERY_STATE_QUEUED:        "queued",
 	statev1.DeliveryState_DELIVERY_STATE_LEASED:        "being sent",
@@ -289,10 +280,7 @@ func (s *Service) settle(ctx context.Context, key string, a *statev1.Action, all
 		if head {
 			s.dispatch.Due([]store.Ref{{Destination: d.GetDestination(), Member: key}})
 		}
-		if c, err = s.call(ctx, key); err != nil {
-			return nil, err
-		}
-		return c, nil
+		return s.call(ctx, key)
 	}
 	return nil, errkind.Unavailable(fmt.Errorf("%d conflicts", tries), "the call keeps changing; try again")
 }
@@ -306,9 +294,8 @@ func (s *Service) since(text string, byDefault time.Duration) (int64, error) {
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now - d.Milliseconds(), nil
 	}
-	zone := s.zone()
 	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02T15:04", time.DateOnly} {
-		if t, err := time.ParseInLocation(layout, text, zone); err == nil {
+		if t, err := time.ParseInLocation(layout, text, s.zone); err == nil {
 			return t.UnixMilli(), nil
 		}
 	}

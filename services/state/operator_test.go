@@ -19,6 +19,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -496,6 +497,13 @@ func TestTail(t *testing.T) {
 	if m := there(); m.GetEntry().GetCall() != "ameyo/3" {
 		t.Errorf("the other state process tells %v", m)
 	}
+	refused, err := b.relay.WatchJournal(ctx, &operatorv1.WatchJournalRequest{After: strings.Repeat("x", 201)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := refused.Recv(); err == nil || errkind.From(err).Field != "after" {
+		t.Errorf("an id that is too long: %v", err)
+	}
 }
 
 // Some records are a client's number: whoever may not see numbers does not see it in the journal either.
@@ -504,6 +512,15 @@ func TestNumberOfARecordIsMasked(t *testing.T) {
 		if got := entries("kommo-number/9001/3055550142", []*statev1.JournalEntry{{}}, masked)[0].GetCall(); got != want {
 			t.Errorf("masked %v: %s", masked, got)
 		}
+	}
+}
+
+// A long name is not cut within a character: a journal entry with half of one could not be written.
+func TestLongActor(t *testing.T) {
+	who := rpc.Caller{Actor: strings.Repeat("x", 199) + "é", Role: rpc.RoleOperator}
+	actor, _ := caller(metadata.NewIncomingContext(t.Context(), who.Metadata()))
+	if !utf8.ValidString(actor) || !strings.HasPrefix(actor, who.Actor[:199]) {
+		t.Errorf("%q", actor)
 	}
 }
 

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"callrelay/callback"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
@@ -71,11 +73,11 @@ func (o *operator) SearchCalls(ctx context.Context, req *operatorv1.SearchCallsR
 	seen := map[string]bool{}
 	// What is named by its key needs no index.
 	if query != "" && req.GetPageToken() == "" {
-		named := []string{callKey(query)}
-		if !strings.Contains(named[0], "/") {
-			named[0] = "request/" + query
+		key := callKey(query)
+		if !strings.Contains(key, "/") {
+			key = callback.RequestKey(query)
 		}
-		if err := o.summaries(ctx, resp, named, seen, req.GetState(), since, masked); err != nil {
+		if err := o.summaries(ctx, resp, []string{key}, seen, req.GetState(), since, masked); err != nil {
 			return nil, err
 		}
 	}
@@ -182,79 +184,102 @@ func (o *operator) ListDeliveries(ctx context.Context, req *operatorv1.ListDeliv
 		return nil, err
 	}
 	_, masked := caller(ctx)
-	resp := &operatorv1.ListDeliveriesResponse{}
-	add := func(c *store.Call, d *statev1.Delivery) {
-		out := o.delivery(c, d, masked, false)
-		if slices.Contains(states, out.GetState()) && (req.GetDestination() == "" || d.GetDestination() == req.GetDestination()) {
-			resp.Deliveries = append(resp.Deliveries, out)
-		}
-	}
-	full := func(p place) bool {
-		if len(resp.GetDeliveries()) < size {
-			return false
-		}
-		resp.NextPageToken = p.String()
-		return true
-	}
+	l := &listing{Service: o.Service, states: states, destination: req.GetDestination(), size: size, masked: masked, resp: &operatorv1.ListDeliveriesResponse{}}
 	if at.Recent == "" {
-		done, err := o.walk(ctx, at, req.GetDestination(), kindsOf(states), func(p place, q store.Queue, seat store.Seat, c *store.Call) bool {
-			_, number := seat.Call()
-			for _, d := range c.Deliveries {
-				queued := d.GetState() == statev1.DeliveryState_DELIVERY_STATE_QUEUED || d.GetState() == statev1.DeliveryState_DELIVERY_STATE_LEASED
-				if int(d.GetNumber()) == number || number == 0 && queued && d.GetDestination() == q.Destination {
-					add(c, d)
-				}
-			}
-			return !full(p)
-		})
-		if err != nil || !done {
-			return resp, err
+		if done, err := l.queued(ctx, at); err != nil || !done {
+			return l.resp, err
 		}
 	}
 	if !slices.ContainsFunc(states, func(st string) bool { return slices.Contains(endedStates, st) }) {
-		return resp, nil
+		return l.resp, nil
 	}
-	// What ended well stands in no list: it is found by looking at the calls, the latest first.
-	want := 100
+	return l.resp, l.ended(ctx, at.Recent)
+}
+
+// listing is a page of ListDeliveries that is being filled.
+type listing struct {
+	*Service
+	states      []string
+	destination string // empty: all
+	size        int
+	masked      bool
+	resp        *operatorv1.ListDeliveriesResponse
+}
+
+// add takes a delivery if it is one of those that are asked for.
+func (l *listing) add(c *store.Call, d *statev1.Delivery) {
+	out := l.delivery(c, d, l.masked, false)
+	if slices.Contains(l.states, out.GetState()) && (l.destination == "" || d.GetDestination() == l.destination) {
+		l.resp.Deliveries = append(l.resp.Deliveries, out)
+	}
+}
+
+// full says whether the page is; then the next one begins behind the place.
+func (l *listing) full(p place) bool {
+	if len(l.resp.GetDeliveries()) < l.size {
+		return false
+	}
+	l.resp.NextPageToken = p.String()
+	return true
+}
+
+// queued lists what stands in a queue. It reports whether it came to the end.
+func (l *listing) queued(ctx context.Context, from place) (done bool, err error) {
+	return l.walk(ctx, from, l.destination, kindsOf(l.states), func(q store.Queue, seat store.Seat, c *store.Call) bool {
+		_, number := seat.Call()
+		for _, d := range c.Deliveries {
+			queued := d.GetState() == statev1.DeliveryState_DELIVERY_STATE_QUEUED || d.GetState() == statev1.DeliveryState_DELIVERY_STATE_LEASED
+			if int(d.GetNumber()) == number || number == 0 && queued && d.GetDestination() == q.Destination {
+				l.add(c, d)
+			}
+		}
+		return !l.full(place{q.Destination, q.Partition, string(q.Kind), seat.Score, seat.Member, ""})
+	})
+}
+
+// ended lists what ended well. That stands in no queue: it is found by looking at the calls, the latest first.
+func (l *listing) ended(ctx context.Context, after string) error {
+	const many = 100
+	want := many
 	for read := 0; read < looked; {
-		page, err := o.store.Recent(ctx, 0, want, at.Recent)
+		page, err := l.store.Recent(ctx, 0, want, after)
 		if errors.Is(err, store.ErrPageToken) {
-			return nil, errkind.Invalid("page_token", "page_token is not one of this list")
+			return errkind.Invalid("page_token", "page_token is not one of this list")
 		}
 		if err != nil {
-			return nil, unavailable(err)
+			return unavailable(err)
 		}
-		calls, err := o.store.Calls(ctx, page.Calls)
+		calls, err := l.store.Calls(ctx, page.Calls)
 		if err != nil {
-			return nil, unavailable(err)
+			return unavailable(err)
 		}
-		before, enough := len(resp.GetDeliveries()), 0
+		before, enough := len(l.resp.GetDeliveries()), 0
 		for i, c := range calls {
 			if c == nil || c.Unreadable != nil {
 				continue
 			}
 			for _, d := range c.Deliveries {
 				if slices.Contains(endedStates, words.State(d.GetState())) {
-					add(c, d)
+					l.add(c, d)
 				}
 			}
-			if enough == 0 && len(resp.GetDeliveries()) >= size {
+			if enough == 0 && len(l.resp.GetDeliveries()) >= l.size {
 				enough = i + 1
 			}
 		}
 		if enough > 0 && enough < len(calls) {
 			// The page ends within these calls: read only so many, which gives the place behind them.
-			want, resp.Deliveries = enough, resp.GetDeliveries()[:before]
+			want, l.resp.Deliveries = enough, l.resp.GetDeliveries()[:before]
 			continue
 		}
-		want = 100
+		want = many
 		read += len(page.Calls)
-		if at.Recent = page.Next; page.Next == "" || full(place{Recent: page.Next}) {
-			return resp, nil
+		if after = page.Next; after == "" || l.full(place{Recent: after}) {
+			return nil
 		}
 	}
-	resp.NextPageToken = at.String()
-	return resp, nil
+	l.resp.NextPageToken = place{Recent: after}.String()
+	return nil
 }
 
 var (
@@ -276,70 +301,84 @@ func kindsOf(states []string) (kinds []byte) {
 	return kinds
 }
 
-// walk looks at every seat of the queues behind a place, until `each` returns false. It reports whether it came to the end.
-func (s *Service) walk(ctx context.Context, from place, destination string, kinds []byte,
-	each func(place, store.Queue, store.Seat, *store.Call) bool) (done bool, err error) {
-	const batch = 64
-	names := s.store.Destinations()
-	slices.Sort(names)
-	for _, name := range names {
-		if name == store.Rules || destination != "" && name != destination || name < from.Destination {
+// visit looks at a delivery in a queue, and says whether to go on.
+type visit func(store.Queue, store.Seat, *store.Call) bool
+
+// walk visits every seat of the queues behind a place. It reports whether it came to the end.
+func (s *Service) walk(ctx context.Context, from place, destination string, kinds []byte, each visit) (done bool, err error) {
+	for _, q := range s.queues(destination, kinds) {
+		var after store.Seat
+		switch order := cmp.Or(cmp.Compare(q.Destination, from.Destination), cmp.Compare(q.Partition, from.Partition),
+			cmp.Compare(slices.Index(kinds, q.Kind), strings.Index(string(kinds), from.Kind))); {
+		case order < 0:
 			continue
+		case order == 0:
+			after = store.Seat{Score: from.Score, Member: from.Member}
 		}
-		for p := range store.Partitions {
-			for _, kind := range kinds {
-				q := store.Queue{Destination: name, Partition: p, Kind: kind}
-				var after store.Seat
-				if name == from.Destination {
-					if p < from.Partition || p == from.Partition && slices.Index(kinds, kind) < slices.Index(kinds, from.Kind[0]) {
-						continue
-					}
-					if p == from.Partition && kind == from.Kind[0] {
-						after = store.Seat{Score: from.Score, Member: from.Member}
-					}
-				}
-				for {
-					seats, err := s.store.Seats(ctx, q, after, batch)
-					if err != nil {
-						return false, unavailable(err)
-					}
-					keys := make([]string, len(seats))
-					for i, seat := range seats {
-						keys[i], _ = seat.Call()
-					}
-					calls, err := s.store.Calls(ctx, keys)
-					if err != nil {
-						return false, unavailable(err)
-					}
-					for i, seat := range seats {
-						if calls[i] == nil {
-							if kind == store.KindLetters {
-								_ = s.store.Vacate(ctx, q, seat) // else by whoever looks next
-							}
-							continue
-						}
-						if calls[i].Unreadable != nil {
-							continue // an alarm names it
-						}
-						if !each(place{name, p, string(kind), seat.Score, seat.Member, ""}, q, seat, calls[i]) {
-							return false, nil
-						}
-					}
-					if len(seats) < batch {
-						break
-					}
-					after = seats[len(seats)-1]
-				}
-			}
+		if done, err := s.walkQueue(ctx, q, after, each); err != nil || !done {
+			return false, err
 		}
 	}
 	return true, nil
 }
 
+// queues are those in which deliveries to a destination (empty: to any) stand, in the order in which they are walked.
+func (s *Service) queues(destination string, kinds []byte) (all []store.Queue) {
+	names := s.store.Destinations()
+	slices.Sort(names)
+	for _, name := range names {
+		if name == store.Rules || destination != "" && name != destination {
+			continue
+		}
+		for p := range store.Partitions {
+			for _, kind := range kinds {
+				all = append(all, store.Queue{Destination: name, Partition: p, Kind: kind})
+			}
+		}
+	}
+	return all
+}
+
+func (s *Service) walkQueue(ctx context.Context, q store.Queue, after store.Seat, each visit) (done bool, err error) {
+	const batch = 64
+	for {
+		seats, err := s.store.Seats(ctx, q, after, batch)
+		if err != nil {
+			return false, unavailable(err)
+		}
+		keys := make([]string, len(seats))
+		for i, seat := range seats {
+			keys[i], _ = seat.Call()
+		}
+		calls, err := s.store.Calls(ctx, keys)
+		if err != nil {
+			return false, unavailable(err)
+		}
+		for i, seat := range seats {
+			switch c := calls[i]; {
+			case c == nil:
+				if q.Kind == store.KindLetters {
+					_ = s.store.Vacate(ctx, q, seat) // else by whoever looks next
+				}
+			case c.Unreadable != nil: // an alarm names it
+			case !each(q, seat, c):
+				return false, nil
+			}
+		}
+		if len(seats) < batch {
+			return true, nil
+		}
+		after = seats[len(seats)-1]
+	}
+}
+
 // WatchJournal tells each journal entry as it is written.
 func (o *operator) WatchJournal(req *operatorv1.WatchJournalRequest, stream operatorv1.OperatorService_WatchJournalServer) error {
-	if len(req.GetFilter()) > maxQuery || len(req.GetAfter()) > maxQuery {
+	switch {
+	case len(req.GetFilter()) > maxQuery:
 		return errkind.Invalid("filter", "filter is longer than %d bytes", maxQuery)
+	case len(req.GetAfter()) > maxQuery:
+		return errkind.Invalid("after", "after is longer than %d bytes", maxQuery)
 	}
 	_, masked := caller(stream.Context())
 	filter := strings.Fields(strings.ToLower(req.GetFilter()))
@@ -413,15 +452,7 @@ func (o *operator) DiscardDeliveries(req *operatorv1.DiscardDeliveriesRequest, s
 // bulk does what a person would do one by one. Each is settled in its own step, which refuses what changed meanwhile: so two
 // runs at once do nothing twice, and one that is broken off has done some and not others, nothing by half.
 func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, what, reason string, allowed permission, send func(*operatorv1.Progress) error) error {
-	for _, st := range filter.GetState() {
-		if !slices.Contains(letterStates, st) {
-			return errkind.Invalid("filter.state", "%q is not a state of what can be done in bulk: %s", st, strings.Join(letterStates, ", "))
-		}
-	}
-	if len(reason) > maxReason || len(filter.GetReasonContains()) > maxReason {
-		return errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
-	}
-	if err := o.known(filter.GetDestination()); err != nil {
+	if err := o.checkBulk(filter, reason); err != nil {
 		return err
 	}
 	before := o.store.Now()
@@ -429,15 +460,9 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 		before = min(before, ms)
 	}
 	progress := &operatorv1.Progress{}
-	for _, name := range o.store.Destinations() {
-		if filter.GetDestination() != "" && filter.GetDestination() != name {
-			continue
-		}
-		_, _, letters, _, err := o.store.Backlog(ctx, name)
-		if err != nil {
-			return unavailable(err)
-		}
-		progress.Total += letters
+	var err error
+	if progress.Total, err = o.letters(ctx, filter.GetDestination()); err != nil {
+		return err
 	}
 	actor, _ := caller(ctx)
 	wanted := func(d *statev1.Delivery) bool {
@@ -447,7 +472,7 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 	}
 	told := time.Now()
 	var failed error
-	_, err := o.walk(ctx, place{}, filter.GetDestination(), []byte{store.KindLetters}, func(_ place, _ store.Queue, seat store.Seat, c *store.Call) bool {
+	_, err = o.walk(ctx, place{}, filter.GetDestination(), []byte{store.KindLetters}, func(_ store.Queue, seat store.Seat, c *store.Call) bool {
 		_, number := seat.Call()
 		progress.Seen++
 		if number < 1 || number > len(c.Deliveries) || !wanted(c.Deliveries[number-1]) {
@@ -491,4 +516,32 @@ func (o *operator) bulk(ctx context.Context, filter *operatorv1.DeliveryFilter, 
 	}
 	progress.Finished = true
 	return send(proto.CloneOf(progress))
+}
+
+// checkBulk says what is wrong with a bulk action.
+func (o *operator) checkBulk(filter *operatorv1.DeliveryFilter, reason string) error {
+	for _, st := range filter.GetState() {
+		if !slices.Contains(letterStates, st) {
+			return errkind.Invalid("filter.state", "%q is not a state of what can be done in bulk: %s", st, strings.Join(letterStates, ", "))
+		}
+	}
+	if len(reason) > maxReason || len(filter.GetReasonContains()) > maxReason {
+		return errkind.Invalid("reason", "reason is longer than %d bytes", maxReason)
+	}
+	return o.known(filter.GetDestination())
+}
+
+// letters is how many deliveries to a destination (empty: to all) a person has to look at.
+func (o *operator) letters(ctx context.Context, destination string) (n int64, err error) {
+	for _, name := range o.store.Destinations() {
+		if destination != "" && destination != name {
+			continue
+		}
+		_, _, letters, _, err := o.store.Backlog(ctx, name)
+		if err != nil {
+			return 0, unavailable(err)
+		}
+		n += letters
+	}
+	return n, nil
 }

@@ -158,39 +158,43 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 	var (
 		ctx       = stream.Context()
 		consumer  *dispatch.Consumer
-		nameless  bool
-		unknown   error
+		refused   error
 		results   = make(chan []*statev1.LeaseResult, pipelines)
 		answers   = make(chan []*statev1.LeaseAnswer, 64)
 		standings = make(chan *statev1.Standing, 1)
 		sent      sync.WaitGroup
 	)
+	join := func(destination string) error {
+		if destination == "" {
+			return errkind.Invalid("destination", "the first message must name the destination")
+		}
+		if err := s.store.Know(ctx, destination); err != nil {
+			return unavailable(err) // it would not be swept
+		}
+		consumer = s.dispatch.Join(destination)
+		sent.Go(func() {
+			for st := range standings {
+				s.stands(ctx, destination, st)
+			}
+		})
+		sent.Go(func() { serve(stream, consumer, answers) })
+		// Credit does not wait behind results.
+		sent.Go(func() {
+			defer close(answers)
+			for r := range results {
+				select {
+				case answers <- s.complete(ctx, destination, r):
+				case <-ctx.Done():
+				}
+			}
+		})
+		return nil
+	}
 	rpc.Receive(stream, s.stopping, func(req *statev1.LeaseRequest) bool {
 		if consumer == nil {
-			if nameless = req.GetDestination() == ""; nameless {
+			if refused = join(req.GetDestination()); refused != nil {
 				return false
 			}
-			if err := s.store.Know(ctx, req.GetDestination()); err != nil {
-				unknown = unavailable(err) // it would not be swept
-				return false
-			}
-			consumer = s.dispatch.Join(req.GetDestination())
-			sent.Go(func() {
-				for st := range standings {
-					s.stands(ctx, consumer.Destination(), st)
-				}
-			})
-			sent.Go(func() { serve(stream, consumer, answers) })
-			// Credit does not wait behind results.
-			sent.Go(func() {
-				defer close(answers)
-				for r := range results {
-					select {
-					case answers <- s.complete(ctx, consumer.Destination(), r):
-					case <-ctx.Done():
-					}
-				}
-			})
 		}
 		if st := req.GetStanding(); st != nil {
 			select {
@@ -209,11 +213,8 @@ func (s *server) Lease(stream grpc.BidiStreamingServer[statev1.LeaseRequest, sta
 		}
 		return true
 	})
-	if nameless {
-		return errkind.Invalid("destination", "the first message must name the destination")
-	}
-	if unknown != nil {
-		return unknown
+	if refused != nil {
+		return refused
 	}
 	if consumer != nil {
 		consumer.Leave(ctx)
@@ -244,41 +245,44 @@ func (s *server) complete(ctx context.Context, destination string, results []*st
 	defer cancel()
 	answers := make([]*statev1.LeaseAnswer, len(results))
 	var deliveries []*statev1.LeaseResult
-	var at []int
+	var theirs []*statev1.LeaseAnswer
 	for i, r := range results {
 		if r.GetDestination() != destination { // of a consumer that leaves it out
 			r = proto.CloneOf(r)
 			r.Destination = destination
 		}
 		answers[i] = &statev1.LeaseAnswer{Id: r.GetId()}
-		if r.GetDelivery() != 0 {
-			deliveries, at = append(deliveries, r), append(at, i)
-			continue
+		switch {
+		case r.GetDelivery() != 0:
+			deliveries, theirs = append(deliveries, r), append(theirs, answers[i])
+		case r.GetRetry() != nil: // else the commit of the input, or what made it stale, ended the lease
+			if err := s.store.ReturnTimer(ctx, r, r.GetRetry().GetInMs()); err != nil {
+				answers[i].Error = unavailable(err).Proto()
+				continue
+			}
+			s.dispatch.Later(destination, s.store.Now()+r.GetRetry().GetInMs())
 		}
-		if r.GetRetry() == nil {
-			continue // the commit of the input, or what made it stale, ended the lease
-		}
-		if err := s.store.ReturnTimer(ctx, r, r.GetRetry().GetInMs()); err != nil {
-			answers[i].Error = unavailable(err).Proto()
-			continue
-		}
-		s.dispatch.Later(destination, s.store.Now()+r.GetRetry().GetInMs())
 	}
-	if len(deliveries) == 0 {
-		return answers
+	if len(deliveries) > 0 {
+		s.completeDeliveries(ctx, destination, deliveries, theirs)
 	}
-	verdicts, errs := s.store.Complete(ctx, deliveries)
+	return answers
+}
+
+// completeDeliveries takes results of deliveries, fills in their answers, and tells who has to know.
+func (s *server) completeDeliveries(ctx context.Context, destination string, results []*statev1.LeaseResult, answers []*statev1.LeaseAnswer) {
+	verdicts, errs := s.store.Complete(ctx, results)
 	now := s.store.Now()
 	var due []store.Ref
-	for j, r := range deliveries {
-		a, v := answers[at[j]], verdicts[j]
-		if errs[j] != nil {
-			a.Error = unavailable(errs[j]).Proto()
+	for i, r := range results {
+		v := verdicts[i]
+		if errs[i] != nil {
+			answers[i].Error = unavailable(errs[i]).Proto()
 			s.unsureResults.add(r.GetToken(), true)
 			continue
 		}
 		unsure, _ := s.unsureResults.take(r.GetToken())
-		if a.Superseded = v.Superseded; v.Superseded && !unsure {
+		if answers[i].Superseded = v.Superseded; v.Superseded && !unsure {
 			continue
 		}
 		s.completed(r, v, now)
@@ -296,5 +300,4 @@ func (s *server) complete(ctx context.Context, destination string, results []*st
 		}
 	}
 	s.dispatch.Due(due)
-	return answers
 }

@@ -26,6 +26,7 @@ import (
 type Service struct {
 	cfg      Config
 	tel      *telemetry.Telemetry
+	zone     *time.Location // of times that people write
 	store    *store.Store
 	dispatch *dispatch.Dispatcher
 	files    *dailylog.Writer // nil: no daily files
@@ -43,11 +44,15 @@ type Service struct {
 
 // New prepares the service; Redis is first asked by Run.
 func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
-	files, err := cfg.dailyFiles(tel.Log())
+	zone, err := time.LoadLocation(cfg.Timezone)
 	if err != nil {
 		return nil, err
 	}
-	svc := &Service{cfg: cfg, tel: tel, files: files, cards: &cardFeed{}, stopping: make(chan struct{})}
+	files, err := cfg.dailyFiles(zone, tel.Log())
+	if err != nil {
+		return nil, err
+	}
+	svc := &Service{cfg: cfg, tel: tel, zone: zone, files: files, cards: &cardFeed{}, stopping: make(chan struct{})}
 	ran, err := timed(tel.Meter())
 	if err != nil {
 		return nil, err
@@ -58,7 +63,7 @@ func New(cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 		return nil, err
 	}
 	svc.store, svc.dispatch = s, dispatch.New(s, tel.Log(), cfg.LeaseTime)
-	svc.feed = newFeed(s, svc.cards, svc.dispatch.Alone, tel.Log())
+	svc.feed = newFeed(s, svc.cards, svc.dispatch.Alone)
 	svc.ledger = &ledger{store: s, retention: cfg.CallRetention, log: tel.Log()}
 	svc.watch = newWatchman(svc)
 	svc.setReady("waiting for Redis")
@@ -103,8 +108,7 @@ func (s *Service) setReady(why string) {
 // Run connects to Redis, watches it and hands out work until ctx ends. Without Redis it waits and says so; only data of
 // another format ends it. The connections stay open: what the streams still work on needs them.
 func (s *Service) Run(ctx context.Context) error {
-	files, filesDone := startFiles(s.files)
-	defer func() { files(); <-filesDone }()
+	defer startFiles(s.files)()
 	defer close(s.stopping)
 	if err := s.connect(ctx, nil); err != nil || ctx.Err() != nil {
 		return err
@@ -131,11 +135,11 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // startFiles runs the writer of the daily files until stop is called; it ends last, after everybody who hands it something.
-func startFiles(w *dailylog.Writer) (stop func(), done <-chan struct{}) {
+func startFiles(w *dailylog.Writer) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); w.Run(ctx) }()
-	return cancel, ended
+	var running sync.WaitGroup
+	running.Go(func() { w.Run(ctx) })
+	return func() { cancel(); running.Wait() }
 }
 
 func (s *Service) ping(ctx context.Context) error {
@@ -144,16 +148,16 @@ func (s *Service) ping(ctx context.Context) error {
 	return s.store.Ping(ctx)
 }
 
-// connect tries until Redis answers and takes writes; lost is how the connection ended, nil at the start. The log has one line when it is gone and one when it is back. A Redis
-// that would lose calls by itself is refused at the start; later, after a failover to it, it is only complained of: to stop
-// then would make a certain loss of a possible one.
+// connect tries until Redis answers and takes writes; lost is how the connection ended, nil at the start. The log has one line
+// when it is gone and one when it is back. A Redis that would lose calls by itself is refused at the start; later, after a
+// failover to it, it is only complained of: to stop then would make a certain loss of a possible one.
 func (s *Service) connect(ctx context.Context, lost error) error {
-	log, starting, said := s.tel.Log(), lost == nil, false
+	starting, said := lost == nil, false
 	wait := func(err error) {
 		s.setReady(fmt.Sprintf("Redis does not answer, or takes no writes: %v", err))
 		if !said && ctx.Err() == nil {
 			said = true
-			log.Warn("waiting for Redis", "error", err)
+			s.tel.Log().Warn("waiting for Redis", "error", err)
 		}
 	}
 	if lost != nil {
@@ -161,27 +165,17 @@ func (s *Service) connect(ctx context.Context, lost error) error {
 	}
 	for attempt := 0; ; attempt++ {
 		durability, err := s.connectOnce(ctx, starting)
-		var format *store.FormatError
-		switch {
-		case err == nil:
-			if starting && s.unsafe(durability) {
-				err := fmt.Errorf("redis would lose calls: %s (REDIS_ALLOW_UNSAFE=true starts all the same)", strings.Join(durability.Unsafe, "; "))
-				s.setReady(err.Error())
-				return err
-			}
+		if err == nil && starting && s.unsafe(durability) {
+			err = fmt.Errorf("redis would lose calls: %s (REDIS_ALLOW_UNSAFE=true starts all the same)", strings.Join(durability.Unsafe, "; "))
+			s.setReady(err.Error())
+			return err
+		}
+		if err == nil {
 			s.setReady("")
-			log.Info("redis connected")
-			for _, problem := range durability.Unsafe {
-				log.Error("redis durability: " + problem)
-			}
-			for _, problem := range durability.Weak {
-				log.Warn("redis durability: " + problem)
-			}
-			if off := s.store.ClockOff(); off != 0 {
-				log.Warn("redis' clock differs from ours and is not followed: set the clocks of its machines (NTP)", "ahead_by", off)
-			}
+			s.connected(durability)
 			return nil
-		case errors.As(err, &format):
+		}
+		if _, ok := errors.AsType[*store.FormatError](err); ok {
 			s.setReady(err.Error())
 			return err
 		}
@@ -191,6 +185,21 @@ func (s *Service) connect(ctx context.Context, lost error) error {
 			return nil
 		case <-time.After(min(time.Second, 20*time.Millisecond<<min(attempt, 6))):
 		}
+	}
+}
+
+// connected says what Redis is like.
+func (s *Service) connected(durability store.Durability) {
+	log := s.tel.Log()
+	log.Info("redis connected")
+	for _, problem := range durability.Unsafe {
+		log.Error("redis durability: " + problem)
+	}
+	for _, problem := range durability.Weak {
+		log.Warn("redis durability: " + problem)
+	}
+	if off := s.store.ClockOff(); off != 0 {
+		log.Warn("redis' clock differs from ours and is not followed: set the clocks of its machines (NTP)", "ahead_by", off)
 	}
 }
 

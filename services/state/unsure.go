@@ -10,12 +10,12 @@ import (
 // unsureKept bounds what is remembered: at least as many, at most twice as many of each kind.
 const unsureKept = 2048
 
-// unsure remembers what Redis did not answer: it may be written, and then its repeat is answered as known already, which tells
-// nobody what was written. Whoever repeats it here, the daily files, the live tail and the search are told then. It costs
-// nothing as long as Redis answers. What is forgotten, because more than that is unanswered or this process ends, is in the
-// journal all the same, and is found by its call.
+// unsure remembers writes that Redis did not answer. Such a write may stand all the same; then its repeat is answered as known
+// already, and nobody would ever tell the daily files, the live tail and the search of it. So they are told when the repeat
+// comes to this process. It costs nothing as long as Redis answers. What is forgotten (too much is unanswered, or this process
+// ends) is in the journal all the same, and is found by its call.
 type unsure[T any] struct {
-	some atomic.Bool // false: nothing is remembered
+	some atomic.Bool // whether anything is remembered
 
 	mu         sync.Mutex
 	young, old map[string]T
@@ -50,12 +50,12 @@ func (u *unsure[T]) take(key string) (what T, ok bool) {
 	return what, ok
 }
 
-// known tells of a commit that was there already when it was repeated, what nobody was told when it was written.
+// known is told of a repeat of a commit that was there already. If nobody was told of the first one, they are now.
 func (s *Service) known(repeat *statev1.CommitItem) {
 	if first, ok := s.unsureCommits.take(repeat.GetInputId()); ok {
 		s.committed(first)
 		return
 	}
-	// Mostly it was told. An index entry twice does no harm, and it is the one thing that another process' end may have cost.
+	// Mostly they were. But the process that wrote it may have ended before it wrote the index; an entry twice does no harm.
 	s.feed.index(s.store.Now(), repeat, false)
 }

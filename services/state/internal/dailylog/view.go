@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"callrelay/callback"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/telemetry"
+	"callrelay/services/state/internal/words"
 )
 
 // maxBody is how much of an answer's body a line shows, in bytes.
@@ -83,7 +83,7 @@ func (v *view) committed(item *statev1.CommitItem) ([]line, error) {
 	if err := proto.Unmarshal(item.GetJournal(), journal); err != nil {
 		return nil, fmt.Errorf("the journal of a commit cannot be read: %w", err)
 	}
-	s := story{view: v, callID: callID(item.GetCall()), trace: traceID(item.GetTraceparent()), deliveries: item.GetDeliveries()}
+	s := story{view: v, callID: callID(item.GetCall()), trace: telemetry.TraceID(item.GetTraceparent()), deliveries: item.GetDeliveries()}
 	s.file = s.fileOf(journal.GetEntries())
 	for _, e := range journal.GetEntries() {
 		if id := e.GetReceived().GetTraceId(); id != "" {
@@ -190,7 +190,7 @@ func (s *story) tell(e *statev1.JournalEntry) {
 	case *statev1.JournalEntry_Ended:
 		f := fact.Ended
 		s.add(h, "upstream_response", "Ended without a request", given("callId", s.callID), text("delivery", decimal(f.GetDelivery())),
-			text("status", strings.ToLower(strings.TrimPrefix(f.GetState().String(), "DELIVERY_STATE_"))), given("error", s.masked(f.GetReason())))
+			text("status", words.State(f.GetState())), given("error", s.masked(f.GetReason())))
 	case *statev1.JournalEntry_Phone1:
 		f := fact.Phone1
 		message := phone1Messages[f.GetWhat()]
@@ -348,21 +348,12 @@ func (v *view) gateKey(key string) []field {
 	return []field{text("key", v.masked(key))}
 }
 
-var targetTel = regexp.MustCompile(`("targetTel"\s*:\s*)("(?:[^"\\]|\\.)*")`)
-
-// payload masks the number in a payload.
+// payload masks the numbers in a payload.
 func (v *view) payload(raw []byte) []byte {
 	if v.pii {
 		return raw
 	}
-	return targetTel.ReplaceAllFunc(raw, func(found []byte) []byte {
-		m := targetTel.FindSubmatch(found)
-		var phone string
-		if json.Unmarshal(m[2], &phone) != nil {
-			phone = string(m[2]) // not JSON, so neither is the rest
-		}
-		return appendQuoted(m[1][:len(m[1]):len(m[1])], v.phone(phone))
-	})
+	return words.MaskPayload(raw)
 }
 
 // body is the beginning of an answer. It is masked before it is cut: half a number is not recognised as one.
@@ -396,20 +387,10 @@ func (v *view) masked(s string) string {
 
 // callID is the call's id at the dialer; empty for the record of a request that belongs to no call.
 func callID(key string) string {
-	id, ok := strings.CutPrefix(key, callback.CallKey(callback.Ameyo, ""))
-	if !ok {
-		return ""
+	if id, ok := strings.CutPrefix(key, callback.CallKey(callback.Ameyo, "")); ok {
+		return id
 	}
-	return id
-}
-
-// traceID is the trace id of a W3C traceparent, or empty.
-func traceID(traceparent string) string {
-	parts := strings.Split(traceparent, "-")
-	if len(parts) != 4 {
-		return ""
-	}
-	return parts[1]
+	return ""
 }
 
 func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

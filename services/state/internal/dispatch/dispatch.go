@@ -16,6 +16,7 @@ import (
 	"time"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 	"callrelay/services/state/internal/store"
 )
 
@@ -39,11 +40,10 @@ type Dispatcher struct {
 	mu    sync.Mutex
 	lines map[string]*line
 	start func(*line)
-	// unsent are leases that nobody saw and that could not be given back yet.
+	// unsent are leases that no consumer saw and that could not be given back yet.
 	unsent []store.Lost
-
-	// ghosts are leases of which nobody knows whether they were or will be made, only that nobody got the work: a step that Redis
-	// did not answer in time may be taken later. They are looked for until the time on the watch.
+	// ghosts are leases that Redis may still make, although it did not answer in time: no consumer will see them. The sweep
+	// gives back those that turn up before this time on the watch.
 	ghosts map[store.Lost]time.Duration
 
 	seen map[store.Lost]time.Duration // when on the watch this process first saw a lease
@@ -129,8 +129,7 @@ func (d *Dispatcher) line(name string) *line {
 	defer d.mu.Unlock()
 	l := d.lines[name]
 	if l == nil {
-		l = &line{d: d, name: name, wake: make(chan struct{}, 1), in: map[string]bool{}, probes: map[string]int64{}}
-		l.more = true
+		l = &line{d: d, name: name, wake: make(chan struct{}, 1), in: map[string]bool{}, more: true, probes: map[string]int64{}}
 		d.lines[name] = l
 		if d.start != nil {
 			d.start(l)
@@ -156,9 +155,6 @@ func (d *Dispatcher) Join(destination string) *Consumer {
 	return c
 }
 
-// Destination is what the consumer takes work of.
-func (c *Consumer) Destination() string { return c.line.name }
-
 // Work is where leased work arrives.
 func (c *Consumer) Work() <-chan []*statev1.LeaseWork { return c.work }
 
@@ -175,12 +171,7 @@ func (c *Consumer) Grant(n int) {
 func (c *Consumer) Leave(ctx context.Context) {
 	l := c.line
 	l.mu.Lock()
-	for i, other := range l.consumers {
-		if other == c {
-			l.consumers = append(l.consumers[:i], l.consumers[i+1:]...)
-			break
-		}
-	}
+	l.consumers = slices.DeleteFunc(l.consumers, func(other *Consumer) bool { return other == c })
 	c.credit = 0
 	l.mu.Unlock()
 	for {
@@ -193,7 +184,7 @@ func (c *Consumer) Leave(ctx context.Context) {
 	}
 }
 
-// unsent returns work that no consumer saw.
+// unsent gives back work that no consumer saw.
 func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 	lost := make([]store.Lost, len(work))
 	for i, w := range work {
@@ -202,8 +193,8 @@ func (l *line) unsent(ctx context.Context, work []*statev1.LeaseWork) {
 	l.d.giveUnsentBack(ctx, lost)
 }
 
-// giveUnsentBack ends leases of which is known that nobody saw them, so that nothing becomes uncertain by them. Where Redis
-// does not answer, the sweep tries again, and in the end LEASE_TIME does it.
+// giveUnsentBack ends leases that no consumer saw, so their deliveries do not become uncertain. Where Redis does not answer,
+// the sweep tries again, and in the end LEASE_TIME does it.
 func (d *Dispatcher) giveUnsentBack(ctx context.Context, lost []store.Lost) {
 	if len(lost) == 0 {
 		return
@@ -360,21 +351,12 @@ func (l *line) add(m string) bool {
 		l.in[m] = true
 		l.known = append(l.known, m)
 	}
-	able := l.ableLocked()
+	able := slices.ContainsFunc(l.consumers, func(c *Consumer) bool { return c.credit > 0 })
 	l.mu.Unlock()
 	if able {
 		l.poke()
 	}
 	return able
-}
-
-func (l *line) ableLocked() bool {
-	for _, c := range l.consumers {
-		if c.credit > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func (l *line) poke() {
@@ -407,9 +389,8 @@ func (l *line) later(dueMS int64) {
 	l.alarm = time.AfterFunc(wait, func() {
 		l.mu.Lock()
 		l.alarmMS = 0
-		l.more = true
 		l.mu.Unlock()
-		l.poke()
+		l.rescan()
 	})
 }
 
@@ -577,7 +558,7 @@ func (d *Dispatcher) refreshHolds(ctx context.Context) error {
 		l.hold = h
 		if h.Held() && !was.Held() {
 			l.nextProbe = time.Now().Add(time.Duration(h.ProbeMS) * time.Millisecond)
-			d.log.Warn("destination held", "destination", name, "reason", h.Reason)
+			d.log.Warn("destination held", "destination", name, "reason", telemetry.MaskDigits(h.Reason))
 		}
 		if !h.Held() && was.Held() {
 			d.log.Info("destination released", "destination", name)
@@ -603,7 +584,7 @@ func (d *Dispatcher) sweep(ctx context.Context) {
 		d.swept = time.Time{}
 		return
 	}
-	// Nor, but for one second, does time in which this process did not run: what consumers told it meanwhile it has not read yet.
+	// Nor does time in which this process did not run, but for one second: it has not read yet what consumers told it meanwhile.
 	now := time.Now()
 	d.mu.Lock()
 	if !d.swept.IsZero() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -93,6 +94,20 @@ func finish(t *testing.T, s *store.Store, d *Dispatcher, r *statev1.LeaseResult)
 		t.Fatalf("%v %v", v, errs)
 	}
 	d.Taken(ctx, r)
+}
+
+// Why a destination is held may be what a person typed: the log shows no number of it.
+func TestHoldReasonInLog(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	var log strings.Builder
+	d := New(s, slog.New(slog.NewTextHandler(&log, nil)), time.Minute)
+	if err := s.Hold(ctx, dest, "ask 09012345678", -1, 0); err != nil {
+		t.Fatal(err)
+	}
+	d.Refresh(ctx)
+	if said := log.String(); !strings.Contains(said, "*******5678") || strings.Contains(said, "09012345678") {
+		t.Errorf("the log says %s", said)
+	}
 }
 
 // Never more than the credit, and at once when something becomes due.

@@ -181,7 +181,7 @@ const scanCount = 50
 // meanwhile may be missing. pause is called between batches.
 func (s *Store) Scan(ctx context.Context, pause func(read int) error, each func(*Call)) error {
 	var mu sync.Mutex
-	node := func(ctx context.Context, c redis.Cmdable) error {
+	return s.masters(ctx, func(ctx context.Context, c *redis.Client) error {
 		var cursor uint64
 		for {
 			keys, next, err := c.Scan(ctx, cursor, "cr:{*}:c:*", scanCount).Result()
@@ -212,11 +212,7 @@ func (s *Store) Scan(ctx context.Context, pause func(read int) error, each func(
 				return err
 			}
 		}
-	}
-	if cluster, ok := s.client.(*redis.ClusterClient); ok {
-		return cluster.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error { return node(ctx, c) })
-	}
-	return node(ctx, s.client)
+	})
 }
 
 // HourStart is the beginning of an hour in Unix milliseconds, and HourOf the hour of a time.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -45,9 +44,8 @@ func (s *Store) checkServer(ctx context.Context, c *redis.Client) (d Durability,
 	var hidden []string
 	for _, name := range names {
 		found, err := c.ConfigGet(ctx, name).Result()
-		var answered redis.Error
 		switch {
-		case err != nil && !errors.As(err, &answered):
+		case isConnection(err):
 			return d, err
 		case err != nil || found[name] == "":
 			hidden = append(hidden, name)
@@ -99,8 +97,7 @@ func (s *Store) Incarnation(ctx context.Context) (string, error) {
 	)
 	err := s.masters(ctx, func(ctx context.Context, c *redis.Client) error {
 		info, err := c.Info(ctx, "server").Result()
-		var answered redis.Error
-		if err != nil && !errors.As(err, &answered) {
+		if isConnection(err) {
 			return err
 		}
 		mu.Lock()

@@ -236,3 +236,19 @@ func mustCall(t *testing.T, s *Store, key string) *Call {
 	}
 	return c
 }
+
+// What is said of work that cannot be read goes to the log: it does not show the number that some calls are named by.
+func TestUnreadableWork(t *testing.T) {
+	for name, w := range map[string]*statev1.LeaseWork{
+		"delivery": {Call: "kommo-number/9001/3055550142"},
+		"entry":    {Call: "kommo-number/9001/3055550142", Entry: &statev1.Entry{Timer: messageName + "m1"}},
+	} {
+		reply := []any{"1", "\xff", "0", "", "0", "", ""}
+		if w.Entry != nil {
+			reply = []any{"id", "0", "\xff", ""}
+		}
+		if err := readWork(reply, w, 0); err == nil || !strings.Contains(err.Error(), "******0142") || strings.Contains(err.Error(), "3055550142") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -57,7 +57,10 @@ func (s *Store) Holds(ctx context.Context) (map[string]Hold, error) {
 	return out, nil
 }
 
-// Hold stops a destination. An epoch of -1 is a person's: it holds in any case and ends probing.
+// AnyEpoch is the epoch of what a person does: it counts in any case.
+const AnyEpoch = -1
+
+// Hold stops a destination, if its epoch is still the given one; with AnyEpoch it ends probing, too.
 func (s *Store) Hold(ctx context.Context, destination, reason string, epoch, probeMS int64) error {
 	// Only known destinations are looked at; this one may never have had a delivery.
 	if err := s.Know(ctx, destination); err != nil {
@@ -67,7 +70,7 @@ func (s *Store) Hold(ctx context.Context, destination, reason string, epoch, pro
 	return errs[0]
 }
 
-// Release ends a hold; of an epoch (a probe's success) or in any case (-1). Releasing what is not held does nothing.
+// Release ends a hold, if its epoch is still the given one (a probe's success). Releasing what is not held does nothing.
 func (s *Store) Release(ctx context.Context, destination string, epoch int64) error {
 	_, errs := s.run(ctx, []invocation{invoke(holdScript, []string{keyHold(destination)}, "release", s.clock.Now(), epoch, "", 0)})
 	return errs[0]

@@ -218,60 +218,65 @@ func (h hit) compare(o hit) int {
 	return cmp.Or(-cmp.Compare(h.span, o.span), cmp.Compare(h.slot, o.slot), cmp.Compare(h.call, o.call))
 }
 
+// search is what to look for: members that begin with the prefix, in the sets that the hash chooses.
+type search struct {
+	prefix string
+	hash   uint64
+}
+
+// hit reads a member that was found; false if it is none of ours.
+func (q search) hit(span int64, member string) (hit, bool) {
+	rest := member[len(q.prefix):]
+	if q.prefix[0] == 'p' { // behind the digits that were not asked for
+		_, rest, _ = strings.Cut(rest, "\x00")
+	}
+	if len(rest) < 3 {
+		return hit{}, false
+	}
+	return hit{span, rest[:2], rest[2:]}, true
+}
+
 // Find looks a query up: the last digits of a phone number, or a term as it is. At most limit calls that have an entry since
 // sinceMS, after the place `after`.
 func (s *Store) Find(ctx context.Context, query string, sinceMS int64, limit int, after string) (Page, error) {
-	type search struct {
-		prefix string
-		hash   uint64
-	}
-	var searches []search
-	prefix, hash := termPrefix(normalTerm(query))
-	searches = append(searches, search{prefix, hash})
-	if isPhone(query) {
-		prefix, hash = phonePrefix(phoneTail(query), false)
-		searches = append(searches, search{prefix, hash})
-	}
 	last, err := parseHit(after)
 	if err != nil {
 		return Page{}, err
 	}
+	prefix, hash := termPrefix(normalTerm(query))
+	searches := []search{{prefix, hash}}
+	if isPhone(query) {
+		prefix, hash = phonePrefix(phoneTail(query), false)
+		searches = append(searches, search{prefix, hash})
+	}
 	newest, oldest := s.clock.Now()/s.spanMS(), max(sinceMS, s.clock.Now()-2*s.cfg.Retention.Milliseconds())/s.spanMS()
 	if after != "" {
-		newest = last.span
+		newest = min(newest, last.span) // the token comes from outside
 	}
 	var hits []hit
 	// A few spans at first: for what is found often they are enough. Then a third of the others, then all of them at once.
 	for group, from := int64(2), newest; from >= oldest && len(hits) <= limit; group *= 12 {
+		type look struct {
+			search
+			span    int64
+			members *redis.StringSliceCmd
+		}
+		var looks []look
 		p := s.client.Pipeline()
-		var cmds []*redis.StringSliceCmd
-		var of []hit
-		var prefixes []string
 		for span := from; span > from-group && span >= oldest; span-- {
 			for _, width := range widths {
-				for _, look := range searches {
-					cmds = append(cmds, p.ZRangeByLex(ctx, keyIndex(span, width.name, int(look.hash%uint64(width.sets))),
-						&redis.ZRangeBy{Min: "[" + look.prefix, Max: "(" + look.prefix + "\xff\xff\xff\xff", Count: perSet}))
-					of, prefixes = append(of, hit{span: span}), append(prefixes, look.prefix)
+				for _, q := range searches {
+					looks = append(looks, look{q, span, p.ZRangeByLex(ctx, keyIndex(span, width.name, int(q.hash%uint64(width.sets))),
+						&redis.ZRangeBy{Min: "[" + q.prefix, Max: "(" + q.prefix + "\xff\xff\xff\xff", Count: perSet})})
 				}
 			}
 		}
 		if _, err := p.Exec(ctx); err != nil {
 			return Page{}, err
 		}
-		for i, cmd := range cmds {
-			for _, member := range cmd.Val() {
-				rest := member[len(prefixes[i]):]
-				if prefixes[i][0] == 'p' {
-					if _, rest, _ = strings.Cut(rest, "\x00"); rest == "" {
-						continue
-					}
-				}
-				if len(rest) < 3 {
-					continue
-				}
-				h := hit{of[i].span, rest[:2], rest[2:]}
-				if after == "" || h.compare(last) > 0 {
+		for _, l := range looks {
+			for _, member := range l.members.Val() {
+				if h, ok := l.hit(l.span, member); ok && (after == "" || h.compare(last) > 0) {
 					hits = append(hits, h)
 				}
 			}

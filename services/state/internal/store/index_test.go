@@ -159,6 +159,23 @@ func TestFindInAllWidths(t *testing.T) {
 	}
 }
 
+// A page token comes from outside: one of a time to come asks for no more than what can be there.
+func TestFindAfterATimeToCome(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	if err := s.Index(ctx, []Found{foundOf(1, s.Now())}); err != nil {
+		t.Fatal(err)
+	}
+	page, err := s.Find(ctx, "customer1", 0, 10, hit{s.Now()/s.spanMS() + 1000, "xx", "ameyo/1"}.String())
+	if err != nil || !slices.Equal(page.Calls, []string{foundOf(1, 0).Call}) {
+		t.Errorf("found %v, %v", page, err)
+	}
+	stats := s.client.Info(ctx, "commandstats").Val()
+	calls, _, _ := strings.Cut(strings.TrimPrefix(infoField(stats, "cmdstat_zrangebylex"), "calls="), ",")
+	if n, err := strconv.Atoi(calls); err != nil || n > 2*spansKept*len(widths) {
+		t.Errorf("asked Redis %s times, %v", calls, err)
+	}
+}
+
 // All of the index ends by itself, also what was written first when Redis did not answer.
 func TestIndexEnds(t *testing.T) {
 	r := redistest.Start(t)

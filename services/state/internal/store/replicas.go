@@ -24,7 +24,7 @@ func (s *Store) Heartbeat(ctx context.Context, alive time.Duration) (others bool
 	return count.Val() > 1, nil
 }
 
-// Wake tells the other state processes something.
+// Wake tells the other state processes what became due.
 func (s *Store) Wake(ctx context.Context, text string) error {
 	return s.client.Publish(ctx, channelWake, text).Err()
 }
@@ -34,12 +34,13 @@ func (s *Store) Tell(ctx context.Context, text string) error {
 	return s.client.Publish(ctx, channelJournal, text).Err()
 }
 
-// Told is what they tell.
+// Told is what other state processes tell by Tell, until ctx ends.
 func (s *Store) Told(ctx context.Context) <-chan string { return s.subscribe(ctx, channelJournal) }
 
-// Woken is what they tell, until ctx ends. The subscription reconnects by itself; what is missed is found by the sweep.
+// Woken is what other state processes tell by Wake, until ctx ends.
 func (s *Store) Woken(ctx context.Context) <-chan string { return s.subscribe(ctx, channelWake) }
 
+// subscribe reads a channel, our own messages too. It reconnects by itself; what is said meanwhile is missed.
 func (s *Store) subscribe(ctx context.Context, channel string) <-chan string {
 	out := make(chan string)
 	sub := s.client.Subscribe(ctx, channel)

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,10 +91,10 @@ func (s *Store) run(ctx context.Context, calls []invocation) ([]any, []error) {
 	}
 	replies, errs := make([]any, len(calls)), make([]error, len(calls))
 	if !s.clock.known() {
-		return replies, fill(errs, errNoTime)
+		return replies, slices.Repeat([]error{errNoTime}, len(calls))
 	}
 	s.pipeline(ctx, calls, replies, errs, func(error) bool { return true })
-	if unknown(errs) {
+	if slices.ContainsFunc(errs, isNoScript) {
 		// EVAL loads the script on the node that needs it, which SCRIPT LOAD on a cluster does not.
 		for _, c := range calls {
 			c.args[0], c.args[1] = "eval", c.script.source
@@ -103,10 +104,11 @@ func (s *Store) run(ctx context.Context, calls []invocation) ([]any, []error) {
 	return replies, errs
 }
 
-// What a short way answers: it was taken, or it will not do.
+// What first.lua and done.lua return: it is done, or it is not so simple and nothing was written.
 var yes, no any = int64(1), int64(0)
 
-// runEach runs what `of` makes of each of n items, by the short way where it will do.
+// runEach runs the script call that `of` makes for each of n items: first with short, and again without for those whose short
+// script answered no.
 func (s *Store) runEach(ctx context.Context, n int, of func(i int, short bool) (invocation, error)) ([]any, []error) {
 	replies, errs := make([]any, n), make([]error, n)
 	try := func(items []int, short bool) (again []int) {
@@ -134,15 +136,6 @@ func (s *Store) runEach(ctx context.Context, n int, of func(i int, short bool) (
 		try(again, false)
 	}
 	return replies, errs
-}
-
-func unknown(errs []error) bool {
-	for _, err := range errs {
-		if isNoScript(err) {
-			return true
-		}
-	}
-	return false
 }
 
 func isNoScript(err error) bool {
@@ -190,9 +183,10 @@ func result(cmd *redis.Cmd, failed error) (any, error) {
 	return reply, err
 }
 
+// isConnection says that Redis did not answer; an error that it answered is none.
 func isConnection(err error) bool {
-	var answered redis.Error
-	return err != nil && !errors.As(err, &answered)
+	_, answered := errors.AsType[redis.Error](err)
+	return err != nil && !answered
 }
 
 // strs reads a script's array reply.

@@ -17,9 +17,11 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"google.golang.org/protobuf/proto"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/telemetry"
 )
 
 // Config says where Redis is and how much is kept.
@@ -52,11 +54,6 @@ type Store struct {
 	index index
 }
 
-// quiet takes what go-redis would print for each failed connection; whoever owns the store says once that Redis is gone.
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
-
 // CheckURL says what is wrong with a REDIS_URL.
 func CheckURL(raw string) error {
 	client, err := newClient(raw)
@@ -68,7 +65,7 @@ func CheckURL(raw string) error {
 
 // Open prepares the client; nothing is sent before Connect.
 func Open(cfg Config) (*Store, error) {
-	redis.SetLogger(quiet{})
+	logging.Disable() // go-redis would print each failed connection; whoever owns the store says once that Redis is gone
 	client, err := newClient(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("REDIS_URL: %w", err)
@@ -185,7 +182,7 @@ func (e *FormatError) Error() string {
 // Load reads calls. An answer's error is a Redis error.
 func (s *Store) Load(ctx context.Context, calls []string) ([]*statev1.CallState, []error) {
 	if !s.clock.known() { // the answer comes with the time
-		return make([]*statev1.CallState, len(calls)), fill(make([]error, len(calls)), errNoTime)
+		return make([]*statev1.CallState, len(calls)), slices.Repeat([]error{errNoTime}, len(calls))
 	}
 	p := s.client.Pipeline()
 	cmds := make([]*redis.MapStringStringCmd, len(calls))
@@ -295,52 +292,47 @@ func (s *Store) Commit(ctx context.Context, items []*statev1.CommitItem, tokens 
 		return s.commitCall(ctx, items[i], of, now, short)
 	})
 	for i, item := range items {
-		if errs[i] != nil {
-			continue
-		}
-		if replies[i] == yes { // of first.lua
+		switch {
+		case errs[i] != nil:
+		case replies[i] == yes: // of first.lua
 			answers[i] = &statev1.CommitAnswer{Status: statev1.CommitStatus_COMMIT_STATUS_OK, Outcome: item.GetOutcome()}
 			if places[i] = []Place{Due}; tokens != nil && len(tokens[i]) > 0 && tokens[i][0] != "" {
 				places[i][0] = Leased
 			}
-			continue
+		default:
+			answers[i], places[i], errs[i] = readCommit(replies[i], item)
 		}
-		reply, err := strs(replies[i])
-		if err != nil || len(reply) == 0 {
-			errs[i] = fmt.Errorf("commit: unexpected reply %v", replies[i])
-			continue
-		}
-		a := &statev1.CommitAnswer{}
-		switch reply[0] {
-		case "ok":
-			a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_OK, item.GetOutcome()
-			for _, place := range reply[1:] {
-				places[i] = append(places[i], Place(place))
-			}
-		case "earlier":
-			a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_EARLIER, outcome(reply[1])
-		case "stale":
-			a.Status = statev1.CommitStatus_COMMIT_STATUS_STALE
-		case "conflict":
-			a.Status = statev1.CommitStatus_COMMIT_STATUS_CONFLICT
-			fields := make(map[string]string, len(reply)/2)
-			for f := 1; f+1 < len(reply); f += 2 {
-				fields[reply[f]] = reply[f+1]
-			}
-			a.Current, errs[i] = callState(fields)
-		}
-		answers[i] = a
 	}
 	return answers, places, errs
 }
 
-func fill(errs []error, err error) []error {
-	for i := range errs {
-		if errs[i] == nil {
-			errs[i] = err
-		}
+// readCommit reads what commit.lua returned for an item.
+func readCommit(reply any, item *statev1.CommitItem) (*statev1.CommitAnswer, []Place, error) {
+	r, err := strs(reply)
+	if err != nil || len(r) == 0 {
+		return nil, nil, fmt.Errorf("commit: unexpected reply %v", reply)
 	}
-	return errs
+	a := &statev1.CommitAnswer{}
+	var places []Place
+	switch r[0] {
+	case "ok":
+		a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_OK, item.GetOutcome()
+		for _, place := range r[1:] {
+			places = append(places, Place(place))
+		}
+	case "earlier":
+		a.Status, a.Outcome = statev1.CommitStatus_COMMIT_STATUS_EARLIER, outcome(r[1])
+	case "stale":
+		a.Status = statev1.CommitStatus_COMMIT_STATUS_STALE
+	case "conflict":
+		a.Status = statev1.CommitStatus_COMMIT_STATUS_CONFLICT
+		fields := make(map[string]string, len(r)/2)
+		for f := 1; f+1 < len(r); f += 2 {
+			fields[r[f]] = r[f+1]
+		}
+		a.Current, err = callState(fields)
+	}
+	return a, places, err
 }
 
 // commitCall is what commit.lua is told of an item, or, where short is asked for and will do, first.lua.
@@ -361,14 +353,7 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		}
 	}
 	if short && s.isFirst(item) {
-		to := item.GetDeliveries()[0].GetDestination()
-		token, where := "", keyDue(p, to)
-		if len(tokens) > 0 && tokens[0] != "" {
-			token, where = tokens[0], keyLeases(p, to)
-		}
-		return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), where, keyCounters(p),
-			call, item.GetCommitId(), item.GetRecord(), item.GetJournal(), item.GetInputId(), outcomeText(item.GetOutcome()), now / hourMS,
-			to, bodies[0], token, now}}, nil
+		return firstCall(item, bodies[0], tokens, now), nil
 	}
 	keys := append(make([]string, 0, 5+2*len(item.GetDeliveries())), keyCall(call), keyDue(p, Rules), keyLeases(p, Rules))
 	args := make([]any, 0, 24+5*len(item.GetDeliveries())+3*len(item.GetSetTimers())+3*len(item.GetMessages())+len(item.GetCancelTimers())+2*len(item.GetCards()))
@@ -411,6 +396,18 @@ func (s *Store) commitCall(ctx context.Context, item *statev1.CommitItem, tokens
 		args = append(args, call+"\t"+c.GetCard().GetId(), body)
 	}
 	return invoke(commitScript, append(keys, keyCounters(p)), appendMoves(append(args, now/hourMS), item)...), nil
+}
+
+// firstCall is what first.lua is told of an item.
+func firstCall(item *statev1.CommitItem, body []byte, tokens []string, now int64) invocation {
+	call, p, to := item.GetCall(), Partition(item.GetCall()), item.GetDeliveries()[0].GetDestination()
+	token, where := "", keyDue(p, to)
+	if len(tokens) > 0 && tokens[0] != "" {
+		token, where = tokens[0], keyLeases(p, to)
+	}
+	return invocation{firstScript, []any{evalsha, firstScript.hash, 3, keyCall(call), where, keyCounters(p),
+		call, item.GetCommitId(), item.GetRecord(), item.GetJournal(), item.GetInputId(), outcomeText(item.GetOutcome()), now / hourMS,
+		to, body, token, now}}
 }
 
 // isFirst says whether first.lua will do for an item if nothing is stored of its call.
@@ -515,45 +512,48 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 	var unsent []Lost
 	var failed error
 	for i, w := range work {
-		if errs[i] != nil {
+		switch {
+		case errs[i] != nil:
 			failed = errs[i]
 			unsent = append(unsent, Lost{Ref{destination, members[i]}, w.Token})
-			continue
-		}
-		if replies[i] == nil {
-			continue
-		}
-		r, err := strs(replies[i])
-		switch {
-		case err == nil && w.Entry != nil && len(r) == 4:
-			w.Entry.TimerId, w.Entry.DueMs = r[0], atoi(r[1])
-			if r[3] != "" {
-				w.Entry.WaitingMs = max(1, now-atoi(r[3]))
-			}
-			if err := readEntry(w.Entry, []byte(r[2])); err != nil {
-				failed = fmt.Errorf("entry %s of %s is unreadable: %w", w.Entry.Timer, w.Call, err)
-				continue
-			}
-		case err == nil && w.Entry == nil && len(r) == 7:
-			d := &statev1.Delivery{}
-			if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
-				failed = fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], w.Call, err)
-				continue
-			}
-			d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] != ""
-			w.Looked = r[3] == "0"
-			d.State = statev1.DeliveryState_DELIVERY_STATE_LEASED
-			w.AgeMs = now - d.CreatedMs + d.PausedMs - atoi(r[4])
-			w.Followed = r[5] != ""
-			w.WallAgeMs = now - max(d.CreatedMs, atoi(r[6]))
-			w.Delivery = d
+		case replies[i] == nil: // not due any more
 		default:
-			failed = fmt.Errorf("lease: unexpected reply %v", replies[i])
-			continue
+			if err := readWork(replies[i], w, now); err != nil {
+				failed = err
+				continue
+			}
+			out = append(out, w)
 		}
-		out = append(out, w)
 	}
 	return out, unsent, failed
+}
+
+// readWork fills in what lease.lua returned.
+func readWork(reply any, w *statev1.LeaseWork, now int64) error {
+	r, err := strs(reply)
+	switch {
+	case err == nil && w.Entry != nil && len(r) == 4:
+		w.Entry.TimerId, w.Entry.DueMs = r[0], atoi(r[1])
+		if r[3] != "" {
+			w.Entry.WaitingMs = max(1, now-atoi(r[3]))
+		}
+		if err := readEntry(w.Entry, []byte(r[2])); err != nil {
+			return fmt.Errorf("entry %s of %s is unreadable: %w", w.Entry.Timer, telemetry.MaskCall(w.Call), err)
+		}
+		return nil
+	case err == nil && w.Entry == nil && len(r) == 7:
+		d := &statev1.Delivery{}
+		if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
+			return fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], telemetry.MaskCall(w.Call), err)
+		}
+		d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] != ""
+		d.State = statev1.DeliveryState_DELIVERY_STATE_LEASED
+		w.Delivery, w.Looked, w.Followed = d, r[3] == "0", r[5] != ""
+		w.AgeMs = now - d.CreatedMs + d.PausedMs - atoi(r[4])
+		w.WallAgeMs = now - max(d.CreatedMs, atoi(r[6]))
+		return nil
+	}
+	return fmt.Errorf("lease: unexpected reply %v", reply)
 }
 
 // Verdict of a result, in the scripts' words.
@@ -705,10 +705,7 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 					continue
 				}
 				if number = n; maybeSent {
-					entries[i] = MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
-						Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: l.Destination,
-							Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
-							Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
+					entries[i] = lostAttempt(d, now)
 				}
 			}
 		}
@@ -729,6 +726,14 @@ func (s *Store) Giveback(ctx context.Context, lost []Lost, maybeSent bool) ([]Re
 		}
 	}
 	return back, errs
+}
+
+// lostAttempt is what the journal says of a delivery whose consumer fell silent.
+func lostAttempt(d *statev1.Delivery, now int64) []byte {
+	return MarshalJournal(&statev1.JournalEntry{AtMs: now, RequestId: d.GetRequestId(), Fact: &statev1.JournalEntry_Attempt{
+		Attempt: &statev1.Attempt{Delivery: d.GetNumber(), Number: d.GetAttempts() + 1, Destination: d.GetDestination(),
+			Endpoint: d.GetEndpoint(), Uncertain: true, Next: "retry",
+			Error: "no result within the lease time: upstream stopped or lost its connection while it had this delivery"}}})
 }
 
 func (s *Store) wrote(item *statev1.CommitItem) {

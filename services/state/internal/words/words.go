@@ -2,8 +2,10 @@
 package words
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,10 +70,7 @@ func Entry(e *statev1.JournalEntry) []string {
 		if e := f.GetEntity(); e != nil {
 			line += fmt.Sprintf(" (%s %d)", e.GetType(), e.GetId())
 		}
-		for i, n := range f.GetDeliveries() {
-			line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
-		}
-		return []string{line}
+		return []string{line + queued(f.GetDeliveries())}
 	case *statev1.JournalEntry_Note:
 		return []string{"note: " + fact.Note}
 	case *statev1.JournalEntry_Action:
@@ -97,10 +96,16 @@ func decided(f *statev1.Decided) string {
 	if f.GetPhone1StateUsed() {
 		line += ", phone-1 record used"
 	}
-	for i, n := range f.GetDeliveries() {
-		line += fmt.Sprintf("%s%d", []string{" -> delivery ", ", "}[min(i, 1)], n)
+	return line + queued(f.GetDeliveries())
+}
+
+// queued names the deliveries that a decision queued.
+func queued(deliveries []uint32) string {
+	var numbers []string
+	for _, n := range deliveries {
+		numbers = append(numbers, strconv.FormatUint(uint64(n), 10))
 	}
-	return line
+	return about(" -> delivery ", list(numbers...))
 }
 
 // card says what a user sees from now on.
@@ -173,8 +178,6 @@ func orDash(s string) string {
 
 func milliseconds(ms int64) time.Duration { return time.Duration(ms) * time.Millisecond }
 
-var payloadPhone = regexp.MustCompile(`("(?:targetTel|number|did|\w*[pP]hone\w*)"\s*:\s*")([^"]*)(")`)
-
 // Mask hides all phone numbers of an entry but for their last digits.
 func Mask(e *statev1.JournalEntry) {
 	switch f := e.GetFact().(type) {
@@ -185,18 +188,39 @@ func Mask(e *statev1.JournalEntry) {
 	case *statev1.JournalEntry_Duplicate:
 		f.Duplicate.Key = MaskGate(f.Duplicate.GetKey())
 	case *statev1.JournalEntry_Rejected:
-		f.Rejected.Message = telemetry.MaskDigits(f.Rejected.GetMessage())
+		f.Rejected.Message, f.Rejected.Path = telemetry.MaskDigits(f.Rejected.GetMessage()), telemetry.MaskDigits(f.Rejected.GetPath())
 	case *statev1.JournalEntry_Card:
 		f.Card.Number, f.Card.Did = callback.MaskPhones(f.Card.GetNumber()), callback.MaskPhones(f.Card.GetDid())
+	case *statev1.JournalEntry_Action:
+		f.Action.Reason = telemetry.MaskDigits(f.Action.GetReason())
 	}
 }
 
 // MaskDelivery does the same for a delivery.
 func MaskDelivery(d *statev1.Delivery) {
 	d.Gate = MaskGate(d.GetGate())
-	d.Payload = payloadPhone.ReplaceAllFunc(d.GetPayload(), func(m []byte) []byte {
-		parts := payloadPhone.FindSubmatch(m)
-		return []byte(string(parts[1]) + callback.MaskPhones(string(parts[2])) + string(parts[3]))
+	d.Reason = telemetry.MaskDigits(d.GetReason())
+	d.Payload = MaskPayload(d.GetPayload())
+}
+
+// phoneText finds the texts of a payload that hold numbers: targetTel for TopS.II, number and did for a webhook, the others for Kommo,
+// which gets a number as the name of a new lead, too.
+var phoneText = regexp.MustCompile(`("(?:targetTel|number|did|phone|phone_number|name|value|from|source|source_name)"\s*:\s*)("(?:[^"\\]|\\.)*")`)
+
+// MaskPayload masks the phone numbers of a payload, which stays JSON.
+func MaskPayload(payload []byte) []byte {
+	return phoneText.ReplaceAllFunc(payload, func(found []byte) []byte {
+		m := phoneText.FindSubmatch(found)
+		var text string
+		if json.Unmarshal(m[2], &text) != nil {
+			return []byte(string(m[1]) + callback.MaskPhones(string(m[2]))) // not JSON, so neither is the rest
+		}
+		masked := callback.MaskPhones(text)
+		if masked == text {
+			return found
+		}
+		quoted, _ := json.Marshal(masked) // a string always encodes
+		return append(m[1][:len(m[1]):len(m[1])], quoted...)
 	})
 }
 

@@ -1,6 +1,7 @@
 package words
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -72,5 +73,39 @@ func TestMask(t *testing.T) {
 	}
 	if d.GetGate() != "start/42/agent/*******0001" {
 		t.Errorf("a gate: %s", d.GetGate())
+	}
+	refused := &statev1.JournalEntry{Fact: &statev1.JournalEntry_Rejected{Rejected: &statev1.Rejected{Message: "not found", Path: "/call/03000000001"}}}
+	Mask(refused)
+	if text := Entry(refused)[0]; strings.Contains(text, "03000000001") {
+		t.Errorf("a path: %s", text)
+	}
+	action := &statev1.JournalEntry{Fact: &statev1.JournalEntry_Action{Action: &statev1.Action{Reason: "called 03000000001"}}}
+	Mask(action)
+	if text := Entry(action)[0]; strings.Contains(text, "03000000001") {
+		t.Errorf("an action: %s", text)
+	}
+	d = &statev1.Delivery{Reason: "called 03000000001"}
+	if MaskDelivery(d); d.GetReason() != "called *******0001" {
+		t.Errorf("a reason: %s", d.GetReason())
+	}
+}
+
+// TestMaskPayload: what TopS.II, a webhook (docs/webhook.md) and Kommo (an incoming lead) get shows no number and stays JSON.
+func TestMaskPayload(t *testing.T) {
+	for name, payload := range map[string]string{
+		"TopS.II": `{"callId":1,"targetTel":"03000000001"}`,
+		"webhook": `{"data":{"call_id":"31573def","number":"+813000000001","did":"03000000001","user":null}}`,
+		"Kommo": `[{"source_name":"PBX 03000000001","metadata":{"phone":"+03000000001","from":"03000000001"},"_embedded":{"leads":[{"name":"03000000001"}],
+			"contacts":[{"name":"03000000001","custom_fields_values":[{"values":[{"value":"03000000001","enum_code":"WORK"}]}]}]}}]`,
+		"popup":        `{"add":[{"phone_number" : "03000000001"}]}`,
+		"with a quote": `{"targetTel":"\"03000000001"}`,
+	} {
+		masked := MaskPayload([]byte(payload))
+		if strings.Contains(string(masked), "000000001") || !json.Valid(masked) {
+			t.Errorf("%s: %s", name, masked)
+		}
+	}
+	if got := string(MaskPayload([]byte(`{"name":"<山田> & \u0041"}`))); got != `{"name":"<山田> & \u0041"}` {
+		t.Errorf("changed without need: %s", got)
 	}
 }
