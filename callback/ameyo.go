@@ -85,11 +85,9 @@ func ParseTargetTelOrder(text string) ([]string, error) {
 // CallStart is a decoded and checked call start: the agent's screen is to pop.
 type CallStart struct {
 	// CallID is 1 to 18 digits without leading zeros.
-	CallID string
-	// CallIDSource is the parameter that gave CallID.
-	CallIDSource string
-	StaffID      string
-	TargetTel    string
+	CallID    string
+	StaffID   string
+	TargetTel string
 	// Notes are worth journaling and changed nothing, in words. They hold no phone numbers.
 	Notes []string
 }
@@ -158,17 +156,17 @@ func takenFrom(source, row string) string {
 	return " (taken from " + source + ")"
 }
 
-func (d *decoder) callID(sources ...string) (id, source string) {
+func (d *decoder) callID(sources ...string) string {
 	value, source := d.value(sources...)
 	if value == "" {
 		d.refuse(sources[0], "is required")
-		return "", ""
+		return ""
 	}
 	id, ok := NormalCallID(value)
 	if !ok {
 		d.refuse(sources[0], "must be 1 to 18 digits"+takenFrom(source, sources[0]))
 	}
-	return id, source
+	return id
 }
 
 // DecodeCallStart decodes and checks a call start (spec/ameyo-topsii.md, Call start parameters). The error is a
@@ -176,7 +174,7 @@ func (d *decoder) callID(sources ...string) (id, source string) {
 func DecodeCallStart(p Params, o Options) (CallStart, error) {
 	d := decoder{params: p}
 	var c CallStart
-	c.CallID, c.CallIDSource = d.callID("cs_unique_id", "callId", "crm_push_generated_time", "sessionId")
+	c.CallID = d.callID("cs_unique_id", "callId", "crm_push_generated_time", "sessionId")
 	c.StaffID, _ = d.value("userId")
 	if c.StaffID == "" {
 		d.refuse("userId", "is required")
@@ -224,7 +222,7 @@ func CheckCallEnd(p Params) (callID string, err error) {
 // callEnd decodes everything that can be refused; times cannot.
 func callEnd(p Params) (d decoder, c CallEnd) {
 	d.params = p
-	c.CallID, _ = d.callID("unique_id")
+	c.CallID = d.callID("unique_id")
 	c.CustomerID, _ = d.value("customerId")
 	c.AttemptID, _ = d.value("crtObjectId", "customerCRTId")
 	c.CustomerCRTID, _ = d.value("customerCRTId")
