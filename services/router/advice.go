@@ -288,19 +288,18 @@ func (a *advice) corrected(req *operatorv1.ResendRequest, f *first, caller rpc.C
 			params = append(params, callback.Param{Name: name, Value: value})
 		}
 	}
-	id := req.GetResendId()
-	if id == "" {
-		sum := sha256.Sum256([]byte(req.GetRequestId() + "\n" + params.Encode()))
-		id = base32.StdEncoding.EncodeToString(sum[:16])[:26]
-	} else {
-		// Inputs of different origin never share an id.
-		sum := sha256.Sum256([]byte(req.GetRequestId() + "\nid\n" + id))
-		id = base32.StdEncoding.EncodeToString(sum[:16])[:26]
+	query := params.Encode()
+	params = callback.ParseQuery(query) // a corrected name is read like any other
+	// The same click has the same id. Inputs of different origin never share one.
+	click := query
+	if req.GetResendId() != "" {
+		click = "id\n" + req.GetResendId()
 	}
+	sum := sha256.Sum256([]byte(req.GetRequestId() + "\n" + click))
 	in := &input{
-		id: "resend-" + id, since: time.Now(),
+		id: "resend-" + base32.StdEncoding.EncodeToString(sum[:16])[:26], since: time.Now(),
 		receivedMS: f.entry.GetAtMs() - f.received.GetAgeMs(),
-		received:   &statev1.Received{Source: f.received.GetSource(), Query: []byte(params.Encode()), Peer: f.received.GetPeer()},
+		received:   &statev1.Received{Source: f.received.GetSource(), Query: []byte(query), Peer: f.received.GetPeer()},
 		resend: &resending{of: req.GetRequestId(), force: req.GetForce(),
 			action: &statev1.Action{Actor: caller.Actor, What: resend, Reason: telemetry.MaskDigits(req.GetReason()), RequestId: req.GetRequestId()}},
 	}
