@@ -213,7 +213,7 @@ func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 	if err := c.Check(); err != nil {
 		return invalid(err)
 	}
-	in.received.Source, in.call = "kommo.call", kommo.CallKey(m.GetAccountId(), c.CallID)
+	in.call = kommo.CallKey(m.GetAccountId(), c.CallID)
 	rules, err := r.of(m.GetAccountId())
 	var gone errNotConnected
 	switch {
