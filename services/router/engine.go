@@ -102,23 +102,11 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		}()
 	}
 
-	// Most callbacks are the first of their call: they are decided on a call of which nothing is known. If that is wrong, the
-	// conflict brings the call as it is, which costs no more than loading it first. A timer's call is known to exist.
-	state := &statev1.CallState{}
+	state, nowMS, receivedMS, err := e.start(ctx, in)
+	if err != nil {
+		return false, err
+	}
 	now := time.Now()
-	nowMS, ok := e.clock.at(now)
-	if !ok || in.entry != nil || in.resend != nil {
-		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
-			return false, err
-		}
-		now = time.Now()
-	}
-	// State's clock, less the time since the callback was received: a point in time that no retry moves.
-	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
-	receivedMS := max(nowMS-now.Sub(in.since).Milliseconds(), in.entry.GetDueMs())
-	if in.receivedMS > 0 {
-		receivedMS = in.receivedMS
-	}
 	var failed error
 	for range conflicts {
 		item, decided, err := e.decideOne(in, state, receivedMS, nowMS)
@@ -150,16 +138,33 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	return false, errkind.Unavailable(fmt.Errorf("%d conflicts", conflicts), "the call keeps changing")
 }
 
+// start is the call as an input is first decided on, state's time, and when the input was received by it.
+//
+// Most callbacks are the first of their call: they are decided on a call of which nothing is known (nil). If that is wrong, the conflict
+// brings the call as it is, which costs no more than loading it first. The call of an entry or of a resent request is known to exist.
+func (e *engine) start(ctx context.Context, in *input) (state *statev1.CallState, nowMS, receivedMS int64, err error) {
+	now := time.Now()
+	nowMS, ok := e.clock.at(now)
+	if !ok || in.entry != nil || in.resend != nil {
+		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
+			return nil, 0, 0, err
+		}
+		now = time.Now()
+	}
+	if in.receivedMS > 0 {
+		return state, nowMS, in.receivedMS, nil
+	}
+	// State's clock, less the time since the callback was received: a point in time that no retry moves.
+	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
+	return state, nowMS, max(nowMS-now.Sub(in.since).Milliseconds(), in.entry.GetDueMs()), nil
+}
+
 func (e *engine) loadCall(ctx context.Context, call string) (*statev1.CallState, int64, error) {
 	for attempt := 0; ; attempt++ {
 		answer, err := e.load.Do(ctx, &statev1.LoadItem{Call: call})
-		if err == nil {
-			if fault := errkind.FromProto(answer.GetError()); fault == nil {
-				e.clock.set(answer.nowMS)
-				return answer.GetCall(), answer.nowMS, nil
-			} else {
-				err = fault
-			}
+		if err = errorOf(err, answer.GetError()); err == nil {
+			e.clock.set(answer.nowMS)
+			return answer.GetCall(), answer.nowMS, nil
 		}
 		if err := pause(ctx, attempt, err); err != nil {
 			return nil, 0, err
@@ -174,19 +179,23 @@ func (e *engine) commitOne(ctx context.Context, item *statev1.CommitItem) (commi
 			item.BudgetMs = max(1, time.Until(deadline).Milliseconds())
 		}
 		answer, err := e.commit.Do(ctx, item)
-		if err == nil {
-			if fault := errkind.FromProto(answer.GetError()); fault == nil {
-				e.clock.set(answer.nowMS)
-				return answer, nil
-			} else {
-				err = fault
-			}
+		if err = errorOf(err, answer.GetError()); err == nil {
+			e.clock.set(answer.nowMS)
+			return answer, nil
 		}
 		if err := pause(ctx, attempt, err); err != nil {
 			return committed{}, err
 		}
-		item = proto.Clone(item).(*statev1.CommitItem) // the one before may still be on its way
+		item = proto.CloneOf(item) // the one before may still be on its way
 	}
+}
+
+// errorOf is what went wrong with an item: on the way, or as its answer says.
+func errorOf(err error, said *errorsv1.Error) error {
+	if err != nil || said == nil {
+		return err
+	}
+	return errkind.FromProto(said)
 }
 
 // pause waits before the next try of something that is unavailable; anything else, and the end of ctx, ends the tries.
@@ -214,27 +223,27 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 			err = errkind.Internal(fmt.Errorf("panic in the rules: %v", p))
 		}
 	}()
-	if in.unreadable != nil {
+	switch {
+	case in.unreadable != nil:
 		return nil, effects, in.unreadable
-	}
-	if in.rejected != nil {
+	case in.rejected != nil:
 		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
 			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), effects, nil
-	}
-	if in.done {
+	case in.done:
 		return newCommit(in, state.GetVersion(), nowMS), effects, nil
-	}
-	if in.received != nil && full(state) {
+	case in.received != nil && full(state):
 		return nil, effects, errkind.Refused("this call has had %d deliveries: its id seems to be used for more than one call", maxDeliveries)
-	}
-	if in.kommo != nil {
+	case in.kommo != nil:
 		item, effects.Duplicate, err = e.decideKommo(in, state, receivedMS, nowMS)
 		return item, effects, err
-	}
-	if in.pbx != nil {
+	case in.pbx != nil:
 		item, effects.Duplicate, err = e.decidePbx(in, state, receivedMS, nowMS)
 		return item, effects, err
 	}
+	return e.decideAmeyo(in, state, receivedMS, nowMS)
+}
+
+func (e *engine) decideAmeyo(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, effects ameyo.Effects, err error) {
 	call, record, err := readCall(state)
 	if err != nil {
 		return nil, effects, err
@@ -263,16 +272,16 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	item.Outcome = outcomes[effects.Duplicate]
 	if effects.Changed {
 		item.CommitId = rand.Text()
-		item.Record, err = writeRecord(next, record)
+		if item.Record, err = writeRecord(next, record); err != nil {
+			return nil, effects, err
+		}
 		item.Deliveries = newDeliveries(effects.Deliveries)
 		for _, t := range effects.SetTimers {
 			item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
 		}
 		item.CancelTimers = effects.CancelTimers
 	}
-	if err == nil {
-		err = e.ameyoRoutes(item, in, effects, receivedMS)
-	}
+	item.Messages, err = kommoMessages(e.kommo.routes.ameyoMessages(in, effects, receivedMS, e.rules.Zone))
 	return item, effects, err
 }
 
@@ -338,10 +347,8 @@ func decisionAttributes(in *input, effects *ameyo.Effects) []attribute.KeyValue 
 	return attributes
 }
 
-// idle waits until no input is under way.
-func (e *engine) idle() { e.running.wait() }
-
-// running counts inputs that are under way. A WaitGroup does not do: the first one may begin while somebody waits already.
+// running counts what is under way, so that one can wait until nothing is. A WaitGroup does not do: the first one may begin while
+// somebody waits already.
 type running struct {
 	mu   sync.Mutex
 	n    int

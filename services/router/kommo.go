@@ -18,7 +18,6 @@ import (
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
-	"callrelay/services/router/ameyo"
 	"callrelay/services/router/kommo"
 )
 
@@ -409,19 +408,6 @@ func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) 
 		}
 	}
 	return errors.New("the account keeps changing")
-}
-
-// ameyoRoutes adds to the commit of a callback of the dialer what makes its call known to Kommo.
-func (e *engine) ameyoRoutes(item *statev1.CommitItem, in *input, effects ameyo.Effects, receivedMS int64) (err error) {
-	if len(e.kommo.routes["ameyo"]) == 0 {
-		return nil
-	}
-	messages := e.kommo.routes.ameyoMessages(in.call, in.ameyo.CallEnd, effects, receivedMS, e.rules.Zone)
-	for i := range messages {
-		messages[i].Input.RequestID, messages[i].Input.Traceparent = in.id, in.traceparent
-	}
-	item.Messages, err = kommoMessages(messages)
-	return err
 }
 
 // entryAgain is how soon an entry that cannot be processed now is tried again; then it waits as long as it has waited, at most

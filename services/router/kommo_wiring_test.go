@@ -130,7 +130,7 @@ func TestKommoWiring(t *testing.T) {
 		if parked := number.entry("=1", off); len(parked.GetMessages()) == 0 {
 			t.Errorf("nobody tells the call: %v", parked)
 		}
-		e.idle()
+		e.running.wait()
 	}
 	if n := accounts.account.GetNotices(); len(n) != 1 || n[0].GetCode() != kommo.NoticeUnsortedOff {
 		t.Errorf("notices %v", n)

@@ -78,7 +78,7 @@ func (s *Service) Run(ctx context.Context) error {
 	<-ctx.Done()
 	close(s.stopping)
 	timers.Wait()
-	s.engine.idle()
+	s.engine.running.wait()
 	stop()
 	wg.Wait()
 	return nil
