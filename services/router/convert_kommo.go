@@ -290,8 +290,8 @@ func kommoDeliveries(deliveries []kommo.NewDelivery) []*statev1.Delivery {
 	return out
 }
 
-// kommoEntry makes the stored form of a fact.
-func kommoEntry(fact kommo.Fact, requestID string, nowMS int64) *statev1.JournalEntry {
+// kommoJournalEntry makes the stored form of a fact.
+func kommoJournalEntry(fact kommo.Fact, requestID string, nowMS int64) *statev1.JournalEntry {
 	e := &statev1.JournalEntry{AtMs: nowMS, RequestId: requestID}
 	switch f := fact.(type) {
 	case kommo.CallOutcome:

@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -263,24 +263,11 @@ func (r *kommoRules) message(m *statev1.Message) (*input, error) {
 	}
 	in.kommo = &kommoInput{rules: rules}
 	if in.kommo.input, in.unreadable = kommoMessageInput(m.GetBody()); in.kommo.input.Voip != nil {
-		in.terms, in.phones = kommoTerms(&in.kommo.input.Voip.Facts)
+		f := &in.kommo.input.Voip.Facts
+		in.terms, in.phones = addTerms(nil, f.UserName), addTerms(nil, f.Phone, f.DID)
 	}
 	in.traceparent = in.kommo.input.Traceparent
 	return in, nil
-}
-
-// kommoTerms are what a call can be found by.
-func kommoTerms(f *kommo.Facts) (terms, phones []string) {
-	return found(f.UserName), found(f.Phone, f.DID)
-}
-
-func found(values ...string) (list []string) {
-	for _, v := range values {
-		if v = strings.TrimSpace(v); v != "" && len(v) <= maxTerm {
-			list = append(list, v)
-		}
-	}
-	return list
 }
 
 // decideKommo asks the rules and makes the commit of what they say.
@@ -323,7 +310,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		entries = append(entries, received(in, nowMS, receivedMS))
 	}
 	for _, fact := range effects.Facts {
-		entries = append(entries, kommoEntry(fact, request, nowMS))
+		entries = append(entries, kommoJournalEntry(fact, request, nowMS))
 	}
 	if in.received != nil && effects.Duplicate {
 		entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id,
@@ -331,7 +318,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 	}
 	item := newCommit(in, state.GetVersion(), nowMS, entries...)
 	item.Outcome = outcomes[effects.Duplicate]
-	in.kommo.notices(e, effects.Notices)
+	e.notices(in.kommo.rules.AccountID, effects.Notices)
 	if !effects.Changed {
 		return item, effects.Duplicate, nil
 	}
@@ -373,15 +360,15 @@ const noticeTime = 10 * time.Second
 
 // notices tells the account's people. Each is repeated by the rules as often as its cause shows, so losing one with this
 // process is harmless.
-func (k *kommoInput) notices(e *engine, notices []kommo.Notice) {
+func (e *engine) notices(account int64, notices []kommo.Notice) {
 	for _, n := range notices {
 		e.running.begin()
 		go func() {
 			defer e.running.end()
 			ctx, cancel := context.WithTimeout(context.Background(), noticeTime)
 			defer cancel()
-			if err := e.kommo.notice(ctx, k.rules.AccountID, n); err != nil {
-				e.tel.Log().Warn("a notice could not be kept", "account", k.rules.AccountID, "notice", n.Code, "error", err)
+			if err := e.kommo.notice(ctx, account, n); err != nil {
+				e.tel.Log().Warn("a notice could not be kept", "account", account, "notice", n.Code, "error", err)
 			}
 		}()
 	}
@@ -395,10 +382,8 @@ func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) 
 		if err != nil || a == nil {
 			return err
 		}
-		for _, known := range a.GetNotices() {
-			if known.GetCode() == n.Code {
-				return nil
-			}
+		if slices.ContainsFunc(a.GetNotices(), func(known *statev1.Notice) bool { return known.GetCode() == n.Code }) {
+			return nil
 		}
 		expected := a.GetVersion()
 		a.Version, a.Notices = rand.Text(), append(a.GetNotices(), &statev1.Notice{Code: n.Code, Text: n.Text})
