@@ -16,6 +16,7 @@ import (
 	"callrelay/callback"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
 	"callrelay/services/router/kommo"
@@ -102,9 +103,10 @@ func CheckKommoSettings(settings []byte) error {
 
 // kommoRules are the rules of all accounts.
 type kommoRules struct {
-	config kommoConfig
-	routes routes
-	client statev1.AccountServiceClient
+	config   kommoConfig
+	routes   routes
+	client   statev1.AccountServiceClient
+	follower *accounts.Follower
 	// accounts are those that are connected; nil = not known yet.
 	accounts atomic.Pointer[map[int64]kommoAccount]
 }
@@ -116,45 +118,23 @@ type kommoAccount struct {
 	problem error
 }
 
-// accountsEvery is how often router looks for accounts, and how soon a change of settings counts.
-const accountsEvery = 2 * time.Second
-
-// run keeps the accounts until ctx ends. While state is away they are as they were last.
-func (r *kommoRules) run(ctx context.Context, log func(msg string, args ...any)) {
-	tick := time.NewTicker(accountsEvery)
-	defer tick.Stop()
-	for {
-		r.look(ctx, log)
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+// take makes the rules of the accounts that state keeps.
+func (r *kommoRules) take(list accounts.List, log func(msg string, args ...any)) {
+	before, now := map[int64]kommoAccount{}, map[int64]kommoAccount{}
+	if known := r.accounts.Load(); known != nil {
+		before = *known
 	}
-}
-
-func (r *kommoRules) look(ctx context.Context, log func(msg string, args ...any)) {
-	ctx, cancel := context.WithTimeout(ctx, accountsEvery)
-	defer cancel()
-	listed, err := r.client.ListAccounts(ctx, &statev1.ListAccountsRequest{Prefix: "kommo/"})
-	if err != nil {
-		return // state being away is said by the pipes and by readiness
-	}
-	before, now := r.accounts.Load(), map[int64]kommoAccount{}
-	for _, a := range listed.GetAccounts() {
-		id, _, _, ok := kommo.ParseKey(a.GetId() + "/any")
+	for _, a := range list.Accounts {
+		id, ok := kommo.ParseAccount(a.GetId())
 		if !ok {
 			continue
 		}
-		if before != nil {
-			if known, ok := (*before)[id]; ok && known.version == a.GetVersion() {
-				now[id] = known
-				continue
+		one, known := before[id]
+		if !known || one.version != a.GetVersion() {
+			one.version = a.GetVersion()
+			if one.rules, one.problem = r.config.account(id, a.GetSettings()); one.problem != nil {
+				log("the settings of an account cannot be used", "account", a.GetId(), "error", one.problem)
 			}
-		}
-		one := kommoAccount{version: a.GetVersion()}
-		if one.rules, one.problem = r.config.account(id, a.GetSettings()); one.problem != nil {
-			log("the settings of an account cannot be used", "account", a.GetId(), "error", one.problem)
 		}
 		now[id] = one
 	}
@@ -170,11 +150,11 @@ func (e errNotConnected) Error() string {
 
 // of are the rules of an account.
 func (r *kommoRules) of(account int64) (*kommo.Config, error) {
-	accounts := r.accounts.Load()
-	if accounts == nil {
+	known := r.accounts.Load()
+	if known == nil {
 		return nil, errkind.Unavailable(nil, "the Kommo accounts are not known yet")
 	}
-	one, ok := (*accounts)[account]
+	one, ok := (*known)[account]
 	switch {
 	case !ok:
 		return nil, errNotConnected{account}
@@ -377,7 +357,7 @@ func (e *engine) notices(account int64, notices []kommo.Notice) {
 func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) error {
 	const tries = 5
 	for range tries {
-		read, err := r.client.GetAccount(ctx, &statev1.GetAccountRequest{Id: fmt.Sprint("kommo/", account)})
+		read, err := r.client.GetAccount(ctx, &statev1.GetAccountRequest{Id: kommo.AccountKey(account)})
 		a := read.GetAccount()
 		if err != nil || a == nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"callrelay/platform/accounts"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
+	"callrelay/services/router/kommo"
 )
 
 // Service is router; it implements run.Service.
@@ -41,8 +42,9 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(statev1.NewAccountServiceClient(state), pbxtable.AccountPrefix)
-	e.kommo.config, e.kommo.client = cfg.Kommo, statev1.NewAccountServiceClient(state)
+	stored := statev1.NewAccountServiceClient(state)
+	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(stored, pbxtable.AccountPrefix)
+	e.kommo.config, e.kommo.client, e.kommo.follower = cfg.Kommo, stored, accounts.NewFollower(stored, kommo.AccountPrefix)
 	e.kommo.routes, err = cfg.Kommo.check()
 	e.entryMaxAge = cfg.EntryMaxAge
 	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
@@ -69,7 +71,9 @@ func (s *Service) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.engine.load.Run(pipes) })
 	wg.Go(func() { s.engine.commit.Run(pipes) })
-	wg.Go(func() { s.engine.kommo.run(pipes, s.tel.Log().Error) })
+	wg.Go(func() {
+		s.engine.kommo.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.kommo.take(list, s.tel.Log().Error) })
+	})
 	wg.Go(func() {
 		s.engine.pbx.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.pbx.take(list, s.tel.Log().Error) })
 	})

@@ -39,9 +39,8 @@ func parseRoutes(text string) (routes, error) {
 			errs = append(errs, fmt.Errorf("route %q: %s is routed already", part, source))
 		}
 		for target := range strings.SplitSeq(targets, ",") {
-			digits, ok := strings.CutPrefix(strings.TrimSpace(target), "kommo/")
-			account, err := strconv.ParseInt(digits, 10, 64)
-			if !ok || err != nil || account <= 0 || slices.Contains(r[source], account) {
+			account, ok := kommo.ParseAccount(strings.TrimSpace(target))
+			if !ok || slices.Contains(r[source], account) {
 				errs = append(errs, fmt.Errorf("route %q: target %q: want different accounts like kommo/9001", part, target))
 				continue
 			}

@@ -48,7 +48,7 @@ func newOutbox(cfg *Config, in Input, nowMS int64) outbox {
 func (o *outbox) queue(d NewDelivery) uint32 {
 	number := max(*o.nextDelivery, 1)
 	*o.nextDelivery = number + 1
-	d.Number, d.Destination = number, "kommo/"+strconv.FormatInt(o.cfg.AccountID, 10)
+	d.Number, d.Destination = number, AccountKey(o.cfg.AccountID)
 	o.effects.Deliveries = append(o.effects.Deliveries, d)
 	return number
 }
