@@ -252,7 +252,11 @@ func (r *kommoRules) message(m *statev1.Message) (*input, error) {
 
 // decideKommo asks the rules and makes the commit of what they say.
 func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, nowMS int64) (*statev1.CommitItem, bool, error) {
-	call, number, err := readKommo(in.call, state)
+	record, err := readRecord(state)
+	if err != nil {
+		return nil, false, err
+	}
+	call, number, err := readKommo(in.call, record)
 	if err != nil {
 		return nil, false, err
 	}
@@ -303,7 +307,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		return item, effects.Duplicate, nil
 	}
 	item.CommitId, item.RetentionMs = rand.Text(), e.kommo.config.Retention.Milliseconds()
-	if item.Record, err = writeKommo(call, number, state); err != nil {
+	if item.Record, err = writeKommo(call, number, record); err != nil {
 		return nil, false, err
 	}
 	item.Deliveries = kommoDeliveries(effects.Deliveries)

@@ -218,9 +218,9 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 		entries = append(entries, pbxJournalEntry(pbx.Note(in.pbx.note), in.id, nowMS))
 		return newCommit(in, state.GetVersion(), nowMS, entries...), false, nil
 	}
-	record := &statev1.Record{}
-	if err := proto.Unmarshal(state.GetRecord(), record); err != nil {
-		return nil, false, fmt.Errorf("the stored record is unreadable: %w", err)
+	record, err := readRecord(state)
+	if err != nil {
+		return nil, false, err
 	}
 	call, err := readPbxCall(record)
 	if err != nil {
