@@ -23,7 +23,7 @@ func NewDecider(cfg Config) (*Decider, error) {
 
 // Callback is the commit of a callback that was received at a moment of state's clock, on the call as it was loaded.
 func (d *Decider) Callback(item *routerv1.RouteItem, state *statev1.CallState, receivedMS, nowMS int64) (*statev1.CommitItem, error) {
-	in, err := (&server{engine: d.engine}).input(item, time.Now())
+	in, err := d.engine.input(item, time.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -65,7 +65,7 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 			}
 		}
 	}()
-	in, err := s.input(item, now)
+	in, err := s.engine.input(item, now)
 	if err != nil && item.GetSpooled() && item.GetRequestId() != "" && errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE {
 		in = unreadable(item, now, err)
 	} else if err != nil {
@@ -92,10 +92,10 @@ func unreadable(item *routerv1.RouteItem, now time.Time, err error) *input {
 
 // input makes what the engine takes of a callback. Ingress has made the same checks; an internal client may not have. A panic is
 // this item's error.
-func (s *server) input(item *routerv1.RouteItem, now time.Time) (in *input, err error) {
+func (e *engine) input(item *routerv1.RouteItem, now time.Time) (in *input, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.engine.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
+			e.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
 			err = errkind.Internal(fmt.Errorf("panic: %v", p))
 		}
 	}()
@@ -105,23 +105,23 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (in *input, err 
 	in = newInput(item, now)
 	switch c := item.GetCallback().(type) {
 	case *routerv1.RouteItem_AmeyoCallStart:
-		start, err := callback.DecodeCallStart(wire.Params(c.AmeyoCallStart), s.engine.options)
+		start, err := callback.DecodeCallStart(wire.Params(c.AmeyoCallStart), e.options)
 		if err != nil {
 			return nil, invalid(err)
 		}
 		in.call, in.ameyo.CallStart = callback.CallKey(callback.Ameyo, start.CallID), &start
 	case *routerv1.RouteItem_AmeyoCallEnd:
-		end, err := callback.DecodeCallEnd(wire.Params(c.AmeyoCallEnd), s.engine.options)
+		end, err := callback.DecodeCallEnd(wire.Params(c.AmeyoCallEnd), e.options)
 		if err != nil {
 			return nil, invalid(err)
 		}
 		in.call, in.ameyo.CallEnd = callback.CallKey(callback.Ameyo, end.CallID), &end
 	case *routerv1.RouteItem_PbxEvent:
-		if err := s.engine.pbx.event(in, item, c.PbxEvent); err != nil {
+		if err := e.pbx.event(in, item, c.PbxEvent); err != nil {
 			return nil, err
 		}
 	case *routerv1.RouteItem_KommoCall:
-		if err := s.engine.kommo.report(in, c.KommoCall); err != nil {
+		if err := e.kommo.report(in, c.KommoCall); err != nil {
 			return nil, err
 		}
 	case *routerv1.RouteItem_Refused:
