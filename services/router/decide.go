@@ -13,7 +13,7 @@ type Decider struct{ engine *engine }
 
 // NewDecider takes the rules of a configuration that passed Validate.
 func NewDecider(cfg Config) (*Decider, error) {
-	rules, options, err := cfg.rules()
+	rules, options, err := cfg.Rules()
 	if err != nil {
 		return nil, err
 	}

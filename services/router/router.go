@@ -33,7 +33,7 @@ type Service struct {
 
 // New prepares the service. The configuration must have passed Validate.
 func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (*Service, error) {
-	rules, options, err := cfg.rules()
+	rules, options, err := cfg.Rules()
 	if err != nil {
 		return nil, err
 	}
