@@ -33,6 +33,6 @@ func (d *Decider) Callback(item *routerv1.RouteItem, state *statev1.CallState, r
 
 // Timer is the commit of a timer that came due.
 func (d *Decider) Timer(call string, entry *statev1.Entry, state *statev1.CallState, nowMS int64) (*statev1.CommitItem, error) {
-	commit, _, err := d.engine.decideOne(timerInput(call, entry), state, max(nowMS, entry.GetDueMs()), nowMS)
+	commit, _, err := d.engine.decideOne(entryInput(call, entry), state, max(nowMS, entry.GetDueMs()), nowMS)
 	return commit, err
 }

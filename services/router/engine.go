@@ -43,8 +43,8 @@ type engine struct {
 	kommo   kommoRules
 	// entryMaxAge is how long an entry that cannot be processed is tried again.
 	entryMaxAge time.Duration
-	// timersStop is the constant, but for tests.
-	timersStop time.Duration
+	// entriesStop is the constant of this name, but for tests.
+	entriesStop time.Duration
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -53,7 +53,7 @@ type engine struct {
 func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
 	m, err := newMetrics(tel.Meter())
 	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
-		decide: ameyo.Decide, timersStop: timersStop}, err
+		decide: ameyo.Decide, entriesStop: entriesStop}, err
 }
 
 // input is one thing that happened to a call.
@@ -384,10 +384,13 @@ func (r *running) wait() {
 	<-none
 }
 
-// timers leases what came due in `rules` until ctx ends.
-func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) {
+// rulesQueue is the queue of entries: timers, messages between calls, and results of deliveries that the rules asked for.
+const rulesQueue = "rules"
+
+// entries leases the entries that are due until ctx ends.
+func (e *engine) entries(ctx context.Context, client statev1.StateServiceClient) {
 	for ctx.Err() == nil {
-		_ = e.timerStream(ctx, client) // state being away is said by the pipes and by readiness
+		_ = e.entryStream(ctx, client) // state being away is said by the pipes and by readiness
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -395,15 +398,15 @@ func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) 
 	}
 }
 
-// timersAtOnce is how many timers this process works on at the same time.
-const timersAtOnce = 64
+// entriesAtOnce is how many entries this process works on at the same time.
+const entriesAtOnce = 64
 
-// timersStop is how long those under way may take to finish when the process stops: well within the time that it has for that.
-const timersStop = 5 * time.Second
+// entriesStop is how long those under way may take to finish when the process stops: well within the time that it has for that.
+const entriesStop = 5 * time.Second
 
-// timerStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
-// have until timersStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
-func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceClient) error {
+// entryStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
+// have until entriesStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
+func (e *engine) entryStream(ctx context.Context, client statev1.StateServiceClient) error {
 	streaming, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	opening := context.AfterFunc(ctx, cut)
@@ -427,7 +430,7 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 		send.Lock()
 		defer send.Unlock()
 		if !ended {
-			_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the timer back
+			_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the entry back
 		}
 	}
 	stopped.Go(func() {
@@ -436,8 +439,8 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 		case <-over:
 			return
 		}
-		defer time.AfterFunc(e.timersStop, halt).Stop()
-		defer time.AfterFunc(e.timersStop+time.Second, cut).Stop() // state does not read, or does not end the stream
+		defer time.AfterFunc(e.entriesStop, halt).Stop()
+		defer time.AfterFunc(e.entriesStop+time.Second, cut).Stop() // state does not read, or does not end the stream
 		underWay.wait()
 		send.Lock()
 		ended = true
@@ -448,7 +451,7 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 	defer stopped.Wait()
 	defer close(over)
 	defer underWay.wait()
-	reply(&statev1.LeaseRequest{Destination: "rules", Credit: timersAtOnce})
+	reply(&statev1.LeaseRequest{Destination: rulesQueue, Credit: entriesAtOnce})
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -461,31 +464,38 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 			underWay.begin()
 			go func() {
 				defer underWay.end()
-				reply(e.timer(working, w))
+				reply(e.entryDue(working, w))
 			}()
 		}
 	}
 }
 
-// timer processes one entry that came due. Its commit ends its lease; only a failure has to be told. What the rules cannot
+// entryAgain is how soon an entry that cannot be processed now is tried again; then it waits as long as it has waited, at most
+// entryWaits.
+const (
+	entryAgain = time.Second
+	entryWaits = 30 * time.Second
+)
+
+// entryDue processes one entry that came due. Its commit ends its lease; only a failure has to be told. What the rules cannot
 // process is recorded as undecided by the same commit, and so is what could not be processed for DELIVERY_MAX_AGE: no entry
 // comes back for ever.
-func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
+func (e *engine) entryDue(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	waiting := time.Duration(w.GetEntry().GetWaitingMs()) * time.Millisecond
 	err := e.entry(ctx, w.GetCall(), w.GetEntry(), nil)
-	if err != nil && undelivered(err) && waiting > e.entryMaxAge {
+	if err != nil && tryAgain(err) && waiting > e.entryMaxAge {
 		err = e.entry(ctx, w.GetCall(), w.GetEntry(), fmt.Errorf("it could not be processed within %v (DELIVERY_MAX_AGE): %v", e.entryMaxAge, err))
 	}
 	next := &statev1.LeaseRequest{Credit: 1}
 	switch {
-	case err != nil && undelivered(err):
+	case err != nil && tryAgain(err):
 		again := min(max(waiting, entryAgain), entryWaits)
 		if gone := (errNotConnected{}); errors.As(err, &gone) {
 			e.tel.Log().Warn("an entry waits for its account", "error", err)
 		}
-		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Destination: "rules", Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
+		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Destination: rulesQueue, Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
 			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: again.Milliseconds()}}}}
 	case err != nil:
 		e.tel.Log().Error("AN ENTRY COULD NOT BE PROCESSED; it is recorded as undecided", "call", telemetry.MaskCall(w.GetCall()), "error", telemetry.MaskDigits(err.Error()))
@@ -493,15 +503,15 @@ func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.Lease
 	return next
 }
 
-// undelivered says whether what failed has to be tried again: it is not recorded, or nobody knows.
-func undelivered(err error) bool {
+// tryAgain says whether what failed has to be tried again: it is not recorded, or nobody knows.
+func tryAgain(err error) bool {
 	var gone errNotConnected
 	return errors.As(err, &gone) || errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE
 }
 
 // entry processes an entry, or records why it is given up.
 func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) error {
-	in := timerInput(call, entry)
+	in := entryInput(call, entry)
 	in.unreadable = givenUp
 	switch _, _, _, isKommo := kommo.ParseKey(call); {
 	case entry.GetMessage() != nil:
@@ -520,7 +530,7 @@ func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, g
 	return err
 }
 
-func timerInput(call string, entry *statev1.Entry) *input {
+func entryInput(call string, entry *statev1.Entry) *input {
 	return &input{id: entry.GetTimerId() + ":" + entry.GetTimer(), call: call, since: time.Now(), entry: entry,
 		ameyo: ameyo.Input{Timer: entry.GetTimer()}}
 }

@@ -143,7 +143,7 @@ func newTestEngine(t *testing.T) (*engine, *fakeState) {
 // A stop lets entries under way finish, asks for no more, and tells state of those that could not: none waits for LEASE_TIME.
 func TestStopEndsEntries(t *testing.T) {
 	e, f := newTestEngine(t)
-	e.timersStop = 100 * time.Millisecond
+	e.entriesStop = 100 * time.Millisecond
 	began, release := make(chan struct{}), make(chan struct{})
 	f.before = func(item *statev1.CommitItem) (lost bool) {
 		if item.GetCall() == "ameyo/1" {
@@ -158,7 +158,7 @@ func TestStopEndsEntries(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	go func() { e.timers(ctx, f.client); close(ended) }()
+	go func() { e.entries(ctx, f.client); close(ended) }()
 	<-began
 	stop()
 	close(release)

@@ -379,13 +379,6 @@ func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) 
 	return errors.New("the account keeps changing")
 }
 
-// entryAgain is how soon an entry that cannot be processed now is tried again; then it waits as long as it has waited, at most
-// entryWaits.
-const (
-	entryAgain = time.Second
-	entryWaits = 30 * time.Second
-)
-
 // relay takes a message to the call that it is for, and only then lets its sender forget it. Its id is the input id there,
 // so a second time changes nothing.
 func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message, givenUp error) error {
@@ -397,7 +390,7 @@ func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message, g
 		}
 	}
 	_, refused := e.process(ctx, in)
-	if refused != nil && undelivered(refused) {
+	if refused != nil && tryAgain(refused) {
 		return refused
 	}
 	sender.done, sender.unreadable = true, nil

@@ -70,7 +70,7 @@ func (r *record) entry(timer string, result *statev1.DeliveryResult) *statev1.Co
 	r.Helper()
 	r.late += 10_000
 	entry := &statev1.Entry{Timer: timer, TimerId: "c", Result: result}
-	in := timerInput(r.call, entry)
+	in := entryInput(r.call, entry)
 	if err := r.e.kommo.entry(in, entry); err != nil {
 		r.Fatal(err)
 	}

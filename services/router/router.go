@@ -64,7 +64,7 @@ func (s *Service) Ready() error {
 	return nil
 }
 
-// Run keeps the streams to state and works off due timers until ctx ends. The streams end last: inputs under way still
+// Run keeps the streams to state and works off due entries until ctx ends. The streams end last: inputs under way still
 // need them.
 func (s *Service) Run(ctx context.Context) error {
 	pipes, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -77,11 +77,11 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() {
 		s.engine.pbx.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.pbx.take(list, s.tel.Log().Error) })
 	})
-	var timers sync.WaitGroup
-	timers.Go(func() { s.engine.timers(ctx, s.state) })
+	var entries sync.WaitGroup
+	entries.Go(func() { s.engine.entries(ctx, s.state) })
 	<-ctx.Done()
 	close(s.stopping)
-	timers.Wait()
+	entries.Wait()
 	s.engine.running.wait()
 	stop()
 	wg.Wait()
