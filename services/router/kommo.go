@@ -276,15 +276,13 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		}
 	}
 	var effects kommo.Effects
-	request, first := what.RequestID, ""
-	if call != nil {
-		first = call.RequestID
-	}
+	request, first := what.RequestID, "" // whose the facts are; who reported the call before
 	if number != nil {
 		var next kommo.Number
 		next, effects = kommo.DecideNumber(in.kommo.rules, *number, what, nowMS)
 		number = &next
 	} else {
+		first = call.RequestID
 		var next kommo.Call
 		next, effects = kommo.Decide(in.kommo.rules, *call, what, nowMS)
 		call, request = &next, cmp.Or(request, next.RequestID)

@@ -147,7 +147,7 @@ type pbxInput struct {
 
 // event makes what the engine takes of an event. Whatever it holds is recorded: with its call where it names one, else as
 // a request of its own.
-func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEvent) error {
+func (r *pbxRules) event(in *input, m *routerv1.PbxEvent) error {
 	config, err := r.of(m.GetIntegration(), in.since)
 	gone := errors.Is(err, errNoIntegration)
 	if err != nil && !gone {
@@ -156,7 +156,7 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 	params := wire.Params(m.GetEvent())
 	e, err := callback.DecodePbxEvent(params)
 	in.received.Source = "pbx." + cmp.Or(e.Kind, "event")
-	in.call = callback.RequestKey(item.GetRequestId())
+	in.call = callback.RequestKey(in.id)
 	if e.CallID != "" {
 		in.call = callback.PbxCallKey(m.GetIntegration(), e.CallID)
 	}
@@ -178,7 +178,7 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 		in.pbx.note = fmt.Sprintf("%s of agent %s, %s, on %s", e.Kind, e.Agent, e.AgentStatus, place())
 		return nil
 	}
-	in.pbx.input = pbx.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent(), Event: &e,
+	in.pbx.input = pbx.Input{RequestID: in.id, Traceparent: in.traceparent, Event: &e,
 		ExtensionID: m.GetExtensionId(), Extension: m.GetExtension(), Type: m.GetType(), WantRecording: r.wantRecording(m, e.RecordID)}
 	return nil
 }

@@ -117,7 +117,7 @@ func (e *engine) input(item *routerv1.RouteItem, now time.Time) (in *input, err 
 		}
 		in.call, in.ameyo.CallEnd = callback.CallKey(callback.Ameyo, end.CallID), &end
 	case *routerv1.RouteItem_PbxEvent:
-		if err := e.pbx.event(in, item, c.PbxEvent); err != nil {
+		if err := e.pbx.event(in, c.PbxEvent); err != nil {
 			return nil, err
 		}
 	case *routerv1.RouteItem_KommoCall:
@@ -126,7 +126,7 @@ func (e *engine) input(item *routerv1.RouteItem, now time.Time) (in *input, err 
 		}
 	case *routerv1.RouteItem_Refused:
 		r := c.Refused
-		in.call = callback.RequestKey(item.GetRequestId())
+		in.call = callback.RequestKey(in.id)
 		in.rejected = &statev1.Rejected{Status: r.GetStatus(), Field: r.GetField(), Message: r.GetMessage(), Method: r.GetMethod(), Path: r.GetPath()}
 	default:
 		if len(item.ProtoReflect().GetUnknown()) > 0 { // of a newer ingress, whose spool keeps it for a newer router

@@ -631,13 +631,12 @@ func (d *decision) answer(a *Answer) {
 func (d *decision) park(reason string) {
 	end := d.endMS() + d.cfg.ParkFor.Milliseconds()
 	numbered := Digits(d.facts().Phone) != ""
-	switch {
-	case d.now < end:
-	case d.PostMS < end && numbered: // a last poll: a contact may have appeared
-		d.post()
-		return
-	default:
-		d.noEntity()
+	if d.now >= end {
+		if d.PostMS < end && numbered { // a last poll: a contact may have appeared
+			d.post()
+		} else {
+			d.noEntity()
+		}
 		return
 	}
 	d.Phase = Parked

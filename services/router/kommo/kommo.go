@@ -561,11 +561,11 @@ func ParseKey(key string) (accountID int64, id string, number, ok bool) {
 
 // Digits are the last ten digits of a number, by which Kommo compares; fewer where it has fewer, none where it has none.
 func Digits(phone string) string {
-	digits := make([]byte, 0, len(phone))
-	for i := range len(phone) {
-		if '0' <= phone[i] && phone[i] <= '9' {
-			digits = append(digits, phone[i])
+	digits := strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return r
 		}
-	}
-	return string(digits[max(0, len(digits)-10):])
+		return -1
+	}, phone)
+	return digits[max(0, len(digits)-10):]
 }
