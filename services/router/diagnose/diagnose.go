@@ -94,6 +94,12 @@ type about struct {
 	words    []string
 }
 
+// with has further words, which win over those of the same names.
+func (a about) with(words ...string) about {
+	a.words = append(words, a.words...)
+	return a
+}
+
 func (d *diagnosis) find(step Step, level operatorv1.Level, code string, a about) {
 	t, known := texts[code]
 	if !known {
@@ -283,12 +289,7 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 	if d.superseded[one.GetRequestId()] != "" {
 		return
 	}
-	var last *statev1.Attempt
-	for _, e := range d.call.Journal {
-		if a := e.GetAttempt(); a.GetDelivery() == one.GetNumber() {
-			last = a
-		}
-	}
+	last := d.lastAttempt(one)
 	a := about{one.GetRequestId(), one.GetNumber(), []string{"endpoint", one.GetEndpoint(), "destination", one.GetDestination(),
 		"reason", one.GetReason(), "attempts", fmt.Sprint(one.GetAttempts())}}
 	answered := d.answer(one, last, a)
@@ -300,11 +301,9 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 		case answered: // it was sent; the answer is what stopped it
 			send(ok, "send_ok")
 		case held:
-			a.words = append([]string{"reason", cmp.Or(hold, one.GetReason())}, a.words...)
-			send(failed, "send_held")
+			d.find(UpstreamSend, failed, "send_held", a.with("reason", cmp.Or(hold, one.GetReason())))
 		case last.GetNext() == "retry":
-			a.words = append([]string{"reason", last.GetError()}, a.words...)
-			send(waiting, "send_retrying")
+			d.find(UpstreamSend, waiting, "send_retrying", a.with("reason", last.GetError()))
 		default:
 			d.waits(UpstreamSend, one, a)
 		}
@@ -334,19 +333,27 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 	}
 }
 
+// lastAttempt is the last attempt to send a delivery; nil: there was none.
+func (d *diagnosis) lastAttempt(one *statev1.Delivery) *statev1.Attempt {
+	for _, e := range slices.Backward(d.call.Journal) {
+		if a := e.GetAttempt(); a != nil && a.GetDelivery() == one.GetNumber() {
+			return a
+		}
+	}
+	return nil
+}
+
 // waits says what a delivery waits for that nothing was tried of: one before it, its destination, or nothing but its turn.
 func (d *diagnosis) waits(step Step, one *statev1.Delivery, a about) {
 	for _, before := range d.call.Deliveries {
 		if before.GetNumber() < one.GetNumber() && before.GetDestination() == one.GetDestination() &&
 			(before.GetState() == statev1.DeliveryState_DELIVERY_STATE_QUEUED || before.GetState() == statev1.DeliveryState_DELIVERY_STATE_LEASED) {
-			a.words = append(a.words, "before", fmt.Sprint(before.GetNumber()))
-			d.find(step, waiting, "send_behind", a)
+			d.find(step, waiting, "send_behind", a.with("before", fmt.Sprint(before.GetNumber())))
 			return
 		}
 	}
 	if why := d.call.Stuck[one.GetDestination()]; why != "" {
-		a.words = append([]string{"reason", why}, a.words...)
-		d.find(step, waiting, "send_stuck", a)
+		d.find(step, waiting, "send_stuck", a.with("reason", why))
 		return
 	}
 	d.find(step, waiting, "send_queued", a)
@@ -371,7 +378,7 @@ func (d *diagnosis) answer(one *statev1.Delivery, last *statev1.Attempt, a about
 			codes = append(codes, word)
 		}
 	}
-	a.words = append([]string{"codes", strings.Join(codes, ", ")}, a.words...)
+	a = a.with("codes", strings.Join(codes, ", "))
 	code := ""
 	switch {
 	case last.GetMessageCode() == "WTYP0010":

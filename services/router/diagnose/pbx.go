@@ -77,14 +77,14 @@ func (d *diagnosis) pbx() {
 			legs[f.Decided.GetLeg()] = f.Decided
 		}
 	}
-	switch {
-	case events == 0:
+	if events == 0 {
 		d.find(Events, failed, "pbx_nothing", about{})
-	default:
+	} else {
 		d.find(Events, ok, "pbx_events", about{last, 0, []string{"count", fmt.Sprint(events)}})
 	}
+	odd := len(d.findings[Understood])
 	if repeats > 0 {
-		d.find(Understood, note, "pbx_repeats", about{"", 0, []string{"count", fmt.Sprint(repeats)}})
+		d.find(Understood, note, "pbx_repeats", about{words: []string{"count", fmt.Sprint(repeats)}})
 	}
 	if d.call.JournalDropped {
 		d.find(Events, note, "received_journal_full", about{})
@@ -92,21 +92,21 @@ func (d *diagnosis) pbx() {
 	for _, id := range order {
 		switch f := legs[id]; {
 		case strings.HasPrefix(f.GetFlow(), "unreconciled"):
-			d.find(Decided, failed, "pbx_unreconciled", about{"", 0, pbxWords(f)})
+			d.find(Decided, failed, "pbx_unreconciled", about{words: pbxWords(f)})
 		case len(f.GetDeliveries()) == 0:
-			d.find(Decided, ok, "pbx_left_out", about{"", 0, pbxWords(f)})
+			d.find(Decided, ok, "pbx_left_out", about{words: pbxWords(f)})
 		default:
-			d.find(Decided, ok, "pbx_decided", about{"", 0, pbxWords(f)})
+			d.find(Decided, ok, "pbx_decided", about{words: pbxWords(f)})
 		}
 	}
 	open := false
 	for _, id := range cardOrder {
 		if c := cards[id]; c.GetState() == "ringing" || c.GetState() == "in_call" {
 			open = true
-			d.find(Decided, waiting, "pbx_in_progress", about{"", 0, []string{"leg", id, "state", strings.ReplaceAll(c.GetState(), "_", " "), "extension", c.GetExtension()}})
+			d.find(Decided, waiting, "pbx_in_progress", about{words: []string{"leg", id, "state", strings.ReplaceAll(c.GetState(), "_", " "), "extension", c.GetExtension()}})
 		}
 	}
-	if events > 0 && len(order) == 0 && !open && len(d.findings[Understood]) == repeatsOnly(repeats) && len(d.findings[Decided]) == 0 {
+	if events > 0 && len(order) == 0 && !open && odd == 0 && len(d.findings[Decided]) == 0 {
 		d.find(Decided, waiting, "pbx_not_yet", about{})
 	}
 	for _, one := range d.call.Deliveries {
@@ -114,20 +114,13 @@ func (d *diagnosis) pbx() {
 	}
 }
 
-func repeatsOnly(repeats int) int { return min(repeats, 1) }
-
 func pbxWords(f *statev1.Decided) []string {
 	return []string{"rule", f.GetRule(), "what", f.GetFlow(), "leg", f.GetLeg()}
 }
 
 // pbxDelivery looks at one registration with the CRM.
 func (d *diagnosis) pbxDelivery(one *statev1.Delivery) {
-	var last *statev1.Attempt
-	for _, e := range d.call.Journal {
-		if a := e.GetAttempt(); a.GetDelivery() == one.GetNumber() {
-			last = a
-		}
-	}
+	last := d.lastAttempt(one)
 	hold, held := d.call.Holds[one.GetDestination()]
 	reason := cmp.Or(one.GetReason(), last.GetError())
 	level, code := failed, "send_unknown_state"
