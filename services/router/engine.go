@@ -401,8 +401,9 @@ func (e *engine) entries(ctx context.Context, client statev1.StateServiceClient)
 // entriesAtOnce is how many entries this process works on at the same time.
 const entriesAtOnce = 64
 
-// entriesStop is how long those under way may take to finish when the process stops: well within the time that it has for that.
-const entriesStop = 5 * time.Second
+// entriesStop is how long those under way may take to finish when the process stops. The other half is for telling state of those
+// that could not.
+const entriesStop = StopTimeout / 2
 
 // entryStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
 // have until entriesStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.

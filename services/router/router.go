@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -20,6 +21,9 @@ import (
 	"callrelay/platform/telemetry"
 	"callrelay/services/router/kommo"
 )
+
+// StopTimeout is how long Run of a process of its own may take to end.
+const StopTimeout = 4 * time.Second
 
 // Service is router; it implements run.Service.
 type Service struct {
