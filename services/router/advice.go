@@ -275,18 +275,12 @@ func originOf(call *diagnose.Call, of string) (*origin, error) {
 
 func supersededBy(call *diagnose.Call, of string) string {
 	for _, e := range call.Journal {
-		if a := e.GetAction(); e.GetRequestId() == of && a.GetWhat() == superseded {
+		if a := e.GetAction(); e.GetRequestId() == of && a.GetWhat() == diagnose.Superseded {
 			return a.GetRequestId()
 		}
 	}
 	return ""
 }
-
-// Words of Action.what.
-const (
-	resend     = "resend"
-	superseded = "superseded"
-)
 
 // corrected makes the input of the new request.
 func (a *advice) corrected(req *operatorv1.ResendRequest, f *origin, caller rpc.Caller) (*input, error) {
@@ -332,7 +326,7 @@ func (a *advice) corrected(req *operatorv1.ResendRequest, f *origin, caller rpc.
 	}
 	in.receivedMS = f.entry.GetAtMs() - f.received.GetAgeMs()
 	in.resend = &resending{of: req.GetRequestId(), force: req.GetForce(),
-		action: &statev1.Action{Actor: caller.Actor, What: resend, Reason: telemetry.MaskDigits(req.GetReason()), RequestId: req.GetRequestId()}}
+		action: &statev1.Action{Actor: caller.Actor, What: "resend", Reason: telemetry.MaskDigits(req.GetReason()), RequestId: req.GetRequestId()}}
 	return in, nil
 }
 
@@ -365,7 +359,7 @@ func (a *advice) settle(ctx context.Context, key string, in *input, f *origin, s
 		if !known {
 			nowMS = f.entry.GetAtMs()
 		}
-		item := newCommit(&input{id: in.id + ":" + superseded, call: key}, "", nowMS, in.supersededEntry(nowMS))
+		item := newCommit(&input{id: in.id + ":" + diagnose.Superseded, call: key}, "", nowMS, in.supersededEntry(nowMS))
 		for range conflicts {
 			answer, err := a.engine.commitOne(ctx, item)
 			if err != nil {
@@ -409,7 +403,7 @@ func (in *input) resendEntries(nowMS int64) []*statev1.JournalEntry {
 func (in *input) supersededEntry(nowMS int64) *statev1.JournalEntry {
 	a := in.resend.action
 	return &statev1.JournalEntry{AtMs: nowMS, RequestId: in.resend.of, Fact: &statev1.JournalEntry_Action{
-		Action: &statev1.Action{Actor: a.GetActor(), What: superseded, Reason: a.GetReason(), RequestId: in.id}}}
+		Action: &statev1.Action{Actor: a.GetActor(), What: diagnose.Superseded, Reason: a.GetReason(), RequestId: in.id}}}
 }
 
 // refusal makes the rules' refusal one for the caller.

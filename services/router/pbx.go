@@ -22,6 +22,7 @@ import (
 	"callrelay/platform/accounts"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
+	"callrelay/services/router/diagnose"
 	"callrelay/services/router/pbx"
 )
 
@@ -170,7 +171,7 @@ func (r *pbxRules) event(in *input, m *routerv1.PbxEvent) error {
 		in.pbx.note = pbxDeleted(m.GetIntegration())
 		return nil
 	case errors.As(err, &refusal):
-		in.pbx.note = "an event of " + place() + " cannot be understood: " + refusal.Message
+		in.pbx.note = "an event of " + place() + " " + diagnose.NotUnderstood + ": " + refusal.Message
 		return nil
 	case err != nil:
 		return errkind.Internal(err)
@@ -205,7 +206,7 @@ func (r *pbxRules) timer(in *input, name string) error {
 }
 
 func pbxDeleted(integration string) string {
-	return fmt.Sprintf("the integration %s was deleted: nothing more is decided of this call", integration)
+	return fmt.Sprintf("the integration %s %s", integration, diagnose.IntegrationDeleted)
 }
 
 // decidePbx asks the rules and makes the commit of what they say.

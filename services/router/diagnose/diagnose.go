@@ -57,6 +57,9 @@ type Call struct {
 	NowMS int64
 }
 
+// Superseded is Action.what of a request that another one replaced.
+const Superseded = "superseded"
+
 // late is from when on the time between receipt and record is worth knowing.
 const late = time.Minute
 
@@ -64,7 +67,7 @@ const late = time.Minute
 func Diagnose(call Call) *operatorv1.DiagnoseResponse {
 	d := &diagnosis{call: call, superseded: map[string]string{}, findings: map[Step][]*operatorv1.Finding{}}
 	for _, e := range call.Journal {
-		if a := e.GetAction(); a.GetWhat() == "superseded" {
+		if a := e.GetAction(); a.GetWhat() == Superseded {
 			d.superseded[e.GetRequestId()] = a.GetRequestId()
 		}
 	}
@@ -189,7 +192,7 @@ func (d *diagnosis) entries() {
 	for _, e := range d.call.Journal {
 		request := e.GetRequestId()
 		if by := d.superseded[request]; by != "" {
-			if e.GetAction().GetWhat() == "superseded" {
+			if e.GetAction().GetWhat() == Superseded {
 				d.find(Dedupe, note, "dedupe_superseded", about{request, 0, []string{"of", by}})
 			}
 			continue
