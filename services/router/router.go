@@ -1,7 +1,7 @@
-// Package router decides: it loads the call of each input, asks the rules (packages ameyo, pbx and kommo) what the input means, and commits
-// the new call with all its effects, or nothing. It owns the lanes (one input of a call at a time), the conversion between
-// the stored record and the rules' own types, and `rules`, the queue of timers, messages between calls and results of deliveries. It does not know Redis and
-// speaks to no CRM.
+// Package router decides: it asks the rules (packages ameyo, pbx and kommo) what each input means for its call, and commits the new
+// call with all its effects, or nothing. It owns the lanes (one input of a call at a time), the conversion between the stored
+// record and the rules' own types, and the work in `rules`, the queue of timers, messages between calls and results of deliveries.
+// It does not know Redis and speaks to no CRM.
 package router
 
 import (
@@ -51,7 +51,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	e.kommo.config, e.kommo.client, e.kommo.follower = cfg.Kommo, stored, accounts.NewFollower(stored, kommo.AccountPrefix)
 	e.kommo.routes, err = cfg.Kommo.check()
 	e.entryMaxAge = cfg.EntryMaxAge
-	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
+	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: &shelf{operatorv1.NewOperatorServiceClient(state)}}, stopping: make(chan struct{})}, err
 }
 
 // Register adds the gRPC services.
