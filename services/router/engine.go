@@ -43,8 +43,6 @@ type engine struct {
 	kommo   kommoRules
 	// entryMaxAge is how long an entry that cannot be processed is tried again.
 	entryMaxAge time.Duration
-	// entriesStop is the constant of this name, but for tests.
-	entriesStop time.Duration
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -53,7 +51,7 @@ type engine struct {
 func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
 	m, err := newMetrics(tel.Meter())
 	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
-		decide: ameyo.Decide, entriesStop: entriesStop}, err
+		decide: ameyo.Decide}, err
 }
 
 // input is one thing that happened to a call.
@@ -440,8 +438,8 @@ func (e *engine) entryStream(ctx context.Context, client statev1.StateServiceCli
 		case <-over:
 			return
 		}
-		defer time.AfterFunc(e.entriesStop, halt).Stop()
-		defer time.AfterFunc(e.entriesStop+time.Second, cut).Stop() // state does not read, or does not end the stream
+		defer time.AfterFunc(entriesStop, halt).Stop()
+		defer time.AfterFunc(entriesStop+time.Second, cut).Stop() // state does not read, or does not end the stream
 		underWay.wait()
 		send.Lock()
 		ended = true
@@ -461,8 +459,10 @@ func (e *engine) entryStream(ctx context.Context, client statev1.StateServiceCli
 			}
 			return err
 		}
-		for _, w := range resp.GetWork() {
+		for range resp.GetWork() { // all of them, before the first can end
 			underWay.begin()
+		}
+		for _, w := range resp.GetWork() {
 			go func() {
 				defer underWay.end()
 				reply(e.entryDue(working, w))
