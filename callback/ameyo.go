@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -85,11 +86,9 @@ func ParseTargetTelOrder(text string) ([]string, error) {
 // CallStart is a decoded and checked call start: the agent's screen is to pop.
 type CallStart struct {
 	// CallID is 1 to 18 digits without leading zeros.
-	CallID string
-	// CallIDSource is the parameter that gave CallID.
-	CallIDSource string
-	StaffID      string
-	TargetTel    string
+	CallID    string
+	StaffID   string
+	TargetTel string
 	// Notes are worth journaling and changed nothing, in words. They hold no phone numbers.
 	Notes []string
 }
@@ -142,13 +141,13 @@ func (d *decoder) note(format string, args ...any) {
 	d.notes = append(d.notes, fmt.Sprintf(format, args...))
 }
 
-// value returns the first given of the sources of a row and which one it was; the row is named after its first source.
-func (d *decoder) value(sources ...string) (value, source string) {
-	value, source = d.params.first(sources...)
+// value returns the first given of the sources of a row, which is named after its first source.
+func (d *decoder) value(sources ...string) string {
+	value, source := d.params.first(sources...)
 	if len(value) > maxValue {
 		d.refuse(sources[0], fmt.Sprintf("is longer than %d bytes%s", maxValue, takenFrom(source, sources[0])))
 	}
-	return value, source
+	return value
 }
 
 func takenFrom(source, row string) string {
@@ -158,17 +157,17 @@ func takenFrom(source, row string) string {
 	return " (taken from " + source + ")"
 }
 
-func (d *decoder) callID(sources ...string) (id, source string) {
-	value, source := d.value(sources...)
+func (d *decoder) callID(sources ...string) string {
+	value, source := d.params.first(sources...)
 	if value == "" {
 		d.refuse(sources[0], "is required")
-		return "", ""
+		return ""
 	}
 	id, ok := NormalCallID(value)
 	if !ok {
 		d.refuse(sources[0], "must be 1 to 18 digits"+takenFrom(source, sources[0]))
 	}
-	return id, source
+	return id
 }
 
 // DecodeCallStart decodes and checks a call start (spec/ameyo-topsii.md, Call start parameters). The error is a
@@ -176,13 +175,13 @@ func (d *decoder) callID(sources ...string) (id, source string) {
 func DecodeCallStart(p Params, o Options) (CallStart, error) {
 	d := decoder{params: p}
 	var c CallStart
-	c.CallID, c.CallIDSource = d.callID("cs_unique_id", "callId", "crm_push_generated_time", "sessionId")
-	c.StaffID, _ = d.value("userId")
+	c.CallID = d.callID("cs_unique_id", "callId", "crm_push_generated_time", "sessionId")
+	c.StaffID = d.value("userId")
 	if c.StaffID == "" {
 		d.refuse("userId", "is required")
 	}
 	order := o.targetTelOrder()
-	c.TargetTel, _ = d.value(order...)
+	c.TargetTel = d.value(order...)
 	if c.TargetTel == "" {
 		d.refuse(order[0], "is required")
 	}
@@ -224,16 +223,16 @@ func CheckCallEnd(p Params) (callID string, err error) {
 // callEnd decodes everything that can be refused; times cannot.
 func callEnd(p Params) (d decoder, c CallEnd) {
 	d.params = p
-	c.CallID, _ = d.callID("unique_id")
-	c.CustomerID, _ = d.value("customerId")
-	c.AttemptID, _ = d.value("crtObjectId", "customerCRTId")
-	c.CustomerCRTID, _ = d.value("customerCRTId")
+	c.CallID = d.callID("unique_id")
+	c.CustomerID = d.value("customerId")
+	c.AttemptID = d.value("crtObjectId", "customerCRTId")
+	c.CustomerCRTID = d.value("customerCRTId")
 	d.disposition(&c)
 	if c.Connected && c.CustomerCRTID == "" {
 		d.refuse("customerCRTId", "is required when systemDisposition is CONNECTED")
 	}
 	d.phones(&c)
-	c.StaffID, _ = d.value("userId")
+	c.StaffID = d.value("userId")
 	if c.Connected && c.StaffID == "" {
 		d.refuse("userId", "is required when systemDisposition is CONNECTED")
 	}
@@ -244,11 +243,11 @@ func callEnd(p Params) (d decoder, c CallEnd) {
 }
 
 func (d *decoder) disposition(c *CallEnd) {
-	c.Disposition, _ = d.value("systemDisposition")
+	c.Disposition = d.value("systemDisposition")
 	if strings.EqualFold(c.Disposition, "CONNECTED") {
 		c.Disposition, c.Connected = "CONNECTED", true
 	}
-	cause, _ := d.value("hangupCauseCode")
+	cause := d.value("hangupCauseCode")
 	switch {
 	case isDigits(cause):
 		c.HangupCause = trimZeros(cause)
@@ -263,10 +262,10 @@ func (d *decoder) disposition(c *CallEnd) {
 
 // phones fills DialIndex, Phones and TargetTel, which depend on one another.
 func (d *decoder) phones(c *CallEnd) {
-	dialled, _ := d.value("dialledPhone", "dialedPhone", "dstPhone")
-	customer, _ := d.value("cstmPhone")
-	phone1, _ := d.value("phone1")
-	phone2, _ := d.value("phone2")
+	dialled := d.value("dialledPhone", "dialedPhone", "dstPhone")
+	customer := d.value("cstmPhone")
+	phone1 := d.value("phone1")
+	phone2 := d.value("phone2")
 
 	phones, problem := parsePhoneList(d.params.Get("phoneList"))
 	switch {
@@ -278,10 +277,7 @@ func (d *decoder) phones(c *CallEnd) {
 	}
 	c.Phones = uint32(len(phones))
 
-	c.TargetTel = dialled
-	if dialled == "" {
-		c.TargetTel = customer
-	}
+	c.TargetTel = cmp.Or(dialled, customer)
 	c.DialIndex = d.dialIndex(len(phones) > 1 && c.TargetTel == phone2)
 	if c.DialIndex >= 1 && customer != "" {
 		c.TargetTel = customer
@@ -289,7 +285,7 @@ func (d *decoder) phones(c *CallEnd) {
 }
 
 func (d *decoder) dialIndex(dialledSecond bool) uint32 {
-	given, _ := d.value("shareablePhonesDialIndex")
+	given := d.value("shareablePhonesDialIndex")
 	if given == "" {
 		if dialledSecond {
 			return 1

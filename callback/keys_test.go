@@ -40,9 +40,9 @@ func TestMask(t *testing.T) {
 			t.Errorf("MaskPhones(%q) = %q, want %q", s, got, want)
 		}
 	}
-	params := Params{{"unique_id", "1234567"}, {"phone", "1234567"}, {"phoneList", `["1234567"]`}}
+	params := Params{{"unique_id", "1234567"}, {"phone", "1234567"}, {"phoneList", `["1234567"]`}, {"customer_Phone", "1234567"}, {"calleridnum", "1234567"}}
 	masked := params.Masked()
-	if masked[0].Value != "1234567" || masked[1].Value != "***4567" || masked[2].Value != `["***4567"]` {
+	if masked[0].Value != "1234567" || masked[1].Value != "***4567" || masked[2].Value != `["***4567"]` || masked[3].Value != "***4567" || masked[4].Value != "***4567" {
 		t.Errorf("Masked = %q", masked)
 	}
 	if params[1].Value != "1234567" {

@@ -23,7 +23,7 @@ type KommoCall struct {
 	Phone string `json:"phone"`
 	// Duration in seconds, 0 to 7 days; 0 for a call that nobody answered.
 	Duration int64 `json:"duration"`
-	// Status is one of KommoStatuses, or empty.
+	// Status is answered, no_answer, busy, wrong_number, voicemail or empty.
 	Status string `json:"status"`
 	// StartedAt in seconds since 1970; 0 = unknown.
 	StartedAt int64 `json:"started_at"`
@@ -34,11 +34,11 @@ type KommoCall struct {
 	DID string `json:"did"`
 }
 
-// KommoStatuses are how a call can have gone.
-var KommoStatuses = []string{"answered", "no_answer", "busy", "wrong_number", "voicemail"}
+// kommoStatuses are how a call can have gone.
+var kommoStatuses = []string{"answered", "no_answer", "busy", "wrong_number", "voicemail"}
 
 const (
-	maxKommoID       = 128
+	maxKommoText     = 128 // bytes
 	maxKommoDuration = 7 * 24 * 3600
 	maxKommoTime     = 4102444800 // the year 2100
 )
@@ -76,21 +76,21 @@ func (c *KommoCall) Check() error {
 		return utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 	}
 	for _, text := range []struct{ field, value string }{{"phone", c.Phone}, {"user", c.User}, {"did", c.DID}} {
-		if len(text.value) > maxKommoID || !printable(text.value) {
-			return refuse(text.field, "must be at most %d bytes of printable characters, without spaces around it", maxKommoID)
+		if len(text.value) > maxKommoText || !printable(text.value) {
+			return refuse(text.field, "must be at most %d bytes of printable characters, without spaces around it", maxKommoText)
 		}
 	}
 	switch {
 	case c.CallID == "":
 		return refuse("call_id", "is required")
-	case len(c.CallID) > maxKommoID || !printable(c.CallID):
-		return refuse("call_id", "must be 1 to %d bytes of printable characters, without spaces around it", maxKommoID)
+	case len(c.CallID) > maxKommoText || !printable(c.CallID):
+		return refuse("call_id", "must be 1 to %d bytes of printable characters, without spaces around it", maxKommoText)
 	case c.Direction != "inbound" && c.Direction != "outbound":
 		return refuse("direction", "must be inbound or outbound")
 	case c.Duration < 0 || c.Duration > maxKommoDuration:
 		return refuse("duration", "must be 0 to %d seconds", maxKommoDuration)
-	case c.Status != "" && !slices.Contains(KommoStatuses, c.Status):
-		return refuse("status", "must be one of %s", strings.Join(KommoStatuses, ", "))
+	case c.Status != "" && !slices.Contains(kommoStatuses, c.Status):
+		return refuse("status", "must be one of %s", strings.Join(kommoStatuses, ", "))
 	case c.StartedAt < 0 || c.StartedAt > maxKommoTime:
 		return refuse("started_at", "must be seconds since 1970")
 	case c.UserID < 0:

@@ -6,17 +6,17 @@ import (
 	"unicode"
 )
 
-// phoneParams are the parameters whose values are phone numbers, or a JSON list of them.
-var phoneParams = []string{
-	"phone", "displayPhone", "dialledPhone", "dialedPhone", "dstPhone", "cstmPhone", "phone1", "phone2", "phoneList",
-	"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion", "did",
-}
+// phoneParams are the parameters whose values are phone numbers although "phone" is not in their names.
+var phoneParams = []string{"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion", "did"}
 
-// Masked returns a copy for logs in which the phone numbers of known parameters keep only their last four digits.
+// Masked returns a copy for people who may not see phone numbers, and for logs: of the digits of each only the last four are left.
+// Whatever has "phone" in its name counts as one, or as a JSON list of them.
 func (p Params) Masked() Params {
 	masked := slices.Clone(p)
 	for i := range masked {
-		if slices.ContainsFunc(phoneParams, func(name string) bool { return strings.EqualFold(name, masked[i].Name) }) {
+		name := masked[i].Name
+		if strings.Contains(strings.ToLower(name), "phone") ||
+			slices.ContainsFunc(phoneParams, func(known string) bool { return strings.EqualFold(known, name) }) {
 			masked[i].Value = MaskPhones(masked[i].Value)
 		}
 	}

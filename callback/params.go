@@ -50,14 +50,14 @@ func (p Params) first(names ...string) (value, name string) {
 // ordinary character, '+' is a space, a bad %-escape stays as it is, bytes that are not UTF-8 become U+FFFD (the caller
 // keeps the raw query), values are trimmed, parameters without a name and those after the 1000th are left out.
 //
-// Names follow PHP too, because three of ours contain what it makes of other characters: leading spaces go, and ' ',
+// Names follow PHP too, because some of ours contain what it makes of other characters: leading spaces go, and ' ',
 // '.' and '[' become '_', so "unique.id" is unique_id. One difference: PHP turns "a[b]=c" into an array named a, which
 // the relay could not use; here it is the unknown parameter "a_b]".
 func ParseQuery(raw string) Params {
 	params := make(Params, 0, min(strings.Count(raw, "&")+1, maxParams))
 	for pair := range strings.SplitSeq(raw, "&") {
 		name, value, _ := strings.Cut(pair, "=")
-		name = phpName(clean(name))
+		name = phpNames.Replace(strings.TrimLeft(clean(name), " "))
 		if name == "" {
 			continue
 		}
@@ -70,10 +70,6 @@ func ParseQuery(raw string) Params {
 }
 
 var phpNames = strings.NewReplacer(" ", "_", ".", "_", "[", "_")
-
-func phpName(name string) string {
-	return phpNames.Replace(strings.TrimLeft(name, " "))
-}
 
 // clean decodes the escapes of s and replaces what is not UTF-8.
 func clean(s string) string {
@@ -118,15 +114,12 @@ func unhex(c byte) byte {
 	return c - 'A' + 10
 }
 
-// Encode writes a query that net/url accepts without error: each name once, with the value that counts (Get), in the order of
-// the counting occurrences.
-//
-// Names with an underscore that are not ours are left out: such a name can be a field's name in the proto ("customer_id"
-// beside "customerId"), which the PHP relay did not know and which would fight with the real one.
+// Encode writes a query that says the same: each name once, with the value that counts (Get), in the order of the counting
+// occurrences.
 func (p Params) Encode() string {
 	var b strings.Builder
 	for i, param := range p {
-		if !safeName(param.Name) || p[i+1:].has(param.Name) {
+		if p[i+1:].has(param.Name) {
 			continue
 		}
 		if b.Len() > 0 {
@@ -146,15 +139,4 @@ func (p Params) has(name string) bool {
 		}
 	}
 	return false
-}
-
-// safeName says that a name is what PHP took it for: one of our fields by its JSON name, or nothing at all.
-func safeName(name string) bool {
-	switch name {
-	case "":
-		return false
-	case "unique_id", "cs_unique_id", "crm_push_generated_time", "agent_id", "agent_status":
-		return true
-	}
-	return !strings.ContainsAny(name, "_.[ ")
 }

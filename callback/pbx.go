@@ -68,18 +68,18 @@ type PbxEvent struct {
 	Notes []string
 }
 
-// PbxNames are the parameters of a PBX event that count, as the PBX writes them.
-var PbxNames = []string{
+// pbxNames are the parameters of a PBX event that count, as the PBX writes them.
+var pbxNames = []string{
 	"EventType", "EventTime", "CallID", "SubCallID", "CallFlow", "CallStatus", "CallerIDNum", "CalledNumber", "CalledDID",
 	"CallerExtensionID", "CalledExtensionID", "RemoteNumber", "CallBackID", "Bridged", "Transfered", "Duration", "RecID",
 	"agent_id", "agent_status",
 }
 
 // PbxParams keeps the parameters of a PBX event that count, with the names that the PBX documents: it compares them
-// without regard to case. Of a repeated one the last counts; the order is that of PbxNames.
+// without regard to case. Of a repeated one the last counts; the order is that of pbxNames.
 func PbxParams(p Params) Params {
-	kept := make(Params, 0, min(len(p), len(PbxNames)))
-	for _, name := range PbxNames {
+	kept := make(Params, 0, min(len(p), len(pbxNames)))
+	for _, name := range pbxNames {
 		for _, param := range slices.Backward(p) {
 			if strings.EqualFold(param.Name, name) || name == "Transfered" && strings.EqualFold(param.Name, "Transferred") {
 				if value := strings.Trim(param.Value, phpSpace); value != "" {
@@ -254,8 +254,5 @@ func PbxCallKey(integration, callID string) string {
 	return CallKey(Pbx+"/"+integration, url.QueryEscape(callID))
 }
 
-// pbxRounding is half of a second in microseconds.
-const pbxRounding = 500_000
-
 // PbxSeconds rounds microseconds to seconds, halves up (spec/pbx.md, P5).
-func PbxSeconds(us int64) int64 { return (us + pbxRounding) / 1_000_000 }
+func PbxSeconds(us int64) int64 { return (us + 500_000) / 1_000_000 }

@@ -135,7 +135,7 @@ func FuzzDecodePbxEvent(f *testing.F) {
 		if len(e.CallID) > maxPbxID || len(e.SubCallID) > maxPbxID || e.DurationUS < 0 || e.AtUS < 0 || len(e.Caller) > maxValue {
 			t.Errorf("%q: out of bounds %+v", raw, e)
 		}
-		// What the gateway gets is read as what the PBX sent.
+		// What is kept of an event is read as what the PBX sent.
 		if again, _ := DecodePbxEvent(ParseQuery(PbxParams(params).Encode())); !equalPbx(e, again) {
 			t.Errorf("%q: encoded it reads\n%+v, before\n%+v", raw, again, e)
 		}

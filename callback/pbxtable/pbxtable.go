@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 	"net/netip"
 	"net/url"
@@ -304,7 +305,7 @@ func New(integrations []Integration) *Table {
 }
 
 // rows are the rows of an integration, one for each token.
-func (i *Integration) rows() func(yield func(Row) bool) {
+func (i *Integration) rows() iter.Seq[Row] {
 	return func(yield func(Row) bool) {
 		for _, x := range i.Extensions {
 			row := Row{Integration: i.ID, ExtensionID: x.ID, Name: x.Name, Type: x.Type}
@@ -322,8 +323,8 @@ func (i *Integration) rows() func(yield func(Row) bool) {
 	}
 }
 
-// Find returns the row that a token stands for now, or nil. It takes as long for every token of a length: what is compared
-// are hashes.
+// Find returns the row that a token stands for now, or nil. What is compared are hashes, so the time it takes says nothing of
+// the tokens in the table.
 func (t *Table) Find(token string, now time.Time) *Row {
 	if t == nil || len(token) > 128 {
 		return nil
@@ -338,8 +339,8 @@ func (t *Table) Find(token string, now time.Time) *Row {
 // Has says whether a token is in the table.
 func (t *Table) Has(token Hash) bool { return t.rows[token] != nil }
 
-// Rotate gives an extension a new token. The ones it has end at the given moment. If that is not after now all end at once, those
-// of earlier rotations too: one of them has leaked.
+// Rotate gives an extension a new token. Those it has work until the given moment; those of earlier rotations keep their own end.
+// If that moment is not after now, all of them end at once: one of them has leaked.
 func (x *Extension) Rotate(fresh Token, until, now time.Time) error {
 	x.Ending = slices.DeleteFunc(x.Ending, func(e Ending) bool { return !now.Before(e.Until.Time) })
 	if now.Before(until) {

@@ -100,7 +100,7 @@ func rulesOf(texts []*operatorv1.RulesText) ([]explain.Rules, callback.Options, 
 	if err != nil {
 		return nil, callback.Options{}, err
 	}
-	inForce, options, err := cfg.Explaining()
+	inForce, options, err := cfg.Rules()
 	if err != nil {
 		return nil, options, err
 	}

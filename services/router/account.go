@@ -56,7 +56,8 @@ func moves(entries []*statev1.JournalEntry) []*statev1.Move {
 
 // terms are what a callback makes its call findable by: ids and names, and phone numbers.
 func terms(item *routerv1.RouteItem) (terms, phones []string) {
-	terms, phones = make([]string, 0, 2), make([]string, 0, 2) // as many as most have
+	room := make([]string, 4) // two of each is what most have
+	terms, phones = room[0:0:2], room[2:2:4]
 	switch c := item.GetCallback().(type) {
 	case *routerv1.RouteItem_AmeyoCallStart:
 		m := c.AmeyoCallStart

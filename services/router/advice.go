@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -18,8 +19,11 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"callrelay/callback"
+	"callrelay/callback/wire"
+	callbackv1 "callrelay/gen/callrelay/callback/v1"
 	errorsv1 "callrelay/gen/callrelay/errors/v1"
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
 	"callrelay/platform/rpc"
@@ -71,8 +75,8 @@ func deliveryID(call string, number uint32) string {
 	return call + "/" + strconv.FormatUint(uint64(number), 10)
 }
 
-// own takes the caller along to state.
-func own(ctx context.Context, caller rpc.Caller) context.Context {
+// forState takes the caller along to state.
+func forState(ctx context.Context, caller rpc.Caller) context.Context {
 	caller.Masked = false // what is read is for the rules; what is shown is masked here
 	return metadata.NewOutgoingContext(ctx, caller.Metadata())
 }
@@ -84,7 +88,7 @@ func (a *advice) Diagnose(ctx context.Context, req *operatorv1.DiagnoseRequest) 
 		return nil, err
 	}
 	caller := rpc.CallerOf(ctx)
-	ctx = own(ctx, caller)
+	ctx = forState(ctx, caller)
 	call, err := a.shelf.call(ctx, key)
 	if err != nil {
 		return nil, err
@@ -119,10 +123,7 @@ func (a *advice) Explain(ctx context.Context, req *operatorv1.ExplainRequest) (*
 		if len(text.GetText()) > maxRulesText {
 			return nil, errkind.Invalid("rules", "a rules text is at most %d bytes long", maxRulesText)
 		}
-		name := text.GetName()
-		if name == "" {
-			name = fmt.Sprintf("rules %d", i+1)
-		}
+		name := cmp.Or(text.GetName(), fmt.Sprintf("rules %d", i+1))
 		other, err := explain.With(inForce, name, []byte(text.GetText()), text.GetProfile())
 		if err != nil {
 			return nil, errkind.Invalid("rules", "%s", err)
@@ -130,7 +131,7 @@ func (a *advice) Explain(ctx context.Context, req *operatorv1.ExplainRequest) (*
 		rules = append(rules, other)
 	}
 	caller := rpc.CallerOf(ctx)
-	ctx = own(ctx, caller)
+	ctx = forState(ctx, caller)
 	var stored func(string) (ameyo.Call, error)
 	if req.GetStored() {
 		stored = func(key string) (ameyo.Call, error) {
@@ -164,26 +165,38 @@ func (a *advice) Explain(ctx context.Context, req *operatorv1.ExplainRequest) (*
 
 var resendID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
+// checkResend says what is wrong with a request to resend.
+func checkResend(req *operatorv1.ResendRequest) error {
+	switch {
+	case req.GetRequestId() == "" || len(req.GetRequestId()) > 128:
+		return errkind.Invalid("request_id", "request_id is required")
+	case strings.TrimSpace(req.GetReason()) == "" || utf8.RuneCountInString(req.GetReason()) > maxReason:
+		return errkind.Invalid("reason", "reason is required, at most %d characters: it is all that the next person will know", maxReason)
+	case len(req.GetSet()) > maxSet:
+		return errkind.Invalid("set", "set corrects at most %d parameters", maxSet)
+	case req.GetResendId() != "" && !resendID.MatchString(req.GetResendId()):
+		return errkind.Invalid("resend_id", "resend_id must be 1 to 64 letters, digits, - and _")
+	}
+	for name, value := range req.GetSet() {
+		if name == "" || len(name) > 128 || len(value) > maxValue {
+			return errkind.Invalid("set", "set must name parameters with values of at most %d bytes", maxValue)
+		}
+	}
+	return nil
+}
+
 // Resend takes a callback through the rules again, in place of the request it came in.
 func (a *advice) Resend(ctx context.Context, req *operatorv1.ResendRequest) (*operatorv1.ResendResponse, error) {
-	of := req.GetRequestId()
-	switch {
-	case of == "" || len(of) > 128:
-		return nil, errkind.Invalid("request_id", "request_id is required")
-	case strings.TrimSpace(req.GetReason()) == "" || utf8.RuneCountInString(req.GetReason()) > maxReason:
-		return nil, errkind.Invalid("reason", "reason is required, at most %d characters: it is all that the next person will know", maxReason)
-	case len(req.GetSet()) > maxSet:
-		return nil, errkind.Invalid("set", "set corrects at most %d parameters", maxSet)
-	case req.GetResendId() != "" && !resendID.MatchString(req.GetResendId()):
-		return nil, errkind.Invalid("resend_id", "resend_id must be 1 to 64 letters, digits, - and _")
+	if err := checkResend(req); err != nil {
+		return nil, err
 	}
 	caller := rpc.CallerOf(ctx)
 	if caller.Role != rpc.RoleOperator {
 		return nil, errkind.Forbidden("resending needs the role operator")
 	}
-	ctx, cancel := context.WithTimeout(own(ctx, caller), resendTime)
+	ctx, cancel := context.WithTimeout(forState(ctx, caller), resendTime)
 	defer cancel()
-	key := req.GetCall()
+	of, key := req.GetRequestId(), req.GetCall()
 	var err error
 	if key == "" {
 		key, err = a.shelf.callOf(ctx, of)
@@ -197,7 +210,7 @@ func (a *advice) Resend(ctx context.Context, req *operatorv1.ResendRequest) (*op
 	if err != nil {
 		return nil, err
 	}
-	first, err := original(stored, of)
+	first, err := originOf(stored, of)
 	if err != nil {
 		return nil, err
 	}
@@ -205,24 +218,24 @@ func (a *advice) Resend(ctx context.Context, req *operatorv1.ResendRequest) (*op
 	if err != nil {
 		return nil, err
 	}
-	if strings.HasPrefix(key, "ameyo/") && in.call != key {
+	if strings.HasPrefix(key, callback.CallKey(callback.Ameyo, "")) && in.call != key {
 		return nil, errkind.Invalid("set", "the call id of an accepted callback cannot be corrected: discard its delivery and send the right callback anew (callrelay send)")
 	}
 
 	// A click that happened before is told from what it left.
 	if done := a.resent(ctx, in); done != nil {
-		return done, a.close(ctx, key, in, first, stored)
+		return done, a.settle(ctx, key, in, first, stored)
 	}
 	if by := supersededBy(stored, of); by != "" && !req.GetForce() {
 		return nil, errkind.Refused("request %s was replaced by request %s; resend that one, or use force", of, by)
 	}
 	if _, err := a.engine.process(ctx, in); err != nil {
 		if done := a.resent(ctx, in); done != nil { // another click was faster
-			return done, a.close(ctx, key, in, first, stored)
+			return done, a.settle(ctx, key, in, first, stored)
 		}
 		return nil, err
 	}
-	if err := a.close(ctx, key, in, first, stored); err != nil {
+	if err := a.settle(ctx, key, in, first, stored); err != nil {
 		return nil, err
 	}
 	if done := a.resent(ctx, in); done != nil {
@@ -232,15 +245,15 @@ func (a *advice) Resend(ctx context.Context, req *operatorv1.ResendRequest) (*op
 	return &operatorv1.ResendResponse{RequestId: in.id, Call: in.call}, nil // the journal is full
 }
 
-// first is a request as it was received.
-type first struct {
+// origin is a request as it was received.
+type origin struct {
 	entry    *statev1.JournalEntry
 	received *statev1.Received
 	rejected *statev1.Rejected
 }
 
-func original(call *diagnose.Call, of string) (*first, error) {
-	f := &first{}
+func originOf(call *diagnose.Call, of string) (*origin, error) {
+	f := &origin{}
 	if call != nil {
 		for _, e := range call.Journal {
 			if e.GetRequestId() != of {
@@ -262,75 +275,58 @@ func original(call *diagnose.Call, of string) (*first, error) {
 
 func supersededBy(call *diagnose.Call, of string) string {
 	for _, e := range call.Journal {
-		if a := e.GetAction(); e.GetRequestId() == of && a.GetWhat() == superseded {
+		if a := e.GetAction(); e.GetRequestId() == of && a.GetWhat() == diagnose.Superseded {
 			return a.GetRequestId()
 		}
 	}
 	return ""
 }
 
-// Words of Action.what.
-const (
-	resend     = "resend"
-	superseded = "superseded"
-)
-
 // corrected makes the input of the new request.
-func (a *advice) corrected(req *operatorv1.ResendRequest, f *first, caller rpc.Caller) (*input, error) {
+func (a *advice) corrected(req *operatorv1.ResendRequest, f *origin, caller rpc.Caller) (*input, error) {
 	params := callback.ParseQuery(string(f.received.GetQuery()))
 	for _, name := range slices.Sorted(maps.Keys(req.GetSet())) {
-		value := req.GetSet()[name]
-		if name == "" || len(name) > 128 || len(value) > maxValue {
-			return nil, errkind.Invalid("set", "set must name parameters with values of at most %d bytes", maxValue)
-		}
 		params = slices.DeleteFunc(params, func(p callback.Param) bool { return p.Name == name })
-		if value != "" {
+		if value := req.GetSet()[name]; value != "" {
 			params = append(params, callback.Param{Name: name, Value: value})
 		}
 	}
-	id := req.GetResendId()
-	if id == "" {
-		sum := sha256.Sum256([]byte(req.GetRequestId() + "\n" + params.Encode()))
-		id = base32.StdEncoding.EncodeToString(sum[:16])[:26]
-	} else {
-		// Inputs of different origin never share an id.
-		sum := sha256.Sum256([]byte(req.GetRequestId() + "\nid\n" + id))
-		id = base32.StdEncoding.EncodeToString(sum[:16])[:26]
+	query := params.Encode()
+	// The same click has the same id. Inputs of different origin never share one.
+	click := query
+	if req.GetResendId() != "" {
+		click = "id\n" + req.GetResendId()
 	}
-	in := &input{
-		id: "resend-" + id, since: time.Now(),
-		receivedMS: f.entry.GetAtMs() - f.received.GetAgeMs(),
-		received:   &statev1.Received{Source: f.received.GetSource(), Query: []byte(params.Encode()), Peer: f.received.GetPeer()},
-		resend: &resending{of: req.GetRequestId(), force: req.GetForce(),
-			action: &statev1.Action{Actor: caller.Actor, What: resend, Reason: telemetry.MaskDigits(req.GetReason()), RequestId: req.GetRequestId()}},
-	}
-	in.ameyo.RequestID = in.id
-	source := in.received.GetSource()
+	sum := sha256.Sum256([]byte(req.GetRequestId() + "\n" + click))
+	item := &routerv1.RouteItem{RequestId: "resend-" + base32.StdEncoding.EncodeToString(sum[:16])[:26], Query: []byte(query), Peer: f.received.GetPeer()}
+
+	source := f.received.GetSource()
 	if source == "" { // it was refused before anybody said what it was
 		source = explain.SourceEnd
-		if strings.Contains(f.rejected.GetPath(), "start") || strings.Contains(f.rejected.GetPath(), "Start") {
+		if strings.Contains(strings.ToLower(f.rejected.GetPath()), "start") {
 			source = explain.SourceStart
 		}
-		in.received.Source = source
 	}
-	var callID string
-	var err error
+	params = callback.ParseQuery(query) // as it will be read from the journal
 	switch source {
 	case explain.SourceStart:
-		var start callback.CallStart
-		start, err = callback.DecodeCallStart(params, a.engine.options)
-		in.ameyo.CallStart, callID = &start, start.CallID
+		m := &callbackv1.AmeyoCallStart{}
+		wire.Fill(m, params)
+		item.Callback = &routerv1.RouteItem_AmeyoCallStart{AmeyoCallStart: m}
 	case explain.SourceEnd:
-		var end callback.CallEnd
-		end, err = callback.DecodeCallEnd(params, a.engine.options)
-		in.ameyo.CallEnd, callID = &end, end.CallID
+		m := &callbackv1.AmeyoCallEnd{}
+		wire.Fill(m, params)
+		item.Callback = &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}
 	default:
 		return nil, errkind.Refused("requests of %s cannot be resent", source)
 	}
+	in, err := a.engine.input(item, time.Now())
 	if err != nil {
-		return nil, invalid(err)
+		return nil, err
 	}
-	in.call = callback.CallKey(callback.Ameyo, callID)
+	in.receivedMS = f.entry.GetAtMs() - f.received.GetAgeMs()
+	in.resend = &resending{of: req.GetRequestId(), force: req.GetForce(),
+		action: &statev1.Action{Actor: caller.Actor, What: "resend", Reason: telemetry.MaskDigits(req.GetReason()), RequestId: req.GetRequestId()}}
 	return in, nil
 }
 
@@ -355,15 +351,15 @@ func (a *advice) resent(ctx context.Context, in *input) *operatorv1.ResendRespon
 	return resp
 }
 
-// close settles what the new request replaced: the mark on a refused one's own record, and deliveries that wait for a person.
+// settle ends what the new request replaced: the mark on a refused one's own record, and deliveries that wait for a person.
 // None of it can be sent any more, so it does not matter if this is done late or twice.
-func (a *advice) close(ctx context.Context, key string, in *input, f *first, stored *diagnose.Call) error {
+func (a *advice) settle(ctx context.Context, key string, in *input, f *origin, stored *diagnose.Call) error {
 	if key != in.call {
 		nowMS, known := a.engine.clock.now()
 		if !known {
 			nowMS = f.entry.GetAtMs()
 		}
-		item := newCommit(&input{id: in.id + ":" + superseded, call: key}, "", nowMS, in.supersededEntry(nowMS))
+		item := newCommit(&input{id: in.id + ":" + diagnose.Superseded, call: key}, "", nowMS, in.supersededEntry(nowMS))
 		for range conflicts {
 			answer, err := a.engine.commitOne(ctx, item)
 			if err != nil {
@@ -398,7 +394,7 @@ type resending struct {
 	action *statev1.Action
 }
 
-// entries are the journal's facts about it.
+// resendEntries are the journal's facts about it.
 func (in *input) resendEntries(nowMS int64) []*statev1.JournalEntry {
 	entries := []*statev1.JournalEntry{{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Action{Action: in.resend.action}}}
 	return append(entries, in.supersededEntry(nowMS))
@@ -407,7 +403,7 @@ func (in *input) resendEntries(nowMS int64) []*statev1.JournalEntry {
 func (in *input) supersededEntry(nowMS int64) *statev1.JournalEntry {
 	a := in.resend.action
 	return &statev1.JournalEntry{AtMs: nowMS, RequestId: in.resend.of, Fact: &statev1.JournalEntry_Action{
-		Action: &statev1.Action{Actor: a.GetActor(), What: superseded, Reason: a.GetReason(), RequestId: in.id}}}
+		Action: &statev1.Action{Actor: a.GetActor(), What: diagnose.Superseded, Reason: a.GetReason(), RequestId: in.id}}}
 }
 
 // refusal makes the rules' refusal one for the caller.

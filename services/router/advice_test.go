@@ -2,10 +2,14 @@ package router
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
 	"callrelay/callback"
+	operatorv1 "callrelay/gen/callrelay/operator/v1"
+	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/rpc"
 )
 
 // TestAdviceKey: advice is given on whatever key a call can have.
@@ -20,6 +24,23 @@ func TestAdviceKey(t *testing.T) {
 	} {
 		if got, err := callKey(text); got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v", text, got, err)
+		}
+	}
+}
+
+// A callback that is sent again makes its call findable by what it says now, and is decided as its stored query reads.
+func TestResentIsFound(t *testing.T) {
+	e, _ := newTestEngine(t)
+	received := &statev1.Received{Query: []byte("customerId=55&systemDisposition=BUSY&dialledPhone=031234"), Peer: "192.0.2.1", AgeMs: 10}
+	for _, name := range []string{"unique_id", "unique.id"} {
+		in, err := (&advice{engine: e}).corrected(&operatorv1.ResendRequest{RequestId: "r1", Set: map[string]string{name: "007", "userId": "u1"}},
+			&origin{entry: &statev1.JournalEntry{AtMs: 1000}, received: received}, rpc.Caller{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if in.call != "ameyo/7" || in.receivedMS != 990 || !slices.Equal(in.terms, []string{"55", "u1"}) || !slices.Equal(in.phones, []string{"031234"}) ||
+			in.received.GetSource() != "ameyo.call_end" || in.received.GetPeer() != "192.0.2.1" || in.ameyo.CallEnd.CustomerID != "55" || in.ameyo.RequestID != in.id {
+			t.Errorf("%s: %+v", name, in)
 		}
 	}
 }

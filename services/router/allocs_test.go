@@ -20,10 +20,9 @@ import (
 // What deciding one callback allocates, from the message to the commit: reading it, the rules, the record, the journal.
 func TestAllocations(t *testing.T) {
 	e, _ := newTestEngine(t)
-	s := &server{engine: e}
 	item := conversation(1)
 	got := testing.AllocsPerRun(100, func() {
-		in, err := s.input(item, time.Now())
+		in, err := e.input(item, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

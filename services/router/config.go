@@ -36,7 +36,7 @@ type Config struct {
 
 // Validate reports every problem; those of a rules file with file and line.
 func (c *Config) Validate() error {
-	_, _, err := c.rules()
+	_, _, err := c.Rules()
 	_, errKommo := c.Kommo.check()
 	var errAge error
 	if c.EntryMaxAge <= 0 {
@@ -45,11 +45,8 @@ func (c *Config) Validate() error {
 	return errors.Join(err, c.Pbx.check(), errKommo, errAge)
 }
 
-// Explaining are the rules in force, for a tool that explains them elsewhere.
-func (c *Config) Explaining() (*ameyo.Config, callback.Options, error) { return c.rules() }
-
-// rules builds what the rules need.
-func (c *Config) rules() (*ameyo.Config, callback.Options, error) {
+// Rules are the rules of the dialer as they are set, and how its callbacks are read.
+func (c *Config) Rules() (*ameyo.Config, callback.Options, error) {
 	var problems []error
 	zone, err := time.LoadLocation(c.Timezone)
 	if err != nil {

@@ -10,11 +10,20 @@ import (
 	"callrelay/services/router/ameyo"
 )
 
-// readCall makes the rules' view of what state loaded, and the record that it is in.
-func readCall(state *statev1.CallState) (ameyo.Call, *statev1.Record, error) {
+// readRecord reads what all rule packages keep of a call.
+func readRecord(state *statev1.CallState) (*statev1.Record, error) {
 	record := &statev1.Record{}
 	if err := proto.Unmarshal(state.GetRecord(), record); err != nil {
-		return ameyo.Call{}, nil, fmt.Errorf("the stored record is unreadable: %w", err)
+		return nil, fmt.Errorf("the stored record is unreadable: %w", err)
+	}
+	return record, nil
+}
+
+// readCall makes the rules' view of what state loaded, and the record that it is in.
+func readCall(state *statev1.CallState) (ameyo.Call, *statev1.Record, error) {
+	record, err := readRecord(state)
+	if err != nil {
+		return ameyo.Call{}, nil, err
 	}
 	call := ameyo.Call{NextDelivery: record.GetNextDelivery()}
 	for _, g := range record.GetGates() {

@@ -18,16 +18,13 @@ const (
 	kommoBlob   = "kommo"
 )
 
-// readKommo makes the rules' view of what state loaded for a key of theirs. Exactly one of call and number is set.
-func readKommo(key string, state *statev1.CallState) (call *kommo.Call, number *kommo.Number, err error) {
+// readKommo makes the rules' view of what is stored under a key of theirs. Exactly one of call and number is set.
+func readKommo(key string, record *statev1.Record) (call *kommo.Call, number *kommo.Number, err error) {
 	_, id, isNumber, ok := kommo.ParseKey(key)
 	if !ok {
 		return nil, nil, fmt.Errorf("%q is no key of a Kommo record", key)
 	}
-	record, stored := &statev1.Record{}, &statev1.KommoRecord{}
-	if err := proto.Unmarshal(state.GetRecord(), record); err != nil {
-		return nil, nil, fmt.Errorf("the stored record is unreadable: %w", err)
-	}
+	stored := &statev1.KommoRecord{}
 	if err := proto.Unmarshal(record.GetBlobs()[kommoBlob], stored); err != nil {
 		return nil, nil, fmt.Errorf("the stored Kommo record is unreadable: %w", err)
 	}
@@ -45,12 +42,8 @@ func readKommo(key string, state *statev1.CallState) (call *kommo.Call, number *
 }
 
 // writeKommo makes the record to store of a call or a number. What other rule packages keep in it stays.
-func writeKommo(call *kommo.Call, number *kommo.Number, before *statev1.CallState) ([]byte, error) {
-	record, stored := &statev1.Record{}, &statev1.KommoRecord{Format: kommoFormat}
-	if err := proto.Unmarshal(before.GetRecord(), record); err != nil {
-		return nil, err
-	}
-	earlier := &statev1.KommoRecord{}
+func writeKommo(call *kommo.Call, number *kommo.Number, record *statev1.Record) ([]byte, error) {
+	stored, earlier := &statev1.KommoRecord{Format: kommoFormat}, &statev1.KommoRecord{}
 	if err := proto.Unmarshal(record.GetBlobs()[kommoBlob], earlier); err != nil {
 		return nil, err
 	}
@@ -290,8 +283,8 @@ func kommoDeliveries(deliveries []kommo.NewDelivery) []*statev1.Delivery {
 	return out
 }
 
-// kommoEntry makes the stored form of a fact.
-func kommoEntry(fact kommo.Fact, requestID string, nowMS int64) *statev1.JournalEntry {
+// kommoJournalEntry makes the stored form of a fact.
+func kommoJournalEntry(fact kommo.Fact, requestID string, nowMS int64) *statev1.JournalEntry {
 	e := &statev1.JournalEntry{AtMs: nowMS, RequestId: requestID}
 	switch f := fact.(type) {
 	case kommo.CallOutcome:

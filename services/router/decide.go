@@ -13,7 +13,7 @@ type Decider struct{ engine *engine }
 
 // NewDecider takes the rules of a configuration that passed Validate.
 func NewDecider(cfg Config) (*Decider, error) {
-	rules, options, err := cfg.rules()
+	rules, options, err := cfg.Rules()
 	if err != nil {
 		return nil, err
 	}
@@ -23,7 +23,7 @@ func NewDecider(cfg Config) (*Decider, error) {
 
 // Callback is the commit of a callback that was received at a moment of state's clock, on the call as it was loaded.
 func (d *Decider) Callback(item *routerv1.RouteItem, state *statev1.CallState, receivedMS, nowMS int64) (*statev1.CommitItem, error) {
-	in, err := (&server{engine: d.engine}).input(item, time.Now())
+	in, err := d.engine.input(item, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -33,6 +33,6 @@ func (d *Decider) Callback(item *routerv1.RouteItem, state *statev1.CallState, r
 
 // Timer is the commit of a timer that came due.
 func (d *Decider) Timer(call string, entry *statev1.Entry, state *statev1.CallState, nowMS int64) (*statev1.CommitItem, error) {
-	commit, _, err := d.engine.decideOne(timerInput(call, entry), state, max(nowMS, entry.GetDueMs()), nowMS)
+	commit, _, err := d.engine.decideOne(entryInput(call, entry), state, max(nowMS, entry.GetDueMs()), nowMS)
 	return commit, err
 }

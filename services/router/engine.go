@@ -43,8 +43,6 @@ type engine struct {
 	kommo   kommoRules
 	// entryMaxAge is how long an entry that cannot be processed is tried again.
 	entryMaxAge time.Duration
-	// timersStop is the constant, but for tests.
-	timersStop time.Duration
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -53,7 +51,7 @@ type engine struct {
 func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
 	m, err := newMetrics(tel.Meter())
 	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
-		decide: ameyo.Decide, timersStop: timersStop}, err
+		decide: ameyo.Decide}, err
 }
 
 // input is one thing that happened to a call.
@@ -102,23 +100,11 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		}()
 	}
 
-	// Most callbacks are the first of their call: they are decided on a call of which nothing is known. If that is wrong, the
-	// conflict brings the call as it is, which costs no more than loading it first. A timer's call is known to exist.
-	state := &statev1.CallState{}
+	state, nowMS, receivedMS, err := e.start(ctx, in)
+	if err != nil {
+		return false, err
+	}
 	now := time.Now()
-	nowMS, ok := e.clock.at(now)
-	if !ok || in.entry != nil || in.resend != nil {
-		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
-			return false, err
-		}
-		now = time.Now()
-	}
-	// State's clock, less the time since the callback was received: a point in time that no retry moves.
-	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
-	receivedMS := max(nowMS-now.Sub(in.since).Milliseconds(), in.entry.GetDueMs())
-	if in.receivedMS > 0 {
-		receivedMS = in.receivedMS
-	}
 	var failed error
 	for range conflicts {
 		item, decided, err := e.decideOne(in, state, receivedMS, nowMS)
@@ -150,16 +136,33 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 	return false, errkind.Unavailable(fmt.Errorf("%d conflicts", conflicts), "the call keeps changing")
 }
 
+// start is the call as an input is first decided on, state's time, and when the input was received by it.
+//
+// Most callbacks are the first of their call: they are decided on a call of which nothing is known (nil). If that is wrong, the conflict
+// brings the call as it is, which costs no more than loading it first. The call of an entry or of a resent request is known to exist.
+func (e *engine) start(ctx context.Context, in *input) (state *statev1.CallState, nowMS, receivedMS int64, err error) {
+	now := time.Now()
+	nowMS, ok := e.clock.at(now)
+	if !ok || in.entry != nil || in.resend != nil {
+		if state, nowMS, err = e.loadCall(ctx, in.call); err != nil {
+			return nil, 0, 0, err
+		}
+		now = time.Now()
+	}
+	if in.receivedMS > 0 {
+		return state, nowMS, in.receivedMS, nil
+	}
+	// State's clock, less the time since the callback was received: a point in time that no retry moves.
+	// A timer is never before its time, even if another state process, whose clock is a little behind, answered the load.
+	return state, nowMS, max(nowMS-now.Sub(in.since).Milliseconds(), in.entry.GetDueMs()), nil
+}
+
 func (e *engine) loadCall(ctx context.Context, call string) (*statev1.CallState, int64, error) {
 	for attempt := 0; ; attempt++ {
 		answer, err := e.load.Do(ctx, &statev1.LoadItem{Call: call})
-		if err == nil {
-			if fault := errkind.FromProto(answer.GetError()); fault == nil {
-				e.clock.set(answer.nowMS)
-				return answer.GetCall(), answer.nowMS, nil
-			} else {
-				err = fault
-			}
+		if err = errorOf(err, answer.GetError()); err == nil {
+			e.clock.set(answer.nowMS)
+			return answer.GetCall(), answer.nowMS, nil
 		}
 		if err := pause(ctx, attempt, err); err != nil {
 			return nil, 0, err
@@ -171,19 +174,23 @@ func (e *engine) loadCall(ctx context.Context, call string) (*statev1.CallState,
 func (e *engine) commitOne(ctx context.Context, item *statev1.CommitItem) (committed, error) {
 	for attempt := 0; ; attempt++ {
 		answer, err := e.commit.Do(ctx, item)
-		if err == nil {
-			if fault := errkind.FromProto(answer.GetError()); fault == nil {
-				e.clock.set(answer.nowMS)
-				return answer, nil
-			} else {
-				err = fault
-			}
+		if err = errorOf(err, answer.GetError()); err == nil {
+			e.clock.set(answer.nowMS)
+			return answer, nil
 		}
 		if err := pause(ctx, attempt, err); err != nil {
 			return committed{}, err
 		}
-		item = proto.Clone(item).(*statev1.CommitItem) // the one before may still be on its way
+		item = proto.CloneOf(item) // the one before may still be on its way
 	}
+}
+
+// errorOf is what went wrong with an item: on the way, or as its answer says.
+func errorOf(err error, said *errorsv1.Error) error {
+	if err != nil || said == nil {
+		return err
+	}
+	return errkind.FromProto(said)
 }
 
 // pause waits before the next try of something that is unavailable; anything else, and the end of ctx, ends the tries.
@@ -211,27 +218,27 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 			err = errkind.Internal(fmt.Errorf("panic in the rules: %v", p))
 		}
 	}()
-	if in.unreadable != nil {
+	switch {
+	case in.unreadable != nil:
 		return nil, effects, in.unreadable
-	}
-	if in.rejected != nil {
+	case in.rejected != nil:
 		return newCommit(in, state.GetVersion(), nowMS, received(in, nowMS, receivedMS),
 			&statev1.JournalEntry{AtMs: nowMS, RequestId: in.id, Fact: &statev1.JournalEntry_Rejected{Rejected: in.rejected}}), effects, nil
-	}
-	if in.done {
+	case in.done:
 		return newCommit(in, state.GetVersion(), nowMS), effects, nil
-	}
-	if in.received != nil && full(state) {
+	case in.received != nil && full(state):
 		return nil, effects, errkind.Refused("this call has had %d deliveries: its id seems to be used for more than one call", maxDeliveries)
-	}
-	if in.kommo != nil {
+	case in.kommo != nil:
 		item, effects.Duplicate, err = e.decideKommo(in, state, receivedMS, nowMS)
 		return item, effects, err
-	}
-	if in.pbx != nil {
+	case in.pbx != nil:
 		item, effects.Duplicate, err = e.decidePbx(in, state, receivedMS, nowMS)
 		return item, effects, err
 	}
+	return e.decideAmeyo(in, state, receivedMS, nowMS)
+}
+
+func (e *engine) decideAmeyo(in *input, state *statev1.CallState, receivedMS, nowMS int64) (item *statev1.CommitItem, effects ameyo.Effects, err error) {
 	call, record, err := readCall(state)
 	if err != nil {
 		return nil, effects, err
@@ -260,16 +267,16 @@ func (e *engine) decideOne(in *input, state *statev1.CallState, receivedMS, nowM
 	item.Outcome = outcomes[effects.Duplicate]
 	if effects.Changed {
 		item.CommitId = rand.Text()
-		item.Record, err = writeRecord(next, record)
+		if item.Record, err = writeRecord(next, record); err != nil {
+			return nil, effects, err
+		}
 		item.Deliveries = newDeliveries(effects.Deliveries)
 		for _, t := range effects.SetTimers {
 			item.SetTimers = append(item.SetTimers, &statev1.Timer{Name: t.Name, InMs: t.InMS})
 		}
 		item.CancelTimers = effects.CancelTimers
 	}
-	if err == nil {
-		err = e.ameyoRoutes(item, in, effects, receivedMS)
-	}
+	item.Messages, err = kommoMessages(e.kommo.routes.ameyoMessages(in, effects, receivedMS, e.rules.Zone))
 	return item, effects, err
 }
 
@@ -335,10 +342,8 @@ func decisionAttributes(in *input, effects *ameyo.Effects) []attribute.KeyValue 
 	return attributes
 }
 
-// idle waits until no input is under way.
-func (e *engine) idle() { e.running.wait() }
-
-// running counts inputs that are under way. A WaitGroup does not do: the first one may begin while somebody waits already.
+// running counts what is under way, so that one can wait until nothing is. A WaitGroup does not do: the first one may begin while
+// somebody waits already.
 type running struct {
 	mu   sync.Mutex
 	n    int
@@ -374,10 +379,13 @@ func (r *running) wait() {
 	<-none
 }
 
-// timers leases what came due in `rules` until ctx ends.
-func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) {
+// rulesQueue is the queue of entries: timers, messages between calls, and results of deliveries that the rules asked for.
+const rulesQueue = "rules"
+
+// entries leases the entries that are due until ctx ends.
+func (e *engine) entries(ctx context.Context, client statev1.StateServiceClient) {
 	for ctx.Err() == nil {
-		_ = e.timerStream(ctx, client) // state being away is said by the pipes and by readiness
+		_ = e.entryStream(ctx, client) // state being away is said by the pipes and by readiness
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -385,15 +393,16 @@ func (e *engine) timers(ctx context.Context, client statev1.StateServiceClient) 
 	}
 }
 
-// timersAtOnce is how many timers this process works on at the same time.
-const timersAtOnce = 64
+// entriesAtOnce is how many entries this process works on at the same time.
+const entriesAtOnce = 64
 
-// timersStop is how long those under way may take to finish when the process stops: well within the time that it has for that.
-const timersStop = 5 * time.Second
+// entriesStop is how long those under way may take to finish when the process stops. The other half is for telling state of those
+// that could not.
+const entriesStop = StopTimeout / 2
 
-// timerStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
-// have until timersStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
-func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceClient) error {
+// entryStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
+// have until entriesStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
+func (e *engine) entryStream(ctx context.Context, client statev1.StateServiceClient) error {
 	streaming, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	opening := context.AfterFunc(ctx, cut)
@@ -417,7 +426,7 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 		send.Lock()
 		defer send.Unlock()
 		if !ended {
-			_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the timer back
+			_ = stream.Send(req) // a broken stream ends Recv too; LEASE_TIME gives the entry back
 		}
 	}
 	stopped.Go(func() {
@@ -426,8 +435,8 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 		case <-over:
 			return
 		}
-		defer time.AfterFunc(e.timersStop, halt).Stop()
-		defer time.AfterFunc(e.timersStop+time.Second, cut).Stop() // state does not read, or does not end the stream
+		defer time.AfterFunc(entriesStop, halt).Stop()
+		defer time.AfterFunc(entriesStop+time.Second, cut).Stop() // state does not read, or does not end the stream
 		underWay.wait()
 		send.Lock()
 		ended = true
@@ -438,7 +447,7 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 	defer stopped.Wait()
 	defer close(over)
 	defer underWay.wait()
-	reply(&statev1.LeaseRequest{Destination: "rules", Credit: timersAtOnce})
+	reply(&statev1.LeaseRequest{Destination: rulesQueue, Credit: entriesAtOnce})
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -447,35 +456,44 @@ func (e *engine) timerStream(ctx context.Context, client statev1.StateServiceCli
 			}
 			return err
 		}
-		for _, w := range resp.GetWork() {
+		for range resp.GetWork() { // all of them, before the first can end
 			underWay.begin()
+		}
+		for _, w := range resp.GetWork() {
 			go func() {
 				defer underWay.end()
-				reply(e.timer(working, w))
+				reply(e.entryDue(working, w))
 			}()
 		}
 	}
 }
 
-// timer processes one entry that came due. Its commit ends its lease; only a failure has to be told. What the rules cannot
+// entryAgain is how soon an entry that cannot be processed now is tried again; then it waits as long as it has waited, at most
+// entryWaits.
+const (
+	entryAgain = time.Second
+	entryWaits = 30 * time.Second
+)
+
+// entryDue processes one entry that came due. Its commit ends its lease; only a failure has to be told. What the rules cannot
 // process is recorded as undecided by the same commit, and so is what could not be processed for DELIVERY_MAX_AGE: no entry
 // comes back for ever.
-func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
+func (e *engine) entryDue(ctx context.Context, w *statev1.LeaseWork) *statev1.LeaseRequest {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	waiting := time.Duration(w.GetEntry().GetWaitingMs()) * time.Millisecond
 	err := e.entry(ctx, w.GetCall(), w.GetEntry(), nil)
-	if err != nil && undelivered(err) && waiting > e.entryMaxAge {
+	if err != nil && tryAgain(err) && waiting > e.entryMaxAge {
 		err = e.entry(ctx, w.GetCall(), w.GetEntry(), fmt.Errorf("it could not be processed within %v (DELIVERY_MAX_AGE): %v", e.entryMaxAge, err))
 	}
 	next := &statev1.LeaseRequest{Credit: 1}
 	switch {
-	case err != nil && undelivered(err):
+	case err != nil && tryAgain(err):
 		again := min(max(waiting, entryAgain), entryWaits)
 		if gone := (errNotConnected{}); errors.As(err, &gone) {
 			e.tel.Log().Warn("an entry waits for its account", "error", err)
 		}
-		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Destination: "rules", Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
+		next.Results = []*statev1.LeaseResult{{Call: w.GetCall(), Destination: rulesQueue, Token: w.GetToken(), Timer: w.GetEntry().GetTimer(),
 			Result: &statev1.LeaseResult_Retry{Retry: &statev1.RetryLater{InMs: again.Milliseconds()}}}}
 	case err != nil:
 		e.tel.Log().Error("AN ENTRY COULD NOT BE PROCESSED; it is recorded as undecided", "call", telemetry.MaskCall(w.GetCall()), "error", telemetry.MaskDigits(err.Error()))
@@ -483,15 +501,15 @@ func (e *engine) timer(ctx context.Context, w *statev1.LeaseWork) *statev1.Lease
 	return next
 }
 
-// undelivered says whether what failed has to be tried again: it is not recorded, or nobody knows.
-func undelivered(err error) bool {
+// tryAgain says whether what failed has to be tried again: it is not recorded, or nobody knows.
+func tryAgain(err error) bool {
 	var gone errNotConnected
 	return errors.As(err, &gone) || errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE
 }
 
 // entry processes an entry, or records why it is given up.
 func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) error {
-	in := timerInput(call, entry)
+	in := entryInput(call, entry)
 	in.unreadable = givenUp
 	switch _, _, _, isKommo := kommo.ParseKey(call); {
 	case entry.GetMessage() != nil:
@@ -510,7 +528,7 @@ func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, g
 	return err
 }
 
-func timerInput(call string, entry *statev1.Entry) *input {
+func entryInput(call string, entry *statev1.Entry) *input {
 	return &input{id: entry.GetTimerId() + ":" + entry.GetTimer(), call: call, since: time.Now(), entry: entry,
 		ameyo: ameyo.Input{Timer: entry.GetTimer()}}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -142,39 +143,40 @@ func newTestEngine(t *testing.T) (*engine, *fakeState) {
 
 // A stop lets entries under way finish, asks for no more, and tells state of those that could not: none waits for LEASE_TIME.
 func TestStopEndsEntries(t *testing.T) {
-	e, f := newTestEngine(t)
-	e.timersStop = 100 * time.Millisecond
-	began, release := make(chan struct{}), make(chan struct{})
-	f.before = func(item *statev1.CommitItem) (lost bool) {
-		if item.GetCall() == "ameyo/1" {
-			close(began)
-			<-release
+	synctest.Test(t, func(t *testing.T) {
+		e, f := newTestEngine(t)
+		began, release := make(chan struct{}), make(chan struct{})
+		f.before = func(item *statev1.CommitItem) (lost bool) {
+			if item.GetCall() == "ameyo/1" {
+				close(began)
+				<-release
+			}
+			return item.GetCall() == "ameyo/2"
 		}
-		return item.GetCall() == "ameyo/2"
-	}
-	f.leases = make(chan *statev1.LeaseRequest, 16)
-	for _, call := range []string{"ameyo/1", "ameyo/2"} {
-		f.work = append(f.work, &statev1.LeaseWork{Call: call, Token: call, Entry: &statev1.Entry{Timer: "t", TimerId: "c1"}})
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { e.timers(ctx, f.client); close(ended) }()
-	<-began
-	stop()
-	close(release)
-	<-ended
-	var told []string
-	for req := range f.leases {
-		if told = append(told, fmt.Sprint(req.GetCredit())); len(req.GetResults()) > 0 {
-			told = append(told, req.GetResults()[0].GetToken())
+		f.leases = make(chan *statev1.LeaseRequest, 16)
+		for _, call := range []string{"ameyo/1", "ameyo/2"} {
+			f.work = append(f.work, &statev1.LeaseWork{Call: call, Token: call, Entry: &statev1.Entry{Timer: "t", TimerId: "c1"}})
 		}
-	}
-	if got := strings.Join(told, " "); got != "64 0 0 ameyo/2" {
-		t.Errorf("told state %s", got)
-	}
-	if n := len(f.calls["ameyo/1"].commits); n != 1 {
-		t.Errorf("what was under way has %d commits", n)
-	}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { e.entries(ctx, f.client); close(ended) }()
+		<-began
+		stop()
+		close(release)
+		<-ended
+		var told []string
+		for req := range f.leases {
+			if told = append(told, fmt.Sprint(req.GetCredit())); len(req.GetResults()) > 0 {
+				told = append(told, req.GetResults()[0].GetToken())
+			}
+		}
+		if got := strings.Join(told, " "); got != "64 0 0 ameyo/2" {
+			t.Errorf("told state %s", got)
+		}
+		if n := len(f.calls["ameyo/1"].commits); n != 1 {
+			t.Errorf("what was under way has %d commits", n)
+		}
+	})
 }
 
 func routeItem(request, call, index string) *routerv1.RouteItem {

@@ -9,16 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"callrelay/callback"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
-	"callrelay/services/router/ameyo"
 	"callrelay/services/router/kommo"
 )
 
@@ -103,9 +103,10 @@ func CheckKommoSettings(settings []byte) error {
 
 // kommoRules are the rules of all accounts.
 type kommoRules struct {
-	config kommoConfig
-	routes routes
-	client statev1.AccountServiceClient
+	config   kommoConfig
+	routes   routes
+	client   statev1.AccountServiceClient
+	follower *accounts.Follower
 	// accounts are those that are connected; nil = not known yet.
 	accounts atomic.Pointer[map[int64]kommoAccount]
 }
@@ -117,45 +118,23 @@ type kommoAccount struct {
 	problem error
 }
 
-// accountsEvery is how often router looks for accounts, and how soon a change of settings counts.
-const accountsEvery = 2 * time.Second
-
-// run keeps the accounts until ctx ends. While state is away they are as they were last.
-func (r *kommoRules) run(ctx context.Context, log func(msg string, args ...any)) {
-	tick := time.NewTicker(accountsEvery)
-	defer tick.Stop()
-	for {
-		r.look(ctx, log)
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+// take makes the rules of the accounts that state keeps.
+func (r *kommoRules) take(list accounts.List, log func(msg string, args ...any)) {
+	before, now := map[int64]kommoAccount{}, map[int64]kommoAccount{}
+	if known := r.accounts.Load(); known != nil {
+		before = *known
 	}
-}
-
-func (r *kommoRules) look(ctx context.Context, log func(msg string, args ...any)) {
-	ctx, cancel := context.WithTimeout(ctx, accountsEvery)
-	defer cancel()
-	listed, err := r.client.ListAccounts(ctx, &statev1.ListAccountsRequest{Prefix: "kommo/"})
-	if err != nil {
-		return // state being away is said by the pipes and by readiness
-	}
-	before, now := r.accounts.Load(), map[int64]kommoAccount{}
-	for _, a := range listed.GetAccounts() {
-		id, _, _, ok := kommo.ParseKey(a.GetId() + "/any")
+	for _, a := range list.Accounts {
+		id, ok := kommo.ParseAccount(a.GetId())
 		if !ok {
 			continue
 		}
-		if before != nil {
-			if known, ok := (*before)[id]; ok && known.version == a.GetVersion() {
-				now[id] = known
-				continue
+		one, known := before[id]
+		if !known || one.version != a.GetVersion() {
+			one.version = a.GetVersion()
+			if one.rules, one.problem = r.config.account(id, a.GetSettings()); one.problem != nil {
+				log("the settings of an account cannot be used", "account", a.GetId(), "error", one.problem)
 			}
-		}
-		one := kommoAccount{version: a.GetVersion()}
-		if one.rules, one.problem = r.config.account(id, a.GetSettings()); one.problem != nil {
-			log("the settings of an account cannot be used", "account", a.GetId(), "error", one.problem)
 		}
 		now[id] = one
 	}
@@ -171,11 +150,11 @@ func (e errNotConnected) Error() string {
 
 // of are the rules of an account.
 func (r *kommoRules) of(account int64) (*kommo.Config, error) {
-	accounts := r.accounts.Load()
-	if accounts == nil {
+	known := r.accounts.Load()
+	if known == nil {
 		return nil, errkind.Unavailable(nil, "the Kommo accounts are not known yet")
 	}
-	one, ok := (*accounts)[account]
+	one, ok := (*known)[account]
 	switch {
 	case !ok:
 		return nil, errNotConnected{account}
@@ -213,7 +192,7 @@ func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 	if err := c.Check(); err != nil {
 		return invalid(err)
 	}
-	in.received.Source, in.call = "kommo.call", kommo.CallKey(m.GetAccountId(), c.CallID)
+	in.call = kommo.CallKey(m.GetAccountId(), c.CallID)
 	rules, err := r.of(m.GetAccountId())
 	var gone errNotConnected
 	switch {
@@ -264,29 +243,20 @@ func (r *kommoRules) message(m *statev1.Message) (*input, error) {
 	}
 	in.kommo = &kommoInput{rules: rules}
 	if in.kommo.input, in.unreadable = kommoMessageInput(m.GetBody()); in.kommo.input.Voip != nil {
-		in.terms, in.phones = kommoTerms(&in.kommo.input.Voip.Facts)
+		f := &in.kommo.input.Voip.Facts
+		in.terms, in.phones = addTerms(nil, f.UserName), addTerms(nil, f.Phone, f.DID)
 	}
 	in.traceparent = in.kommo.input.Traceparent
 	return in, nil
 }
 
-// kommoTerms are what a call can be found by.
-func kommoTerms(f *kommo.Facts) (terms, phones []string) {
-	return found(f.UserName), found(f.Phone, f.DID)
-}
-
-func found(values ...string) (list []string) {
-	for _, v := range values {
-		if v = strings.TrimSpace(v); v != "" && len(v) <= maxTerm {
-			list = append(list, v)
-		}
-	}
-	return list
-}
-
 // decideKommo asks the rules and makes the commit of what they say.
 func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, nowMS int64) (*statev1.CommitItem, bool, error) {
-	call, number, err := readKommo(in.call, state)
+	record, err := readRecord(state)
+	if err != nil {
+		return nil, false, err
+	}
+	call, number, err := readKommo(in.call, record)
 	if err != nil {
 		return nil, false, err
 	}
@@ -306,15 +276,13 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		}
 	}
 	var effects kommo.Effects
-	request, first := what.RequestID, ""
-	if call != nil {
-		first = call.RequestID
-	}
+	request, first := what.RequestID, "" // whose the facts are; who reported the call before
 	if number != nil {
 		var next kommo.Number
 		next, effects = kommo.DecideNumber(in.kommo.rules, *number, what, nowMS)
 		number = &next
 	} else {
+		first = call.RequestID
 		var next kommo.Call
 		next, effects = kommo.Decide(in.kommo.rules, *call, what, nowMS)
 		call, request = &next, cmp.Or(request, next.RequestID)
@@ -324,7 +292,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		entries = append(entries, received(in, nowMS, receivedMS))
 	}
 	for _, fact := range effects.Facts {
-		entries = append(entries, kommoEntry(fact, request, nowMS))
+		entries = append(entries, kommoJournalEntry(fact, request, nowMS))
 	}
 	if in.received != nil && effects.Duplicate {
 		entries = append(entries, &statev1.JournalEntry{AtMs: nowMS, RequestId: in.id,
@@ -332,12 +300,12 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 	}
 	item := newCommit(in, state.GetVersion(), nowMS, entries...)
 	item.Outcome = outcomes[effects.Duplicate]
-	in.kommo.notices(e, effects.Notices)
+	e.notices(in.kommo.rules.AccountID, effects.Notices)
 	if !effects.Changed {
 		return item, effects.Duplicate, nil
 	}
 	item.CommitId, item.RetentionMs = rand.Text(), e.kommo.config.Retention.Milliseconds()
-	if item.Record, err = writeKommo(call, number, state); err != nil {
+	if item.Record, err = writeKommo(call, number, record); err != nil {
 		return nil, false, err
 	}
 	item.Deliveries = kommoDeliveries(effects.Deliveries)
@@ -374,15 +342,15 @@ const noticeTime = 10 * time.Second
 
 // notices tells the account's people. Each is repeated by the rules as often as its cause shows, so losing one with this
 // process is harmless.
-func (k *kommoInput) notices(e *engine, notices []kommo.Notice) {
+func (e *engine) notices(account int64, notices []kommo.Notice) {
 	for _, n := range notices {
 		e.running.begin()
 		go func() {
 			defer e.running.end()
 			ctx, cancel := context.WithTimeout(context.Background(), noticeTime)
 			defer cancel()
-			if err := e.kommo.notice(ctx, k.rules.AccountID, n); err != nil {
-				e.tel.Log().Warn("a notice could not be kept", "account", k.rules.AccountID, "notice", n.Code, "error", err)
+			if err := e.kommo.notice(ctx, account, n); err != nil {
+				e.tel.Log().Warn("a notice could not be kept", "account", account, "notice", n.Code, "error", err)
 			}
 		}()
 	}
@@ -391,15 +359,13 @@ func (k *kommoInput) notices(e *engine, notices []kommo.Notice) {
 func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) error {
 	const tries = 5
 	for range tries {
-		read, err := r.client.GetAccount(ctx, &statev1.GetAccountRequest{Id: fmt.Sprint("kommo/", account)})
+		read, err := r.client.GetAccount(ctx, &statev1.GetAccountRequest{Id: kommo.AccountKey(account)})
 		a := read.GetAccount()
 		if err != nil || a == nil {
 			return err
 		}
-		for _, known := range a.GetNotices() {
-			if known.GetCode() == n.Code {
-				return nil
-			}
+		if slices.ContainsFunc(a.GetNotices(), func(known *statev1.Notice) bool { return known.GetCode() == n.Code }) {
+			return nil
 		}
 		expected := a.GetVersion()
 		a.Version, a.Notices = rand.Text(), append(a.GetNotices(), &statev1.Notice{Code: n.Code, Text: n.Text})
@@ -410,26 +376,6 @@ func (r *kommoRules) notice(ctx context.Context, account int64, n kommo.Notice) 
 	}
 	return errors.New("the account keeps changing")
 }
-
-// ameyoRoutes adds to the commit of a callback of the dialer what makes its call known to Kommo.
-func (e *engine) ameyoRoutes(item *statev1.CommitItem, in *input, effects ameyo.Effects, receivedMS int64) (err error) {
-	if len(e.kommo.routes["ameyo"]) == 0 {
-		return nil
-	}
-	messages := e.kommo.routes.ameyoMessages(in.call, in.ameyo.CallEnd, effects, receivedMS, e.rules.Zone)
-	for i := range messages {
-		messages[i].Input.RequestID, messages[i].Input.Traceparent = in.id, in.traceparent
-	}
-	item.Messages, err = kommoMessages(messages)
-	return err
-}
-
-// entryAgain is how soon an entry that cannot be processed now is tried again; then it waits as long as it has waited, at most
-// entryWaits.
-const (
-	entryAgain = time.Second
-	entryWaits = 30 * time.Second
-)
 
 // relay takes a message to the call that it is for, and only then lets its sender forget it. Its id is the input id there,
 // so a second time changes nothing.
@@ -442,7 +388,7 @@ func (e *engine) relay(ctx context.Context, sender *input, m *statev1.Message, g
 		}
 	}
 	_, refused := e.process(ctx, in)
-	if refused != nil && undelivered(refused) {
+	if refused != nil && tryAgain(refused) {
 		return refused
 	}
 	sender.done, sender.unreadable = true, nil

@@ -117,7 +117,7 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	if sender.GetEntry().GetTimer() != ">ameyo/1>r1>9001" || sender.GetCommitId() != "" || len(sender.GetJournal()) != 0 {
 		t.Errorf("the sender's commit: %v", sender)
 	}
-	if err := relay(entry("poison", "kommo/9001/b", []byte("\xff"))); err == nil || undelivered(err) {
+	if err := relay(entry("poison", "kommo/9001/b", []byte("\xff"))); err == nil || tryAgain(err) {
 		t.Errorf("poison: %v", err)
 	}
 	if c := f.calls["kommo/9001/b"].commits[0]; len(c.GetMoves()) != 0 {
@@ -130,7 +130,7 @@ func TestKommoMessagesAreRelayed(t *testing.T) {
 	if n := len(f.calls["ameyo/1"].commits); n != 2 {
 		t.Errorf("the sender has %d commits, want one for each message", n)
 	}
-	if err := relay(entry("9003", "kommo/9003/c", body)); !undelivered(err) || errkind.From(err) == nil || f.calls["kommo/9003/c"] != nil {
+	if err := relay(entry("9003", "kommo/9003/c", body)); !tryAgain(err) || errkind.From(err) == nil || f.calls["kommo/9003/c"] != nil {
 		t.Errorf("an account that is not connected: %v", err)
 	}
 }
@@ -146,7 +146,7 @@ func TestKommoNumbersWaitForNoAccount(t *testing.T) {
 		given := func(at string, entry *statev1.Entry) *statev1.CommitItem {
 			t.Helper()
 			entry.TimerId, entry.WaitingMs = "c1", (25 * time.Hour).Milliseconds()
-			if answer := e.timer(t.Context(), &statev1.LeaseWork{Call: at, Entry: entry}); len(answer.GetResults()) != 0 {
+			if answer := e.entryDue(t.Context(), &statev1.LeaseWork{Call: at, Entry: entry}); len(answer.GetResults()) != 0 {
 				t.Fatalf("account %d: it waits: %v", account, answer.GetResults())
 			}
 			commits := f.calls[number].commits
@@ -190,7 +190,7 @@ func TestEntriesAreGivenUp(t *testing.T) {
 		for waiting, again := range map[time.Duration]time.Duration{0: time.Second, 7 * time.Second: 7 * time.Second, 24 * time.Hour: 30 * time.Second, 24*time.Hour + time.Second: 0} {
 			entry := &statev1.Entry{Timer: "t", TimerId: "c1", WaitingMs: waiting.Milliseconds()}
 			test.give(entry)
-			answer := e.timer(t.Context(), &statev1.LeaseWork{Call: test.call, Entry: entry})
+			answer := e.entryDue(t.Context(), &statev1.LeaseWork{Call: test.call, Entry: entry})
 			if got := answer.GetResults(); again == 0 {
 				if len(got) != 0 {
 					t.Errorf("%s: after %v it is still tried: %v", test.call, waiting, got)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/services/router/kommo"
 )
 
@@ -20,10 +21,6 @@ type fakeAccounts struct {
 	statev1.AccountServiceClient
 	mu      sync.Mutex
 	account *statev1.Account
-}
-
-func (f *fakeAccounts) ListAccounts(context.Context, *statev1.ListAccountsRequest, ...grpc.CallOption) (*statev1.ListAccountsResponse, error) {
-	return &statev1.ListAccountsResponse{Accounts: []*statev1.Account{f.account}}, nil
 }
 
 func (f *fakeAccounts) GetAccount(context.Context, *statev1.GetAccountRequest, ...grpc.CallOption) (*statev1.GetAccountResponse, error) {
@@ -73,7 +70,7 @@ func (r *record) entry(timer string, result *statev1.DeliveryResult) *statev1.Co
 	r.Helper()
 	r.late += 10_000
 	entry := &statev1.Entry{Timer: timer, TimerId: "c", Result: result}
-	in := timerInput(r.call, entry)
+	in := entryInput(r.call, entry)
 	if err := r.e.kommo.entry(in, entry); err != nil {
 		r.Fatal(err)
 	}
@@ -130,7 +127,7 @@ func TestKommoWiring(t *testing.T) {
 		if parked := number.entry("=1", off); len(parked.GetMessages()) == 0 {
 			t.Errorf("nobody tells the call: %v", parked)
 		}
-		e.idle()
+		e.running.wait()
 	}
 	if n := accounts.account.GetNotices(); len(n) != 1 || n[0].GetCode() != kommo.NoticeUnsortedOff {
 		t.Errorf("notices %v", n)
@@ -184,11 +181,10 @@ func TestKommoSettings(t *testing.T) {
 	e, _ := newTestEngine(t)
 	connected(t, e)
 	e.kommo.config.JoinLead, e.kommo.config.WindowMax, e.kommo.config.ClaimDelay = false, time.Minute, 7*time.Second
-	accounts := &fakeAccounts{account: &statev1.Account{Id: "kommo/9001", Version: "1"}}
-	e.kommo.client = accounts
+	account := &statev1.Account{Id: "kommo/9001", Version: "1"}
 	look := func() *kommo.Config {
 		t.Helper()
-		e.kommo.look(t.Context(), func(string, ...any) {})
+		e.kommo.take(accounts.List{Accounts: []*statev1.Account{account}}, func(string, ...any) {})
 		rules, err := e.kommo.of(9001)
 		if err != nil {
 			t.Fatal(err)
@@ -202,7 +198,7 @@ func TestKommoSettings(t *testing.T) {
 	if look() != first {
 		t.Error("nothing changed, and it was read again")
 	}
-	accounts.account = &statev1.Account{Id: "kommo/9001", Version: "2", Settings: []byte(`{"pipeline_id":1,"widget_code":"w","responsible_user_id":2,
+	account = &statev1.Account{Id: "kommo/9001", Version: "2", Settings: []byte(`{"pipeline_id":1,"widget_code":"w","responsible_user_id":2,
 		"source_name":"s","source_format":"{did} {name}","claim_delay":0}`)}
 	now := look()
 	got := []any{now.PipelineID, now.WidgetCode, now.ResponsibleUser, now.SourceName, now.SourceFormat, now.ClaimDelay}

@@ -22,6 +22,7 @@ import (
 	"callrelay/platform/accounts"
 	"callrelay/platform/config"
 	"callrelay/platform/errkind"
+	"callrelay/services/router/diagnose"
 	"callrelay/services/router/pbx"
 )
 
@@ -147,7 +148,7 @@ type pbxInput struct {
 
 // event makes what the engine takes of an event. Whatever it holds is recorded: with its call where it names one, else as
 // a request of its own.
-func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEvent) error {
+func (r *pbxRules) event(in *input, m *routerv1.PbxEvent) error {
 	config, err := r.of(m.GetIntegration(), in.since)
 	gone := errors.Is(err, errNoIntegration)
 	if err != nil && !gone {
@@ -156,7 +157,7 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 	params := wire.Params(m.GetEvent())
 	e, err := callback.DecodePbxEvent(params)
 	in.received.Source = "pbx." + cmp.Or(e.Kind, "event")
-	in.call = callback.RequestKey(item.GetRequestId())
+	in.call = callback.RequestKey(in.id)
 	if e.CallID != "" {
 		in.call = callback.PbxCallKey(m.GetIntegration(), e.CallID)
 	}
@@ -170,7 +171,7 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 		in.pbx.note = pbxDeleted(m.GetIntegration())
 		return nil
 	case errors.As(err, &refusal):
-		in.pbx.note = "an event of " + place() + " cannot be understood: " + refusal.Message
+		in.pbx.note = "an event of " + place() + " " + diagnose.NotUnderstood + ": " + refusal.Message
 		return nil
 	case err != nil:
 		return errkind.Internal(err)
@@ -178,7 +179,7 @@ func (r *pbxRules) event(in *input, item *routerv1.RouteItem, m *routerv1.PbxEve
 		in.pbx.note = fmt.Sprintf("%s of agent %s, %s, on %s", e.Kind, e.Agent, e.AgentStatus, place())
 		return nil
 	}
-	in.pbx.input = pbx.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent(), Event: &e,
+	in.pbx.input = pbx.Input{RequestID: in.id, Traceparent: in.traceparent, Event: &e,
 		ExtensionID: m.GetExtensionId(), Extension: m.GetExtension(), Type: m.GetType(), WantRecording: r.wantRecording(m, e.RecordID)}
 	return nil
 }
@@ -205,7 +206,7 @@ func (r *pbxRules) timer(in *input, name string) error {
 }
 
 func pbxDeleted(integration string) string {
-	return fmt.Sprintf("the integration %s was deleted: nothing more is decided of this call", integration)
+	return fmt.Sprintf("the integration %s %s", integration, diagnose.IntegrationDeleted)
 }
 
 // decidePbx asks the rules and makes the commit of what they say.
@@ -218,9 +219,9 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 		entries = append(entries, pbxJournalEntry(pbx.Note(in.pbx.note), in.id, nowMS))
 		return newCommit(in, state.GetVersion(), nowMS, entries...), false, nil
 	}
-	record := &statev1.Record{}
-	if err := proto.Unmarshal(state.GetRecord(), record); err != nil {
-		return nil, false, fmt.Errorf("the stored record is unreadable: %w", err)
+	record, err := readRecord(state)
+	if err != nil {
+		return nil, false, err
 	}
 	call, err := readPbxCall(record)
 	if err != nil {

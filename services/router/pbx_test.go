@@ -57,7 +57,7 @@ func TestIntegrationsComeAndGo(t *testing.T) {
 	check := func(what string, received time.Duration, want string) {
 		t.Helper()
 		in := &input{since: began.Add(received), received: &statev1.Received{}}
-		err := r.event(in, &routerv1.RouteItem{RequestId: "r"}, &routerv1.PbxEvent{Integration: "acme", ExtensionId: "1", Extension: "0003*101", Type: "phone",
+		err := r.event(in, &routerv1.PbxEvent{Integration: "acme", ExtensionId: "1", Extension: "0003*101", Type: "phone",
 			Event: &callbackv1.PbxEvent{EventType: "hangup", CallId: "c", SubCallId: "s"}})
 		if got := outcome(in, err); got != want {
 			t.Errorf("%s: an event %s, want %s", what, got, want)

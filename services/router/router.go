@@ -1,13 +1,14 @@
-// Package router decides: it loads the call of each input, asks the rules (packages ameyo, pbx and kommo) what the input means, and commits
-// the new call with all its effects, or nothing. It owns the lanes (one input of a call at a time), the conversion between
-// the stored record and the rules' own types, and `rules`, the queue of timers, messages between calls and results of deliveries. It does not know Redis and
-// speaks to no CRM.
+// Package router decides: it asks the rules (packages ameyo, pbx and kommo) what each input means for its call, and commits the new
+// call with all its effects, or nothing. It owns the lanes (one input of a call at a time), the conversion between the stored
+// record and the rules' own types, and the work in `rules`, the queue of timers, messages between calls and results of deliveries.
+// It does not know Redis and speaks to no CRM.
 package router
 
 import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -18,7 +19,11 @@ import (
 	"callrelay/platform/accounts"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
+	"callrelay/services/router/kommo"
 )
+
+// StopTimeout is how long Run of a process of its own may take to end.
+const StopTimeout = 4 * time.Second
 
 // Service is router; it implements run.Service.
 type Service struct {
@@ -32,7 +37,7 @@ type Service struct {
 
 // New prepares the service. The configuration must have passed Validate.
 func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (*Service, error) {
-	rules, options, err := cfg.rules()
+	rules, options, err := cfg.Rules()
 	if err != nil {
 		return nil, err
 	}
@@ -41,11 +46,12 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, err
 	}
-	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(statev1.NewAccountServiceClient(state), pbxtable.AccountPrefix)
-	e.kommo.config, e.kommo.client = cfg.Kommo, statev1.NewAccountServiceClient(state)
+	stored := statev1.NewAccountServiceClient(state)
+	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(stored, pbxtable.AccountPrefix)
+	e.kommo.config, e.kommo.client, e.kommo.follower = cfg.Kommo, stored, accounts.NewFollower(stored, kommo.AccountPrefix)
 	e.kommo.routes, err = cfg.Kommo.check()
 	e.entryMaxAge = cfg.EntryMaxAge
-	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: newShelf(state)}, stopping: make(chan struct{})}, err
+	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: &shelf{operatorv1.NewOperatorServiceClient(state)}}, stopping: make(chan struct{})}, err
 }
 
 // Register adds the gRPC services.
@@ -62,23 +68,25 @@ func (s *Service) Ready() error {
 	return nil
 }
 
-// Run keeps the streams to state and works off due timers until ctx ends. The streams end last: inputs under way still
+// Run keeps the streams to state and works off due entries until ctx ends. The streams end last: inputs under way still
 // need them.
 func (s *Service) Run(ctx context.Context) error {
 	pipes, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { s.engine.load.Run(pipes) })
 	wg.Go(func() { s.engine.commit.Run(pipes) })
-	wg.Go(func() { s.engine.kommo.run(pipes, s.tel.Log().Error) })
+	wg.Go(func() {
+		s.engine.kommo.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.kommo.take(list, s.tel.Log().Error) })
+	})
 	wg.Go(func() {
 		s.engine.pbx.follower.Run(pipes, func(list accounts.List, _ bool) { s.engine.pbx.take(list, s.tel.Log().Error) })
 	})
-	var timers sync.WaitGroup
-	timers.Go(func() { s.engine.timers(ctx, s.state) })
+	var entries sync.WaitGroup
+	entries.Go(func() { s.engine.entries(ctx, s.state) })
 	<-ctx.Done()
 	close(s.stopping)
-	timers.Wait()
-	s.engine.idle()
+	entries.Wait()
+	s.engine.running.wait()
 	stop()
 	wg.Wait()
 	return nil

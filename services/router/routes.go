@@ -39,9 +39,8 @@ func parseRoutes(text string) (routes, error) {
 			errs = append(errs, fmt.Errorf("route %q: %s is routed already", part, source))
 		}
 		for target := range strings.SplitSeq(targets, ",") {
-			digits, ok := strings.CutPrefix(strings.TrimSpace(target), "kommo/")
-			account, err := strconv.ParseInt(digits, 10, 64)
-			if !ok || err != nil || account <= 0 || slices.Contains(r[source], account) {
+			account, ok := kommo.ParseAccount(strings.TrimSpace(target))
+			if !ok || slices.Contains(r[source], account) {
 				errs = append(errs, fmt.Errorf("route %q: target %q: want different accounts like kommo/9001", part, target))
 				continue
 			}
@@ -54,8 +53,9 @@ func parseRoutes(text string) (routes, error) {
 // ameyoMessages are those by which a call end of the dialer is logged in Kommo: one to each account, if the rules decided
 // that the call is over, and not that it is a repeat or that phone 2 follows. A call end is committed once, so the id of
 // its request makes that of its message unique.
-func (r routes) ameyoMessages(callKey string, end *callback.CallEnd, effects ameyo.Effects, receivedMS int64, zone *time.Location) []kommo.Message {
-	if end == nil || effects.Duplicate {
+func (r routes) ameyoMessages(in *input, effects ameyo.Effects, receivedMS int64, zone *time.Location) []kommo.Message {
+	accounts, end := r[callback.Ameyo], in.ameyo.CallEnd
+	if len(accounts) == 0 || end == nil || effects.Duplicate {
 		return nil
 	}
 	i := slices.IndexFunc(effects.Facts, func(fact ameyo.Fact) bool {
@@ -67,10 +67,10 @@ func (r routes) ameyoMessages(callKey string, end *callback.CallEnd, effects ame
 	}
 	decided := effects.Facts[i].(ameyo.Decided)
 	var messages []kommo.Message
-	for _, account := range r["ameyo"] {
+	for _, account := range accounts {
 		messages = append(messages, kommo.Message{
-			ID: callKey + ">" + effects.RequestID + ">" + strconv.FormatInt(account, 10), To: kommo.CallKey(account, "ameyo:"+end.CallID),
-			Input: kommo.Input{Voip: ameyoReport(end, decided, receivedMS, zone)},
+			ID: in.call + ">" + effects.RequestID + ">" + strconv.FormatInt(account, 10), To: kommo.CallKey(account, "ameyo:"+end.CallID),
+			Input: kommo.Input{RequestID: in.id, Traceparent: in.traceparent, Voip: ameyoReport(end, decided, receivedMS, zone)},
 		})
 	}
 	return messages

@@ -46,7 +46,7 @@ func TestAmeyoMessages(t *testing.T) {
 			}
 			call, effects = ameyo.Decide(ameyo.DefaultConfig(), call, ameyo.Input{RequestID: "r1", ReceivedMS: received, CallEnd: &end}, received)
 		}
-		return routes{"ameyo": {1, 2}}.ameyoMessages("ameyo/193421", &end, effects, received, zone)
+		return routes{"ameyo": {1, 2}}.ameyoMessages(&input{call: "ameyo/193421", ameyo: ameyo.Input{CallEnd: &end}}, effects, received, zone)
 	}
 	const two = `&phoneList={"phoneList":["08011112222","08099366675"]}`
 	const one = `&phoneList={"phoneList":["08011112222"]}`

@@ -17,6 +17,7 @@ import (
 	"callrelay/platform/errkind"
 	"callrelay/platform/rpc"
 	"callrelay/services/router/ameyo"
+	"callrelay/services/router/explain"
 )
 
 type server struct {
@@ -64,9 +65,9 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 			}
 		}
 	}()
-	in, err := s.read(item, now)
+	in, err := s.engine.input(item, now)
 	if err != nil && item.GetSpooled() && item.GetRequestId() != "" && errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE {
-		in = s.unreadable(item, now, err)
+		in = unreadable(item, now, err)
 	} else if err != nil {
 		answer.Error = errkind.From(err).Proto()
 		return answer
@@ -81,63 +82,51 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 	return answer
 }
 
-// read is input; a panic there is this item's error.
-func (s *server) read(item *routerv1.RouteItem, now time.Time) (in *input, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.engine.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
-			err = errkind.Internal(fmt.Errorf("panic: %v", p))
-		}
-	}()
-	return s.input(item, now)
-}
-
 // unreadable is the input of a callback that its sender believes to be taken and that cannot be: it is recorded under its
 // request id, with its query.
-func (s *server) unreadable(item *routerv1.RouteItem, now time.Time, err error) *input {
-	in := s.newInput(item, now)
+func unreadable(item *routerv1.RouteItem, now time.Time, err error) *input {
+	in := newInput(item, now)
 	in.call, in.unreadable = callback.RequestKey(item.GetRequestId()), err
-	switch item.GetCallback().(type) {
-	case *routerv1.RouteItem_AmeyoCallStart:
-		in.received.Source = "ameyo.call_start"
-	case *routerv1.RouteItem_AmeyoCallEnd:
-		in.received.Source = "ameyo.call_end"
-	case *routerv1.RouteItem_KommoCall:
-		in.received.Source = "kommo.call"
-	}
 	return in
 }
 
-// input makes what the engine takes of a callback. Ingress has made the same checks; an internal client may not have.
-func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) {
+// input makes what the engine takes of a callback. Ingress has made the same checks; an internal client may not have. A panic is
+// this item's error.
+func (e *engine) input(item *routerv1.RouteItem, now time.Time) (in *input, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.tel.Log().Error("panic", "request_id", item.GetRequestId(), "panic", p, "stack", string(debug.Stack()))
+			err = errkind.Internal(fmt.Errorf("panic: %v", p))
+		}
+	}()
 	if item.GetRequestId() == "" {
 		return nil, errkind.Invalid("request_id", "request_id is required")
 	}
-	in := s.newInput(item, now)
+	in = newInput(item, now)
 	switch c := item.GetCallback().(type) {
 	case *routerv1.RouteItem_AmeyoCallStart:
-		start, err := callback.DecodeCallStart(wire.Params(c.AmeyoCallStart), s.engine.options)
+		start, err := callback.DecodeCallStart(wire.Params(c.AmeyoCallStart), e.options)
 		if err != nil {
 			return nil, invalid(err)
 		}
-		in.received.Source, in.call, in.ameyo.CallStart = "ameyo.call_start", callback.CallKey("ameyo", start.CallID), &start
+		in.call, in.ameyo.CallStart = callback.CallKey(callback.Ameyo, start.CallID), &start
 	case *routerv1.RouteItem_AmeyoCallEnd:
-		end, err := callback.DecodeCallEnd(wire.Params(c.AmeyoCallEnd), s.engine.options)
+		end, err := callback.DecodeCallEnd(wire.Params(c.AmeyoCallEnd), e.options)
 		if err != nil {
 			return nil, invalid(err)
 		}
-		in.received.Source, in.call, in.ameyo.CallEnd = "ameyo.call_end", callback.CallKey("ameyo", end.CallID), &end
+		in.call, in.ameyo.CallEnd = callback.CallKey(callback.Ameyo, end.CallID), &end
 	case *routerv1.RouteItem_PbxEvent:
-		if err := s.engine.pbx.event(in, item, c.PbxEvent); err != nil {
+		if err := e.pbx.event(in, c.PbxEvent); err != nil {
 			return nil, err
 		}
 	case *routerv1.RouteItem_KommoCall:
-		if err := s.engine.kommo.report(in, c.KommoCall); err != nil {
+		if err := e.kommo.report(in, c.KommoCall); err != nil {
 			return nil, err
 		}
 	case *routerv1.RouteItem_Refused:
 		r := c.Refused
-		in.call = callback.RequestKey(item.GetRequestId())
+		in.call = callback.RequestKey(in.id)
 		in.rejected = &statev1.Rejected{Status: r.GetStatus(), Field: r.GetField(), Message: r.GetMessage(), Method: r.GetMethod(), Path: r.GetPath()}
 	default:
 		if len(item.ProtoReflect().GetUnknown()) > 0 { // of a newer ingress, whose spool keeps it for a newer router
@@ -149,14 +138,27 @@ func (s *server) input(item *routerv1.RouteItem, now time.Time) (*input, error) 
 	return in, nil
 }
 
-func (s *server) newInput(item *routerv1.RouteItem, now time.Time) *input {
+func newInput(item *routerv1.RouteItem, now time.Time) *input {
 	return &input{
 		id: item.GetRequestId(), traceparent: item.GetTraceparent(),
 		since: now.Add(-time.Duration(max(0, item.GetAgeMs())) * time.Millisecond),
-		received: &statev1.Received{Query: item.GetQuery(), Peer: item.GetPeer(), Spooled: item.GetSpooled(),
+		received: &statev1.Received{Source: source(item), Query: item.GetQuery(), Peer: item.GetPeer(), Spooled: item.GetSpooled(),
 			TraceId: traceID(item.GetTraceparent())},
 		ameyo: ameyo.Input{RequestID: item.GetRequestId(), Traceparent: item.GetTraceparent()},
 	}
+}
+
+// source is how the journal names what a callback is; of an event of a PBX its kind says it, once that is read.
+func source(item *routerv1.RouteItem) string {
+	switch item.GetCallback().(type) {
+	case *routerv1.RouteItem_AmeyoCallStart:
+		return explain.SourceStart
+	case *routerv1.RouteItem_AmeyoCallEnd:
+		return explain.SourceEnd
+	case *routerv1.RouteItem_KommoCall:
+		return "kommo.call"
+	}
+	return ""
 }
 
 func invalid(err error) error {

@@ -3,7 +3,6 @@ package router
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -16,10 +15,6 @@ import (
 // shelf is what advice reads of the store, and the one thing it changes there: settling deliveries that were replaced.
 type shelf struct {
 	operator operatorv1.OperatorServiceClient
-}
-
-func newShelf(conn grpc.ClientConnInterface) *shelf {
-	return &shelf{operator: operatorv1.NewOperatorServiceClient(conn)}
 }
 
 // call is everything stored of a call; nil when there is nothing.

@@ -57,6 +57,9 @@ type Call struct {
 	NowMS int64
 }
 
+// Superseded is Action.what of a request that another one replaced.
+const Superseded = "superseded"
+
 // late is from when on the time between receipt and record is worth knowing.
 const late = time.Minute
 
@@ -64,7 +67,7 @@ const late = time.Minute
 func Diagnose(call Call) *operatorv1.DiagnoseResponse {
 	d := &diagnosis{call: call, superseded: map[string]string{}, findings: map[Step][]*operatorv1.Finding{}}
 	for _, e := range call.Journal {
-		if a := e.GetAction(); a.GetWhat() == "superseded" {
+		if a := e.GetAction(); a.GetWhat() == Superseded {
 			d.superseded[e.GetRequestId()] = a.GetRequestId()
 		}
 	}
@@ -92,6 +95,12 @@ type about struct {
 	request  string
 	delivery uint32
 	words    []string
+}
+
+// with has further words, which win over those of the same names.
+func (a about) with(words ...string) about {
+	a.words = append(words, a.words...)
+	return a
 }
 
 func (d *diagnosis) find(step Step, level operatorv1.Level, code string, a about) {
@@ -183,7 +192,7 @@ func (d *diagnosis) entries() {
 	for _, e := range d.call.Journal {
 		request := e.GetRequestId()
 		if by := d.superseded[request]; by != "" {
-			if e.GetAction().GetWhat() == "superseded" {
+			if e.GetAction().GetWhat() == Superseded {
 				d.find(Dedupe, note, "dedupe_superseded", about{request, 0, []string{"of", by}})
 			}
 			continue
@@ -283,12 +292,7 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 	if d.superseded[one.GetRequestId()] != "" {
 		return
 	}
-	var last *statev1.Attempt
-	for _, e := range d.call.Journal {
-		if a := e.GetAttempt(); a.GetDelivery() == one.GetNumber() {
-			last = a
-		}
-	}
+	last := d.lastAttempt(one)
 	a := about{one.GetRequestId(), one.GetNumber(), []string{"endpoint", one.GetEndpoint(), "destination", one.GetDestination(),
 		"reason", one.GetReason(), "attempts", fmt.Sprint(one.GetAttempts())}}
 	answered := d.answer(one, last, a)
@@ -300,11 +304,9 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 		case answered: // it was sent; the answer is what stopped it
 			send(ok, "send_ok")
 		case held:
-			a.words = append([]string{"reason", cmp.Or(hold, one.GetReason())}, a.words...)
-			send(failed, "send_held")
+			d.find(UpstreamSend, failed, "send_held", a.with("reason", cmp.Or(hold, one.GetReason())))
 		case last.GetNext() == "retry":
-			a.words = append([]string{"reason", last.GetError()}, a.words...)
-			send(waiting, "send_retrying")
+			d.find(UpstreamSend, waiting, "send_retrying", a.with("reason", last.GetError()))
 		default:
 			d.waits(UpstreamSend, one, a)
 		}
@@ -334,19 +336,27 @@ func (d *diagnosis) delivery(one *statev1.Delivery) {
 	}
 }
 
+// lastAttempt is the last attempt to send a delivery; nil: there was none.
+func (d *diagnosis) lastAttempt(one *statev1.Delivery) *statev1.Attempt {
+	for _, e := range slices.Backward(d.call.Journal) {
+		if a := e.GetAttempt(); a != nil && a.GetDelivery() == one.GetNumber() {
+			return a
+		}
+	}
+	return nil
+}
+
 // waits says what a delivery waits for that nothing was tried of: one before it, its destination, or nothing but its turn.
 func (d *diagnosis) waits(step Step, one *statev1.Delivery, a about) {
 	for _, before := range d.call.Deliveries {
 		if before.GetNumber() < one.GetNumber() && before.GetDestination() == one.GetDestination() &&
 			(before.GetState() == statev1.DeliveryState_DELIVERY_STATE_QUEUED || before.GetState() == statev1.DeliveryState_DELIVERY_STATE_LEASED) {
-			a.words = append(a.words, "before", fmt.Sprint(before.GetNumber()))
-			d.find(step, waiting, "send_behind", a)
+			d.find(step, waiting, "send_behind", a.with("before", fmt.Sprint(before.GetNumber())))
 			return
 		}
 	}
 	if why := d.call.Stuck[one.GetDestination()]; why != "" {
-		a.words = append([]string{"reason", why}, a.words...)
-		d.find(step, waiting, "send_stuck", a)
+		d.find(step, waiting, "send_stuck", a.with("reason", why))
 		return
 	}
 	d.find(step, waiting, "send_queued", a)
@@ -371,7 +381,7 @@ func (d *diagnosis) answer(one *statev1.Delivery, last *statev1.Attempt, a about
 			codes = append(codes, word)
 		}
 	}
-	a.words = append([]string{"codes", strings.Join(codes, ", ")}, a.words...)
+	a = a.with("codes", strings.Join(codes, ", "))
 	code := ""
 	switch {
 	case last.GetMessageCode() == "WTYP0010":

@@ -18,6 +18,12 @@ const (
 	Delivered  Step = "delivered"
 )
 
+// Words by which these findings know router's notes.
+const (
+	NotUnderstood      = "cannot be understood"
+	IntegrationDeleted = "was deleted: nothing more is decided of this call"
+)
+
 var pbxSteps = []Step{Events, Understood, Decided, Registered, Delivered}
 
 // isPbx says that the checklist of a cloud PBX is the right one: for its calls, and for requests of its extensions.
@@ -35,78 +41,35 @@ func isPbx(call Call) bool {
 
 // pbx walks the steps of a call of a cloud PBX.
 func (d *diagnosis) pbx() {
-	events, repeats, last := 0, 0, ""
-	cards, legs := map[string]*statev1.PbxCard{}, map[string]*statev1.Decided{}
-	var order, cardOrder []string
-	for _, e := range d.call.Journal {
-		request := e.GetRequestId()
-		switch f := e.GetFact().(type) {
-		case *statev1.JournalEntry_Received:
-			events, last = events+1, request
-			if age := time.Duration(f.Received.GetAgeMs()) * time.Millisecond; age >= late {
-				d.find(Events, note, "received_late", about{request, 0, []string{"age", age.Round(time.Second).String()}})
-			}
-		case *statev1.JournalEntry_Rejected:
-			events, last = events+1, request
-			d.find(Understood, failed, "pbx_refused", about{request, 0, []string{"status", fmt.Sprint(f.Rejected.GetStatus()), "message", f.Rejected.GetMessage()}})
-		case *statev1.JournalEntry_Undecided:
-			d.find(Understood, failed, "pbx_panicked", about{request, 0, []string{"message", f.Undecided.GetReason()}})
-		case *statev1.JournalEntry_Duplicate:
-			repeats++
-		case *statev1.JournalEntry_Note:
-			switch {
-			case strings.Contains(f.Note, "cannot be understood"):
-				d.find(Understood, failed, "pbx_not_understood", about{request, 0, []string{"note", f.Note}})
-			case strings.HasSuffix(f.Note, "was deleted: nothing more is decided of this call"):
-				d.find(Decided, failed, "pbx_no_integration", about{request, 0, []string{"note", f.Note}})
-			default:
-				d.find(Understood, note, "pbx_odd", about{request, 0, []string{"note", f.Note}})
-			}
-		case *statev1.JournalEntry_Card:
-			if cards[f.Card.GetId()] == nil {
-				cardOrder = append(cardOrder, f.Card.GetId())
-			}
-			cards[f.Card.GetId()] = f.Card
-		case *statev1.JournalEntry_Decided:
-			if len(f.Decided.GetDeliveries()) > 0 {
-				d.find(Registered, ok, "pbx_registered", about{request, f.Decided.GetDeliveries()[0], pbxWords(f.Decided)})
-			}
-			if legs[f.Decided.GetLeg()] == nil {
-				order = append(order, f.Decided.GetLeg())
-			}
-			legs[f.Decided.GetLeg()] = f.Decided
-		}
-	}
-	switch {
-	case events == 0:
+	f := d.pbxEntries()
+	if f.events == 0 {
 		d.find(Events, failed, "pbx_nothing", about{})
-	default:
-		d.find(Events, ok, "pbx_events", about{last, 0, []string{"count", fmt.Sprint(events)}})
-	}
-	if repeats > 0 {
-		d.find(Understood, note, "pbx_repeats", about{"", 0, []string{"count", fmt.Sprint(repeats)}})
+	} else {
+		d.find(Events, ok, "pbx_events", about{f.last, 0, []string{"count", fmt.Sprint(f.events)}})
 	}
 	if d.call.JournalDropped {
 		d.find(Events, note, "received_journal_full", about{})
 	}
-	for _, id := range order {
-		switch f := legs[id]; {
-		case strings.HasPrefix(f.GetFlow(), "unreconciled"):
-			d.find(Decided, failed, "pbx_unreconciled", about{"", 0, pbxWords(f)})
-		case len(f.GetDeliveries()) == 0:
-			d.find(Decided, ok, "pbx_left_out", about{"", 0, pbxWords(f)})
+	odd := len(d.findings[Understood]) > 0
+	if f.repeats > 0 {
+		d.find(Understood, note, "pbx_repeats", about{words: []string{"count", fmt.Sprint(f.repeats)}})
+	}
+	for _, id := range f.legOrder {
+		switch leg := f.legs[id]; {
+		case strings.HasPrefix(leg.GetFlow(), "unreconciled"):
+			d.find(Decided, failed, "pbx_unreconciled", about{words: pbxWords(leg)})
+		case len(leg.GetDeliveries()) == 0:
+			d.find(Decided, ok, "pbx_left_out", about{words: pbxWords(leg)})
 		default:
-			d.find(Decided, ok, "pbx_decided", about{"", 0, pbxWords(f)})
+			d.find(Decided, ok, "pbx_decided", about{words: pbxWords(leg)})
 		}
 	}
-	open := false
-	for _, id := range cardOrder {
-		if c := cards[id]; c.GetState() == "ringing" || c.GetState() == "in_call" {
-			open = true
-			d.find(Decided, waiting, "pbx_in_progress", about{"", 0, []string{"leg", id, "state", strings.ReplaceAll(c.GetState(), "_", " "), "extension", c.GetExtension()}})
+	for _, id := range f.cardOrder {
+		if c := f.cards[id]; c.GetState() == "ringing" || c.GetState() == "in_call" {
+			d.find(Decided, waiting, "pbx_in_progress", about{words: []string{"leg", id, "state", strings.ReplaceAll(c.GetState(), "_", " "), "extension", c.GetExtension()}})
 		}
 	}
-	if events > 0 && len(order) == 0 && !open && len(d.findings[Understood]) == repeatsOnly(repeats) && len(d.findings[Decided]) == 0 {
+	if f.events > 0 && !odd && len(d.findings[Decided]) == 0 {
 		d.find(Decided, waiting, "pbx_not_yet", about{})
 	}
 	for _, one := range d.call.Deliveries {
@@ -114,7 +77,67 @@ func (d *diagnosis) pbx() {
 	}
 }
 
-func repeatsOnly(repeats int) int { return min(repeats, 1) }
+// pbxFound is what the entries of a journal say together.
+type pbxFound struct {
+	events, repeats int
+	last            string // request of the last event
+	// legs have the last decision about each leg, cards its last card; their orders are those of the first.
+	legs                map[string]*statev1.Decided
+	cards               map[string]*statev1.PbxCard
+	legOrder, cardOrder []string
+}
+
+// pbxEntries looks at each entry, and finds what a step can be told from it alone.
+func (d *diagnosis) pbxEntries() pbxFound {
+	found := pbxFound{legs: map[string]*statev1.Decided{}, cards: map[string]*statev1.PbxCard{}}
+	for _, e := range d.call.Journal {
+		request := e.GetRequestId()
+		switch f := e.GetFact().(type) {
+		case *statev1.JournalEntry_Received:
+			found.events, found.last = found.events+1, request
+			if age := time.Duration(f.Received.GetAgeMs()) * time.Millisecond; age >= late {
+				d.find(Events, note, "received_late", about{request, 0, []string{"age", age.Round(time.Second).String()}})
+			}
+		case *statev1.JournalEntry_Rejected:
+			found.events, found.last = found.events+1, request
+			d.find(Understood, failed, "pbx_refused", about{request, 0, []string{"status", fmt.Sprint(f.Rejected.GetStatus()), "message", f.Rejected.GetMessage()}})
+		case *statev1.JournalEntry_Undecided:
+			d.find(Understood, failed, "pbx_panicked", about{request, 0, []string{"message", f.Undecided.GetReason()}})
+		case *statev1.JournalEntry_Duplicate:
+			found.repeats++
+		case *statev1.JournalEntry_Note:
+			d.pbxNote(request, f.Note)
+		case *statev1.JournalEntry_Card:
+			id := f.Card.GetId()
+			if found.cards[id] == nil {
+				found.cardOrder = append(found.cardOrder, id)
+			}
+			found.cards[id] = f.Card
+		case *statev1.JournalEntry_Decided:
+			if len(f.Decided.GetDeliveries()) > 0 {
+				d.find(Registered, ok, "pbx_registered", about{request, f.Decided.GetDeliveries()[0], pbxWords(f.Decided)})
+			}
+			leg := f.Decided.GetLeg()
+			if found.legs[leg] == nil {
+				found.legOrder = append(found.legOrder, leg)
+			}
+			found.legs[leg] = f.Decided
+		}
+	}
+	return found
+}
+
+func (d *diagnosis) pbxNote(request, text string) {
+	a := about{request, 0, []string{"note", text}}
+	switch {
+	case strings.Contains(text, NotUnderstood):
+		d.find(Understood, failed, "pbx_not_understood", a)
+	case strings.HasSuffix(text, IntegrationDeleted):
+		d.find(Decided, failed, "pbx_no_integration", a)
+	default:
+		d.find(Understood, note, "pbx_odd", a)
+	}
+}
 
 func pbxWords(f *statev1.Decided) []string {
 	return []string{"rule", f.GetRule(), "what", f.GetFlow(), "leg", f.GetLeg()}
@@ -122,12 +145,7 @@ func pbxWords(f *statev1.Decided) []string {
 
 // pbxDelivery looks at one registration with the CRM.
 func (d *diagnosis) pbxDelivery(one *statev1.Delivery) {
-	var last *statev1.Attempt
-	for _, e := range d.call.Journal {
-		if a := e.GetAttempt(); a.GetDelivery() == one.GetNumber() {
-			last = a
-		}
-	}
+	last := d.lastAttempt(one)
 	hold, held := d.call.Holds[one.GetDestination()]
 	reason := cmp.Or(one.GetReason(), last.GetError())
 	level, code := failed, "send_unknown_state"

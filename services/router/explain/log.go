@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -31,6 +32,14 @@ func (l *logLine) value(key string) string {
 		}
 	}
 	return ""
+}
+
+// source tells a call start from a call end by what an incoming_get line says.
+func (l *logLine) source() string {
+	if strings.Contains(strings.ToLower(l.message), "call start") {
+		return SourceStart
+	}
+	return SourceEnd
 }
 
 var fieldStart = regexp.MustCompile(` \| ([A-Za-z0-9_]+)=`)
@@ -134,16 +143,12 @@ func (g *Logs) add(l *logLine, where string, rank int) {
 		if one != nil {
 			return
 		}
-		one = &Logged{RequestID: l.request, At: l.at, Line: where, rank: rank, Source: SourceEnd}
-		if strings.Contains(strings.ToLower(l.message), "call start") {
-			one.Source = SourceStart
-		}
 		params, err := object([]byte(l.value("query")))
 		if err != nil {
 			g.Skipped++
 			return
 		}
-		one.Params = params
+		one = &Logged{RequestID: l.request, At: l.at, Line: where, rank: rank, Source: l.source(), Params: params}
 		g.byID[l.request], g.order = one, append(g.order, one)
 		return
 	}
@@ -232,7 +237,5 @@ func sameJSON(a, b []byte) bool {
 	if dx.Decode(&x) != nil || dy.Decode(&y) != nil {
 		return bytes.Equal(a, b)
 	}
-	ja, _ := json.Marshal(x)
-	jb, _ := json.Marshal(y)
-	return bytes.Equal(ja, jb)
+	return reflect.DeepEqual(x, y)
 }

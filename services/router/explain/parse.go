@@ -88,10 +88,7 @@ func parseLine(line string) (string, callback.Params, error) {
 	if !ok || l.label != "incoming_get" {
 		return "", nil, errUnreadable
 	}
-	source := SourceEnd
-	if strings.Contains(strings.ToLower(l.message), "call start") {
-		source = SourceStart
-	}
+	source := l.source()
 	var client struct {
 		URI string `json:"uri"`
 	}

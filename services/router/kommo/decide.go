@@ -48,7 +48,7 @@ func newOutbox(cfg *Config, in Input, nowMS int64) outbox {
 func (o *outbox) queue(d NewDelivery) uint32 {
 	number := max(*o.nextDelivery, 1)
 	*o.nextDelivery = number + 1
-	d.Number, d.Destination = number, "kommo/"+strconv.FormatInt(o.cfg.AccountID, 10)
+	d.Number, d.Destination = number, AccountKey(o.cfg.AccountID)
 	o.effects.Deliveries = append(o.effects.Deliveries, d)
 	return number
 }
@@ -631,13 +631,12 @@ func (d *decision) answer(a *Answer) {
 func (d *decision) park(reason string) {
 	end := d.endMS() + d.cfg.ParkFor.Milliseconds()
 	numbered := Digits(d.facts().Phone) != ""
-	switch {
-	case d.now < end:
-	case d.PostMS < end && numbered: // a last poll: a contact may have appeared
-		d.post()
-		return
-	default:
-		d.noEntity()
+	if d.now >= end {
+		if d.PostMS < end && numbered { // a last poll: a contact may have appeared
+			d.post()
+		} else {
+			d.noEntity()
+		}
 		return
 	}
 	d.Phase = Parked

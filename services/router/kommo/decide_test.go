@@ -601,7 +601,7 @@ func TestKeys(t *testing.T) {
 		{"kommo/9001/missed:a/b", 9001, "missed:a/b", false},
 		{"kommo-number/9001/3055550142", 9001, "3055550142", true},
 		{"kommo/x/1", 0, "", false}, {"kommo/01/1", 0, "", false}, {"kommo/-1/1", 0, "", false}, {"kommo/9001", 0, "", false},
-		{"kommo/9001/", 0, "", false}, {"ameyo/193421", 0, "", false}, {"kommo-number/", 0, "", false},
+		{"kommo/9001/", 0, "", false}, {"ameyo/193421", 0, "", false}, {"9001/1", 0, "", false}, {"kommo-number/", 0, "", false},
 	} {
 		id, call, number, ok := ParseKey(test.key)
 		if ok != (test.id != "") || ok && (id != test.account || call != test.id || number != test.number) {

@@ -351,7 +351,7 @@ type Effects struct {
 // NewDelivery is a request for Kommo's client (services/upstream/internal/kommo).
 type NewDelivery struct {
 	Number uint32
-	// Destination is "kommo/" and the account id.
+	// Destination is the AccountKey.
 	Destination string
 	// Endpoint is one of the constants Endpoint...
 	Endpoint    string
@@ -519,15 +519,26 @@ func (c *Config) Check() error {
 // MaxClaimDelay bounds ClaimDelay: a call that is not in Kommo after an hour is a lost call to whoever looks for it.
 const MaxClaimDelay = time.Hour
 
-// Prefixes of the keys of records.
-const (
-	callPrefix   = "kommo/"
-	numberPrefix = "kommo-number/"
-)
+// AccountPrefix begins the keys of accounts, and so those of their calls.
+const AccountPrefix = "kommo/"
+
+const numberPrefix = "kommo-number/"
+
+// AccountKey is how an account is called where state keeps it; its queue has the same name.
+func AccountKey(accountID int64) string {
+	return AccountPrefix + strconv.FormatInt(accountID, 10)
+}
+
+// ParseAccount reads an AccountKey.
+func ParseAccount(key string) (accountID int64, ok bool) {
+	id, ok := strings.CutPrefix(key, AccountPrefix)
+	accountID, err := strconv.ParseInt(id, 10, 64)
+	return accountID, ok && err == nil && accountID > 0 && key == AccountKey(accountID)
+}
 
 // CallKey is the key of the record of a call.
 func CallKey(accountID int64, callID string) string {
-	return callPrefix + strconv.FormatInt(accountID, 10) + "/" + callID
+	return AccountKey(accountID) + "/" + callID
 }
 
 // NumberKey is the key of the record of a number, given by its Digits.
@@ -539,22 +550,22 @@ func NumberKey(accountID int64, digits string) string {
 func ParseKey(key string) (accountID int64, id string, number, ok bool) {
 	rest, number := strings.CutPrefix(key, numberPrefix)
 	if !number {
-		if rest, ok = strings.CutPrefix(key, callPrefix); !ok {
+		if rest, ok = strings.CutPrefix(key, AccountPrefix); !ok {
 			return 0, "", false, false
 		}
 	}
-	account, id, found := strings.Cut(rest, "/")
-	accountID, err := strconv.ParseInt(account, 10, 64)
-	return accountID, id, number, found && err == nil && accountID > 0 && id != "" && account == strconv.FormatInt(accountID, 10)
+	account, id, _ := strings.Cut(rest, "/")
+	accountID, ok = ParseAccount(AccountPrefix + account)
+	return accountID, id, number, ok && id != ""
 }
 
 // Digits are the last ten digits of a number, by which Kommo compares; fewer where it has fewer, none where it has none.
 func Digits(phone string) string {
-	digits := make([]byte, 0, len(phone))
-	for i := range len(phone) {
-		if '0' <= phone[i] && phone[i] <= '9' {
-			digits = append(digits, phone[i])
+	digits := strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return r
 		}
-	}
-	return string(digits[max(0, len(digits)-10):])
+		return -1
+	}, phone)
+	return digits[max(0, len(digits)-10):]
 }

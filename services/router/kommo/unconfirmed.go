@@ -3,6 +3,7 @@ package kommo
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Unconfirmed has everything in which these rules rest on something that nobody could confirm about Kommo, as switches.
@@ -53,12 +54,9 @@ func defaultUnconfirmed() Unconfirmed {
 func (u *Unconfirmed) check() error {
 	var errs []error
 	oneOf := func(name, value string, words ...string) {
-		for _, word := range words {
-			if value == word {
-				return
-			}
+		if !slices.Contains(words, value) {
+			errs = append(errs, fmt.Errorf("%s %q: want one of %q", name, value, words))
 		}
-		errs = append(errs, fmt.Errorf("%s %q: want one of %q", name, value, words))
 	}
 	oneOf("join_lead", u.JoinLead, JoinByNote, JoinByWaiting)
 	oneOf("join_onto", u.JoinOnto, "lead", "contact")

@@ -131,12 +131,11 @@ type Leg struct {
 	Card Card
 }
 
-// Types of extensions.
+// Types of extensions whose events count.
 const (
 	Phone = "phone"
 	Queue = "queue"
 	IVR   = "ivr"
-	Agent = "agent"
 )
 
 // Said is what events of one kind said of a leg, merged.

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"time"
 	_ "time/tzdata" // TIMEZONE works on a machine without zone files
 
 	"callrelay/platform/config"
@@ -34,5 +33,5 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	return run.Serve(ctx, run.HostConfig{Name: "router", GRPCAddr: cfg.GRPCAddr, MetricsAddr: cfg.MetricsAddr,
-		StopTimeout: 4 * time.Second, Telemetry: tel}, svc)
+		StopTimeout: router.StopTimeout, Telemetry: tel}, svc)
 }
