@@ -22,7 +22,7 @@ type metrics struct {
 	// unrecorded counts refused requests of which nothing is kept.
 	unrecorded metric.Int64Counter
 	answer     map[[2]string]answerOptions // by source and outcome
-	// notAcknowledged counts those answered 503, for an alarm.
+	// notAcknowledged counts those that nothing durable took, for an alarm.
 	notAcknowledged recent
 }
 

@@ -235,6 +235,9 @@ func TestFull(t *testing.T) {
 	if taken != 5 || s.Ready() == nil {
 		t.Errorf("%d callbacks were taken, want 5; ready: %v", taken, s.Ready())
 	}
+	if told := s.callbacks.metrics.notAcknowledged.count(); told != 3 {
+		t.Errorf("%d are told not to be acknowledged, want 3", told)
+	}
 	f.gone.Store(false)
 	poll(t, 10*time.Second, "the spool is empty", s.spool.spool.Empty)
 	if len(f.items()) != 10 {

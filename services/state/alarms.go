@@ -232,7 +232,7 @@ func (w *watchman) spoolAlarms(spool *statev1.ReportRequest) (alarms []*operator
 	}
 	if n := spool.GetNotAcknowledged(); n > 0 {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "not_acknowledged", SinceMs: now,
-			Text: fmt.Sprintf("%d callbacks of the last hour were answered 503; they are lost unless the dialer sends them again", n)})
+			Text: fmt.Sprintf("%d callbacks of the last hour were not acknowledged (503, or the sender did not wait); they are lost unless they are sent again", n)})
 	}
 	if n := spool.GetSpoolDamaged(); n > 0 {
 		alarms = append(alarms, &operatorv1.Alarm{Name: "spool_damaged", SinceMs: now,

@@ -807,7 +807,7 @@ func TestSpoolReport(t *testing.T) {
 		t.Fatalf("%v %v", list, err)
 	}
 	for i, want := range []string{"6 callbacks are in the spool of ingress, the oldest for 1m0s", "2 callbacks were acknowledged out of the spool and then refused",
-		"8 callbacks of the last hour were answered 503", "2 files or items of the spool"} {
+		"8 callbacks of the last hour were not acknowledged", "2 files or items of the spool"} {
 		if got := list.GetAlarms()[i].GetText(); !strings.HasPrefix(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}

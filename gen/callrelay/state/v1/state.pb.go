@@ -1975,7 +1975,7 @@ type ReportRequest struct {
 	RefusedAfterAck int64 `protobuf:"varint,4,opt,name=refused_after_ack,json=refusedAfterAck,proto3" json:"refused_after_ack,omitempty"`
 	// Refused requests of which no record was kept, because there were too many: in the last hour at most.
 	RefusedUnrecorded int64 `protobuf:"varint,5,opt,name=refused_unrecorded,json=refusedUnrecorded,proto3" json:"refused_unrecorded,omitempty"`
-	// Callbacks that were answered 503, because nothing durable took them: in the last hour at most.
+	// Callbacks that were not acknowledged, because nothing durable took them in time or the sender left: in the last hour at most.
 	NotAcknowledged int64 `protobuf:"varint,6,opt,name=not_acknowledged,json=notAcknowledged,proto3" json:"not_acknowledged,omitempty"`
 	// Damaged spool files, and items that could not be read, that nobody has looked at yet.
 	SpoolDamaged  int64 `protobuf:"varint,7,opt,name=spool_damaged,json=spoolDamaged,proto3" json:"spool_damaged,omitempty"`
