@@ -1,5 +1,5 @@
-// Command bench compares callrelay with a bare HTTP handler, a relay in memory and a relay on asynq: all in turn, in
-// several rounds, on this machine.
+// Command bench compares callrelay with a bare HTTP handler, a relay in memory, a relay on asynq and the least that a
+// relay on Redis can do: all in turn, in several rounds, on this machine.
 //
 // It owns the flags and the order of the rounds, and answers for every process that it started: none is left when it ends.
 // What is started and measured is in package contest. As `bench serve` it is one of the relays that callrelay is compared
@@ -196,8 +196,15 @@ func serve(ctx context.Context, args []string) error {
 		}
 		defer relay.Close()
 		mux.Handle("/index.php", relay)
+	case "floor":
+		relay, err := baseline.NewFloor(ctx, baseline.NewCRM(*crm), *redis)
+		if err != nil {
+			return err
+		}
+		defer relay.Close()
+		mux.Handle("/index.php", relay)
 	default:
-		return fmt.Errorf("bare, memory or asynq, not %q", kind)
+		return fmt.Errorf("bare, memory, asynq or floor, not %q", kind)
 	}
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {

@@ -23,7 +23,7 @@ func TestCompare(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "report.json")
 	var out strings.Builder
-	err := compare(t.Context(), []string{"-only", "bare|memory|asynq", "-rounds", "1", "-warmup", "50ms", "-duration", "300ms", "-singles", "3",
+	err := compare(t.Context(), []string{"-only", "bare|memory|asynq|floor/everysec", "-rounds", "1", "-warmup", "50ms", "-duration", "300ms", "-singles", "3",
 		"-dir", dir, "-json", file}, &out)
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func TestCompare(t *testing.T) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Rows) != 3 || !strings.Contains(out.String(), "| asynq/everysec |") {
+	if len(r.Rows) != 4 || !strings.Contains(out.String(), "| asynq/everysec |") {
 		t.Fatalf("%s", out.String())
 	}
 	for _, row := range r.Rows {

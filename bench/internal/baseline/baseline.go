@@ -1,5 +1,6 @@
 // Package baseline has the relays that callrelay is compared with, each as short as it can be while it is still written
-// well: Bare only answers, Memory keeps everything in memory, Asynq queues in Redis with github.com/hibiken/asynq.
+// well: Bare only answers, Memory keeps everything in memory, Asynq queues in Redis with github.com/hibiken/asynq, and Floor
+// does what no relay can do without that keeps its calls in Redis.
 //
 // It owns what such a relay needs: the TopS.II request that a call end becomes, and dedupe. It does not own what they are
 // compared in: they know the one callback that the benchmark sends, they have no traces, no journal and no rules.

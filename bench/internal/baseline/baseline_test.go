@@ -69,7 +69,9 @@ func TestMemory(t *testing.T) {
 	deliversOnce(t, NewMemory(to), sim)
 }
 
-func TestAsynq(t *testing.T) {
+// redisServer starts a Redis for the test and returns its socket.
+func redisServer(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "redis.sock")
 	cmd := exec.Command("redis-server", "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "")
@@ -77,7 +79,7 @@ func TestAsynq(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%v (make test installs it)", err)
 	}
-	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
 	for began := time.Now(); ; {
 		if conn, err := net.Dial("unix", socket); err == nil {
 			conn.Close()
@@ -88,8 +90,22 @@ func TestAsynq(t *testing.T) {
 		}
 		<-time.After(5 * time.Millisecond)
 	}
+	return socket
+}
+
+func TestAsynq(t *testing.T) {
 	sim, to := crm(t)
-	relay, err := NewAsynq(to, socket)
+	relay, err := NewAsynq(to, redisServer(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer relay.Close()
+	deliversOnce(t, relay, sim)
+}
+
+func TestFloor(t *testing.T) {
+	sim, to := crm(t)
+	relay, err := NewFloor(t.Context(), to, redisServer(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +114,7 @@ func TestAsynq(t *testing.T) {
 }
 
 func TestWrongCallbacks(t *testing.T) {
-	for _, relay := range []http.Handler{NewMemory(nil), &Asynq{}} {
+	for _, relay := range []http.Handler{NewMemory(nil), &Asynq{}, &Floor{}} {
 		for _, target := range []string{"/index.php", callback(1)[:150] + "&callConnectedTime=x"} {
 			w := httptest.NewRecorder()
 			relay.ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))

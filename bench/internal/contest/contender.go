@@ -30,7 +30,7 @@ import (
 type Contender struct {
 	Name string
 
-	kind    string // bare, memory, asynq or callrelay
+	kind    string // bare, memory, asynq, floor or callrelay
 	fsync   string // Redis' appendfsync
 	split   bool
 	tracing []string // environment; nil: off
@@ -38,7 +38,8 @@ type Contender struct {
 
 // Contenders returns those whose names match, in the order in which they are run.
 func Contenders(only *regexp.Regexp) []Contender {
-	all := []Contender{{Name: "bare", kind: "bare"}, {Name: "memory", kind: "memory"}, {Name: "asynq/everysec", kind: "asynq", fsync: "everysec"}}
+	all := []Contender{{Name: "bare", kind: "bare"}, {Name: "memory", kind: "memory"}, {Name: "asynq/everysec", kind: "asynq", fsync: "everysec"},
+		{Name: "floor/everysec", kind: "floor", fsync: "everysec"}, {Name: "floor/always", kind: "floor", fsync: "always"}}
 	for _, processes := range []string{"one", "four"} {
 		for _, fsync := range []string{"everysec", "always"} {
 			for _, tracing := range []struct {
@@ -111,7 +112,7 @@ func start(ctx context.Context, set Settings, c Contender) (s *stand, err error)
 	address := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", port+i) }
 	s.addr = address(0)
 
-	if c.kind == "asynq" {
+	if c.kind == "asynq" || c.kind == "floor" {
 		s.redis = filepath.Join(s.dir, "redis.sock")
 		// The settings of callrelay's private Redis.
 		if err := s.launch("redis-server", nil, "--port", "0", "--unixsocket", s.redis, "--dir", s.dir, "--save", "",
