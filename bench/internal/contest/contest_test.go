@@ -20,7 +20,7 @@ func TestContenders(t *testing.T) {
 		}
 		return out
 	}
-	if got := names(""); len(slices.Compact(slices.Sorted(slices.Values(got)))) != 15 || got[0] != "bare" {
+	if got := names(""); len(slices.Compact(slices.Sorted(slices.Values(got)))) != 17 || got[0] != "bare" {
 		t.Errorf("%v", got)
 	}
 	if got := names("^memory$|one/always/off"); !slices.Equal(got, []string{"memory", "callrelay/one/always/off"}) {
