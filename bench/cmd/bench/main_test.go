@@ -23,7 +23,7 @@ func TestCompare(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "report.json")
 	var out strings.Builder
-	err := compare(t.Context(), []string{"-only", "bare|memory|asynq|floor/everysec", "-rounds", "1", "-warmup", "50ms", "-duration", "300ms", "-singles", "3",
+	err := compare(t.Context(), []string{"-only", "bare|memory|asynq|floor/everysec", "-rounds", "1", "-warmup", "50ms", "-duration", "1s", "-singles", "3",
 		"-dir", dir, "-json", file}, &out)
 	if err != nil {
 		t.Fatal(err)
