@@ -236,7 +236,7 @@ func TestShare(t *testing.T) {
 func TestPbxShareOfTheSpool(t *testing.T) {
 	f := &fakeRouter{answer: func(*routerv1.RouteItem) *routerv1.RouteAnswer { return nil }}
 	front, s := servePbx(t, f, pbxTable, map[string]string{"PBX_TOKEN_RATE": "0.001", "PBX_TOKEN_BURST": "1", "PBX_TOKEN_SPOOL": "1000",
-		"SPOOL_MAX_ITEMS": "50", "ACK_BUDGET": "200ms"})
+		"SPOOL_MAX_ITEMS": "50"})
 	s.spool.away.Store(true)
 	for i, want := range []int{200, 200, 200, 200, 200, 429} { // the first is within its share; of 50 items 5 are the part
 		if status, answer, _ := askPbx(t, "GET", front+pbxPath+phoneToken+"?CallID="+fmt.Sprint(i), "", ""); status != want {

@@ -213,7 +213,7 @@ func TestRouterGone(t *testing.T) {
 func TestFull(t *testing.T) {
 	f := newSwitched()
 	f.gone.Store(true)
-	front, s := serveService(t, &f.fakeRouter, map[string]string{"SPOOL_MAX_ITEMS": "10", "ACK_BUDGET": "200ms"})
+	front, s := serveService(t, &f.fakeRouter, map[string]string{"SPOOL_MAX_ITEMS": "10"})
 	s.spool.away.Store(true)
 	for range 8 {
 		do(t, "GET", front.URL+"/index.php?unique_id=x", nil)
