@@ -507,8 +507,19 @@ func tryAgain(err error) bool {
 	return errors.As(err, &gone) || errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE
 }
 
-// entry processes an entry, or records why it is given up.
-func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) error {
+// entry processes an entry, or records why it is given up. A panic is this entry's error, and recorded; one that meets that as well is
+// tried again later.
+func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) (err error) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		e.tel.Log().Error("panic", "call", telemetry.MaskCall(call), "timer_id", entry.GetTimerId(), "panic", p, "stack", string(debug.Stack()))
+		if err = errkind.Unavailable(nil, "the entry could not be recorded"); givenUp == nil {
+			err = e.entry(ctx, call, entry, fmt.Errorf("panic: %v", p))
+		}
+	}()
 	in := entryInput(call, entry)
 	in.unreadable = givenUp
 	switch _, _, _, isKommo := kommo.ParseKey(call); {
@@ -524,7 +535,7 @@ func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, g
 			return err
 		}
 	}
-	_, err := e.process(ctx, in)
+	_, err = e.process(ctx, in)
 	return err
 }
 
