@@ -301,6 +301,31 @@ func TestUnreadableCall(t *testing.T) {
 	}
 }
 
+// A delivery that cannot be read is found among the dead, with the reason, and all that can be done about it is to discard it.
+func TestUnreadableDelivery(t *testing.T) {
+	b := startHere(t, redistest.Start(t).URL(), nil)
+	b.arrive("ameyo/1", 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+	redisClient(t, b.cfg.RedisURL.Reveal()).HSet(t.Context(), fmt.Sprintf("cr:{%d}:c:ameyo/1", store.Partition("ameyo/1")), "1", "\xff")
+	c := b.dispatch.Join(dest)
+	c.Grant(1)
+	redistest.Poll(t, 10*time.Second, "it is dead", func() bool {
+		list, err := b.relay.ListDeliveries(t.Context(), &operatorv1.ListDeliveriesRequest{State: []string{"dead"}})
+		return err == nil && len(list.GetDeliveries()) == 1 && strings.Contains(list.GetDeliveries()[0].GetFacts().GetReason(), "unreadable")
+	})
+	if len(c.Work()) > 0 {
+		t.Errorf("leased: %v", <-c.Work())
+	}
+	if _, err := b.relay.RetryDelivery(t.Context(), &operatorv1.RetryDeliveryRequest{Delivery: "ameyo/1/1"}); err == nil || !strings.Contains(err.Error(), "nothing to send") {
+		t.Errorf("retried: %v", err)
+	}
+	if d, err := b.relay.DiscardDelivery(t.Context(), &operatorv1.DiscardDeliveryRequest{Delivery: "ameyo/1/1", Reason: "sent by hand"}); err != nil || d.GetState() != "discarded" {
+		t.Errorf("discarded: %v %v", d, err)
+	}
+	if a := b.accounting(); len(a.GetDifferences()) > 0 || len(a.GetUnreadable()) > 0 {
+		t.Errorf("accounting: %v", a)
+	}
+}
+
 func (b *bench) request(id string) (r *operatorv1.Request, err error) {
 	b.t.Helper()
 	redistest.Poll(b.t, 5*time.Second, id+" is in the index", func() bool {
