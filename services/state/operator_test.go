@@ -422,12 +422,16 @@ func TestSearch(t *testing.T) {
 	for i := range 30 {
 		ids = append(ids, b.arrive(fmt.Sprintf("ameyo/%d", 100+i), 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND))
 	}
+	pageSize := int32(7)
 	find := func(query string) (keys []string) {
 		t.Helper()
 		for token := ""; ; {
-			resp, err := b.relay.SearchCalls(t.Context(), &operatorv1.SearchCallsRequest{Query: query, PageSize: 7, PageToken: token})
+			resp, err := b.relay.SearchCalls(t.Context(), &operatorv1.SearchCallsRequest{Query: query, PageSize: pageSize, PageToken: token})
 			if err != nil {
 				t.Fatalf("%s: %v", query, err)
+			}
+			if len(resp.GetCalls()) > int(pageSize) {
+				t.Errorf("%s: a page of %d", query, len(resp.GetCalls()))
 			}
 			for _, c := range resp.GetCalls() {
 				if slices.Contains(keys, c.GetCall()) {
@@ -459,6 +463,13 @@ func TestSearch(t *testing.T) {
 	for _, bad := range []*operatorv1.SearchCallsRequest{{State: "lost"}, {Since: "yesterday"}, {PageSize: 201}, {PageToken: "x"}, {Query: strings.Repeat("x", 201)}, {Query: "x", PageToken: "x"}} {
 		if _, err := b.relay.SearchCalls(t.Context(), bad); err == nil || errkind.HTTPStatus(errkind.From(err).Kind) != 400 {
 			t.Errorf("%v: %v", bad, err)
+		}
+	}
+	// What is named by its key comes first, once, and what else is found by it behind it, whatever the size of a page.
+	b.arrive("ameyo/5", 1, statev1.Bucket_BUCKET_NOTHING_TO_SEND)
+	for _, pageSize = range []int32{1, 2, 7} {
+		if got := find("0005"); !slices.Equal(got, []string{"ameyo/5", "ameyo/104"}) {
+			t.Errorf("in pages of %d: found %v", pageSize, got)
 		}
 	}
 	masked := metadata.AppendToOutgoingContext(t.Context(), "x-callrelay-mask", "true")
