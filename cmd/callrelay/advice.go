@@ -105,7 +105,7 @@ func renderDiagnosis(out io.Writer, r *operatorv1.DiagnoseResponse, japanese boo
 func newResend() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "resend <request id> --reason TEXT",
-		Short: "Take a callback through the rules again, corrected if you like, in place of its request",
+		Short: "Take a callback of the dialer through the rules again, corrected if you like, in place of its request",
 		Example: `  callrelay resend ABC --set customerCRTId=d336-1 --reason "the dialer left it out"
   callrelay resend ABC --call 193416 --force --reason "deleted in TopS.II by mistake"`,
 		Args: cobra.ExactArgs(1),

@@ -217,6 +217,7 @@ func TestExitCodes(t *testing.T) {
 		{"integrations", 0, ""},
 		{"calls --state dead", 1, "the state of deliveries is --in dead"},
 		{"diagnose 1 --router here", 1, `--router "here" is not an address`},
+		{"explain unique_id=1&customerId=2&systemDisposition=BUSY --profile seed", 1, "--profile is that of a --rules file, and none is given"},
 		{"explain hello", 1, "1 of 1 inputs are no callback"},
 		{"explain hello --json", 1, "no callback"},
 		{"explain unique_id=x&systemDisposition=BUSY", 4, "1 of 1 callbacks would be refused"},

@@ -51,6 +51,8 @@ Exit codes: 0 it would be taken and no rules differ, 4 it would be refused or ru
 			return errNothingToExplain
 		case *stored && len(*logs) > 0:
 			return fmt.Errorf("--stored and --log do not go together: the old relay's calls are not stored here")
+		case *profile != "" && len(*files) == 0:
+			return fmt.Errorf("--profile is that of a --rules file, and none is given; AMEYO_PROFILE is that of the rules in force")
 		}
 		var texts []*operatorv1.RulesText
 		for _, name := range *files {

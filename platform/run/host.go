@@ -34,7 +34,7 @@ type HostConfig struct {
 	Name        string               // in messages, and in that of its setting NAME_GRPC_ADDR
 	GRPCAddr    string               // empty: reachable only in process, through Conn
 	MetricsAddr string               // /metrics, /healthz, /readyz, /debug/pprof/; empty: not served
-	StopTimeout time.Duration        // how long Run, and then the calls under way, may take to end; 0 = 10 s
+	StopTimeout time.Duration        // how long Run and the calls under way may take to end; 0 = 10 s
 	Telemetry   *telemetry.Telemetry // nil: logs and metrics, no traces
 }
 
@@ -194,19 +194,20 @@ func (h *Host) Err() error {
 
 // Stop ends the host and returns Err. The order is: not ready any more, so that no new work is sent here; Run ends, still
 // reachable for those whose work it finishes; gRPC ends; metrics last, so that the end can be watched. It takes at most
-// twice the StopTimeout. A Run that does not end in time is left behind, as an error.
+// the StopTimeout and a fifth of it. A Run that does not end in time is left behind, as an error.
 func (h *Host) Stop() error {
 	h.stop.Do(func() {
 		h.stopping.Store(true)
 		h.unready()
 		<-h.polled
 		h.cancel()
+		end := time.Now().Add(h.cfg.StopTimeout)
 		select {
 		case <-h.ran:
 		case <-time.After(h.cfg.StopTimeout):
 			h.end(fmt.Errorf("did not end within %v", h.cfg.StopTimeout))
 		}
-		h.server.Stop(h.cfg.StopTimeout)
+		h.server.Stop(max(time.Until(end), h.cfg.StopTimeout/5))
 		if h.metrics != nil {
 			_ = h.metrics.Close()
 		}

@@ -252,6 +252,21 @@ type origin struct {
 	rejected *statev1.Rejected
 }
 
+// source is what the request is. One that was refused before anybody said so is told by its path.
+func (f *origin) source() string {
+	switch source, path := f.received.GetSource(), f.rejected.GetPath(); {
+	case source != "":
+		return source
+	case strings.HasPrefix(path, "/v1/kommo/"):
+		return sourceKommo
+	case strings.HasPrefix(path, "/ext-event/"):
+		return "pbx.event"
+	case strings.Contains(strings.ToLower(path), "start"):
+		return explain.SourceStart
+	}
+	return explain.SourceEnd
+}
+
 func originOf(call *diagnose.Call, of string) (*origin, error) {
 	f := &origin{}
 	if call != nil {
@@ -300,13 +315,7 @@ func (a *advice) corrected(req *operatorv1.ResendRequest, f *origin, caller rpc.
 	sum := sha256.Sum256([]byte(req.GetRequestId() + "\n" + click))
 	item := &routerv1.RouteItem{RequestId: "resend-" + base32.StdEncoding.EncodeToString(sum[:16])[:26], Query: []byte(query), Peer: f.received.GetPeer()}
 
-	source := f.received.GetSource()
-	if source == "" { // it was refused before anybody said what it was
-		source = explain.SourceEnd
-		if strings.Contains(strings.ToLower(f.rejected.GetPath()), "start") {
-			source = explain.SourceStart
-		}
-	}
+	source := f.source()
 	params = callback.ParseQuery(query) // as it will be read from the journal
 	switch source {
 	case explain.SourceStart:
@@ -317,8 +326,12 @@ func (a *advice) corrected(req *operatorv1.ResendRequest, f *origin, caller rpc.
 		m := &callbackv1.AmeyoCallEnd{}
 		wire.Fill(m, params)
 		item.Callback = &routerv1.RouteItem_AmeyoCallEnd{AmeyoCallEnd: m}
+	case sourceKommo:
+		return nil, errkind.Refused("only callbacks of the dialer can be resent, and this is a call reported for Kommo: report it again, corrected, " +
+			"with its call_id (POST /v1/kommo/ACCOUNT/calls). Deliveries that it led to are sent again by callrelay retry")
 	default:
-		return nil, errkind.Refused("requests of %s cannot be resent", source)
+		return nil, errkind.Refused("only callbacks of the dialer can be resent, and this is an event of a cloud PBX: " +
+			"what it said cannot be corrected here. Deliveries that its call led to are sent again by callrelay retry")
 	}
 	in, err := a.engine.input(item, time.Now())
 	if err != nil {

@@ -44,3 +44,18 @@ func TestResentIsFound(t *testing.T) {
 		}
 	}
 }
+
+// What cannot be resent is told from what it is, refused or not, and what can be done instead is said.
+func TestOnlyTheDialersCallbacksAreResent(t *testing.T) {
+	e, _ := newTestEngine(t)
+	for _, c := range []struct{ source, path, want string }{
+		{"", "/v1/kommo/9001/calls", "POST /v1/kommo/ACCOUNT/calls"}, {"kommo.call", "", "POST /v1/kommo/ACCOUNT/calls"},
+		{"", "/ext-event/starting-queue-7", "an event of a cloud PBX"}, {"pbx.call_end", "", "an event of a cloud PBX"},
+		{"", "/index.php", "unique_id is required"}, {"", "/call_start.php", "unique_id is required"},
+	} {
+		f := &origin{entry: &statev1.JournalEntry{AtMs: 1000}, received: &statev1.Received{Source: c.source, Query: []byte("call_id=7")}, rejected: &statev1.Rejected{Path: c.path}}
+		if _, err := (&advice{engine: e}).corrected(&operatorv1.ResendRequest{RequestId: "r1"}, f, rpc.Caller{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}

@@ -27,6 +27,9 @@ type Config struct {
 
 	EntryMaxAge time.Duration `env:"DELIVERY_MAX_AGE" envDefault:"24h" desc:"A delivery older than this is expired; time under a hold or an open circuit breaker does not count. A timer or message between calls that cannot be processed for so long is undecided."`
 
+	// StopTimeout is how long Run may take to end; 0 = StopTimeout. Who starts the service sets it.
+	StopTimeout time.Duration
+
 	Pbx   pbxConfig
 	Kommo kommoConfig
 

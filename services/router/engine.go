@@ -43,6 +43,8 @@ type engine struct {
 	kommo   kommoRules
 	// entryMaxAge is how long an entry that cannot be processed is tried again.
 	entryMaxAge time.Duration
+	// stopTimeout is how long entries may take to end when the process stops.
+	stopTimeout time.Duration
 
 	// decide is ameyo.Decide; a test puts a broken one in its place.
 	decide func(*ameyo.Config, ameyo.Call, ameyo.Input, int64) (ameyo.Call, ameyo.Effects)
@@ -51,7 +53,7 @@ type engine struct {
 func newEngine(rules *ameyo.Config, options callback.Options, tel *telemetry.Telemetry, client statev1.StateServiceClient) (*engine, error) {
 	m, err := newMetrics(tel.Meter())
 	return &engine{rules: rules, options: options, tel: tel, metrics: m, load: newLoadPipe(client), commit: newCommitPipe(client),
-		decide: ameyo.Decide}, err
+		stopTimeout: StopTimeout, decide: ameyo.Decide}, err
 }
 
 // input is one thing that happened to a call.
@@ -396,12 +398,8 @@ func (e *engine) entries(ctx context.Context, client statev1.StateServiceClient)
 // entriesAtOnce is how many entries this process works on at the same time.
 const entriesAtOnce = 64
 
-// entriesStop is how long those under way may take to finish when the process stops. The other half is for telling state of those
-// that could not.
-const entriesStop = StopTimeout / 2
-
 // entryStream takes entries until ctx ends or the stream breaks. When ctx ends, no more of them are asked for, those under way
-// have until entriesStop to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
+// have half of the stopTimeout to finish, and the stream ends behind their results: without them each would wait for LEASE_TIME.
 func (e *engine) entryStream(ctx context.Context, client statev1.StateServiceClient) error {
 	streaming, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
@@ -435,8 +433,8 @@ func (e *engine) entryStream(ctx context.Context, client statev1.StateServiceCli
 		case <-over:
 			return
 		}
-		defer time.AfterFunc(entriesStop, halt).Stop()
-		defer time.AfterFunc(entriesStop+time.Second, cut).Stop() // state does not read, or does not end the stream
+		defer time.AfterFunc(e.stopTimeout/2, halt).Stop()
+		defer time.AfterFunc(e.stopTimeout*3/4, cut).Stop() // state does not read, or does not end the stream
 		underWay.wait()
 		send.Lock()
 		ended = true
@@ -507,8 +505,19 @@ func tryAgain(err error) bool {
 	return errors.As(err, &gone) || errkind.From(err).Kind == errorsv1.Kind_KIND_UNAVAILABLE
 }
 
-// entry processes an entry, or records why it is given up.
-func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) error {
+// entry processes an entry, or records why it is given up. A panic is this entry's error, and recorded; one that meets that as well is
+// tried again later.
+func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, givenUp error) (err error) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		e.tel.Log().Error("panic", "call", telemetry.MaskCall(call), "timer_id", entry.GetTimerId(), "panic", p, "stack", string(debug.Stack()))
+		if err = errkind.Unavailable(nil, "the entry could not be recorded"); givenUp == nil {
+			err = e.entry(ctx, call, entry, fmt.Errorf("panic: %v", p))
+		}
+	}()
 	in := entryInput(call, entry)
 	in.unreadable = givenUp
 	switch _, _, _, isKommo := kommo.ParseKey(call); {
@@ -524,7 +533,7 @@ func (e *engine) entry(ctx context.Context, call string, entry *statev1.Entry, g
 			return err
 		}
 	}
-	_, err := e.process(ctx, in)
+	_, err = e.process(ctx, in)
 	return err
 }
 

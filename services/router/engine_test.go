@@ -255,6 +255,36 @@ func TestPanicHurtsNobodyElse(t *testing.T) {
 	}
 }
 
+// So is a panic about an entry, which no handler of a stream would see: it is recorded, and its neighbours are processed.
+func TestPanicOfAnEntryHurtsNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, f := newTestEngine(t)
+		e.pbx.known.Store(&pbxKnown{}) // and nobody to ask for more: a timer of a PBX call panics
+		f.leases = make(chan *statev1.LeaseRequest, 16)
+		for _, call := range []string{"pbx/i1/1", "ameyo/1"} {
+			f.work = append(f.work, &statev1.LeaseWork{Call: call, Token: call, Entry: &statev1.Entry{Timer: "t", TimerId: "c1"}})
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { e.entries(ctx, f.client); close(ended) }()
+		for range 3 { // the first credit, and one for each
+			if req := <-f.leases; len(req.GetResults()) > 0 || req.GetCredit() == 0 {
+				t.Errorf("told state %v", req)
+			}
+		}
+		stop()
+		<-ended
+		if n := len(f.calls["ameyo/1"].commits); n != 1 {
+			t.Errorf("the other one has %d commits", n)
+		}
+		journal := &statev1.Journal{}
+		if c := f.calls["pbx/i1/1"]; c == nil || proto.Unmarshal(c.commits[0].GetJournal(), journal) != nil || c.commits[0].GetEntry() == nil ||
+			!strings.HasPrefix(journal.GetEntries()[0].GetUndecided().GetReason(), "panic: ") {
+			t.Errorf("recorded %v: %v", c, journal)
+		}
+	})
+}
+
 // What the rules refuse or cannot process is recorded as undecided, with its query and under its input id, when it comes
 // out of a spool: its sender has a 200. Then it is out of the way.
 func TestSpooledPoisonIsRecorded(t *testing.T) {

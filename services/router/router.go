@@ -5,6 +5,7 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -22,7 +23,8 @@ import (
 	"callrelay/services/router/kommo"
 )
 
-// StopTimeout is how long Run of a process of its own may take to end.
+// StopTimeout is how long Run of a process of its own may take to end: of the same half is for the entries under way to finish, the
+// rest for telling state of those that could not.
 const StopTimeout = 4 * time.Second
 
 // Service is router; it implements run.Service.
@@ -50,7 +52,7 @@ func New(cfg Config, tel *telemetry.Telemetry, state grpc.ClientConnInterface) (
 	e.pbx.config, e.pbx.follower = cfg.Pbx, accounts.NewFollower(stored, pbxtable.AccountPrefix)
 	e.kommo.config, e.kommo.client, e.kommo.follower = cfg.Kommo, stored, accounts.NewFollower(stored, kommo.AccountPrefix)
 	e.kommo.routes, err = cfg.Kommo.check()
-	e.entryMaxAge = cfg.EntryMaxAge
+	e.entryMaxAge, e.stopTimeout = cfg.EntryMaxAge, cmp.Or(cfg.StopTimeout, e.stopTimeout)
 	return &Service{tel: tel, state: client, engine: e, advice: &advice{engine: e, shelf: &shelf{operatorv1.NewOperatorServiceClient(state)}}, stopping: make(chan struct{})}, err
 }
 

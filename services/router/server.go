@@ -148,6 +148,9 @@ func newInput(item *routerv1.RouteItem, now time.Time) *input {
 	}
 }
 
+// sourceKommo is a call that a VoIP service reported for Kommo.
+const sourceKommo = "kommo.call"
+
 // source is how the journal names what a callback is; of an event of a PBX its kind says it, once that is read.
 func source(item *routerv1.RouteItem) string {
 	switch item.GetCallback().(type) {
@@ -156,7 +159,7 @@ func source(item *routerv1.RouteItem) string {
 	case *routerv1.RouteItem_AmeyoCallEnd:
 		return explain.SourceEnd
 	case *routerv1.RouteItem_KommoCall:
-		return "kommo.call"
+		return sourceKommo
 	}
 	return ""
 }

@@ -9,6 +9,7 @@ import (
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
 	"callrelay/platform/rpc"
+	"callrelay/platform/telemetry"
 	"callrelay/services/router/diagnose"
 )
 
@@ -46,7 +47,7 @@ func (s *shelf) destinations(ctx context.Context) (held, stuck map[string]string
 	for _, d := range list.GetDestinations() {
 		switch m := d.GetMaintenance(); {
 		case d.GetHeld() && (m == nil || m.GetReason() != d.GetHoldReason()): // a maintenance ends by itself
-			held[d.GetName()] = d.GetHoldReason()
+			held[d.GetName()] = telemetry.MaskDigits(d.GetHoldReason()) // a person, or a CRM, wrote it
 		case d.GetHealth() != "ok":
 			stuck[d.GetName()] = d.GetHealth()
 		}

@@ -53,6 +53,7 @@ func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDesti
 	for _, a := range accounts {
 		hosts[a.GetId()] = a.GetHost()
 	}
+	_, masked := caller(ctx)
 	resp := &operatorv1.ListDestinationsResponse{}
 	for _, name := range slices.Sorted(maps.Keys(holds)) {
 		h := holds[name]
@@ -77,6 +78,12 @@ func (o *operator) ListDestinations(ctx context.Context, _ *operatorv1.ListDesti
 			d.OldestAgeMs = max(0, o.store.Now()-oldest)
 		}
 		d.Health = health(d, o.store.Now())
+		if masked {
+			d.HoldReason = telemetry.MaskDigits(d.GetHoldReason())
+			if m := d.GetMaintenance(); m != nil {
+				m.Reason = telemetry.MaskDigits(m.GetReason())
+			}
+		}
 		resp.Destinations = append(resp.Destinations, d)
 	}
 	return resp, nil

@@ -220,6 +220,9 @@ func retryable(c *store.Call, d *statev1.Delivery) error {
 	default:
 		return errkind.Refused("delivery %d is %s; only dead, asked and expired deliveries can be retried", d.GetNumber(), stateWords[d.GetState()])
 	}
+	if d.GetEndpoint() == "" {
+		return errkind.Refused("what was stored of delivery %d could not be read, so there is nothing to send: it can only be discarded", d.GetNumber())
+	}
 	for _, g := range slices.Backward(c.Record.GetGates()) { // the newest of its key comes last
 		if g.GetKey() != d.GetGate() {
 			continue

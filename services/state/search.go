@@ -24,6 +24,8 @@ const (
 	maxQuery = 200
 	// looked is how many calls one page of a search looks at for those in a state.
 	looked = 1000
+	// behindKey is the page token of a search of which only what is named by its key was told.
+	behindKey = "index"
 )
 
 // deliveryStates are the words of Delivery.state.
@@ -71,15 +73,25 @@ func (o *operator) SearchCalls(ctx context.Context, req *operatorv1.SearchCallsR
 	_, masked := caller(ctx)
 	resp := &operatorv1.SearchCallsResponse{NextPageToken: req.GetPageToken()}
 	seen := map[string]bool{}
-	// What is named by its key needs no index.
-	if query != "" && req.GetPageToken() == "" {
+	// What is named by its key needs no index. It is on the first page, and on no other.
+	if query != "" {
 		key := callKey(query)
 		if !strings.Contains(key, "/") {
 			key = callback.RequestKey(query)
 		}
-		if err := o.summaries(ctx, resp, []string{key}, seen, req.GetState(), since, masked); err != nil {
-			return nil, err
+		if req.GetPageToken() == "" {
+			if err := o.summaries(ctx, resp, []string{key}, seen, req.GetState(), since, masked); err != nil {
+				return nil, err
+			}
+			if len(resp.GetCalls()) >= size {
+				resp.NextPageToken = behindKey
+				return resp, nil
+			}
 		}
+		seen[key] = true
+	}
+	if req.GetPageToken() == behindKey {
+		resp.NextPageToken = ""
 	}
 	for read := 0; len(resp.GetCalls()) < size && read < looked; {
 		want := min(size-len(resp.GetCalls()), 100)

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
 	"callrelay/platform/errkind"
 	"callrelay/platform/rpc"
@@ -35,21 +36,29 @@ func (s *server) Load(stream grpc.BidiStreamingServer[statev1.LoadRequest, state
 	return rpc.Batches(stream, s.stopping, pipelines, func(ctx context.Context, req *statev1.LoadRequest) *statev1.LoadResponse {
 		ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 		defer cancel()
-		calls := make([]string, len(req.GetItems()))
-		for i, item := range req.GetItems() {
-			calls[i] = item.GetCall()
-		}
-		states, errs := s.store.Load(ctx, calls)
-		resp := &statev1.LoadResponse{NowMs: s.store.Now(), Answers: make([]*statev1.LoadAnswer, len(calls))}
-		for i, item := range req.GetItems() {
-			a := &statev1.LoadAnswer{Id: item.GetId(), Call: states[i]}
-			if errs[i] != nil {
-				a.Error, a.Call = unavailable(errs[i]).Proto(), nil
-			}
-			resp.Answers[i] = a
-		}
-		return resp
+		answers := apart(s.tel.Log(), req.GetItems(),
+			func(items []*statev1.LoadItem) []*statev1.LoadAnswer { return s.load(ctx, items) },
+			func(item *statev1.LoadItem, e *errorsv1.Error) *statev1.LoadAnswer {
+				return &statev1.LoadAnswer{Id: item.GetId(), Error: e}
+			})
+		return &statev1.LoadResponse{NowMs: s.store.Now(), Answers: answers}
 	})
+}
+
+func (s *server) load(ctx context.Context, items []*statev1.LoadItem) []*statev1.LoadAnswer {
+	calls, answers := make([]string, len(items)), make([]*statev1.LoadAnswer, len(items))
+	for i, item := range items {
+		calls[i] = item.GetCall()
+	}
+	states, errs := s.store.Load(ctx, calls)
+	for i, item := range items {
+		a := &statev1.LoadAnswer{Id: item.GetId(), Call: states[i]}
+		if errs[i] != nil {
+			a.Error, a.Call = unavailable(errs[i]).Proto(), nil
+		}
+		answers[i] = a
+	}
+	return answers
 }
 
 func unavailable(err error) *errkind.Error {
@@ -61,36 +70,44 @@ func (s *server) Commit(stream grpc.BidiStreamingServer[statev1.CommitRequest, s
 	return rpc.Batches(stream, s.stopping, pipelines, func(ctx context.Context, req *statev1.CommitRequest) *statev1.CommitResponse {
 		ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 		defer cancel()
-		items := s.paused(req.GetItems())
-		spans := s.startCommits(ctx, items)
-		answers, errs := s.dispatch.Commit(ctx, items)
-		now := s.store.Now()
-		resp := &statev1.CommitResponse{NowMs: now, Answers: answers}
-		for i, item := range items {
-			if errs[i] != nil {
-				answers[i] = &statev1.CommitAnswer{Error: unavailable(errs[i]).Proto()}
-				s.unsureCommits.add(item.GetInputId(), item)
-			}
-			answers[i].Id = item.GetId()
-			switch answers[i].GetStatus() {
-			case statev1.CommitStatus_COMMIT_STATUS_OK:
-				s.unsureCommits.take(item.GetInputId())
-				s.committed(item)
-			case statev1.CommitStatus_COMMIT_STATUS_EARLIER:
-				s.known(item)
-			}
-			if len(item.GetMessages()) > 0 {
-				s.dispatch.Later(store.Rules, now)
-			}
-			for _, t := range item.GetSetTimers() {
-				s.dispatch.Later(store.Rules, now+t.GetInMs())
-			}
-			if spans != nil {
-				end(spans[i], item, len(items), answers[i], errs[i])
-			}
-		}
-		return resp
+		answers := apart(s.tel.Log(), req.GetItems(),
+			func(items []*statev1.CommitItem) []*statev1.CommitAnswer { return s.commit(ctx, items) },
+			func(item *statev1.CommitItem, e *errorsv1.Error) *statev1.CommitAnswer {
+				return &statev1.CommitAnswer{Id: item.GetId(), Error: e}
+			})
+		return &statev1.CommitResponse{NowMs: s.store.Now(), Answers: answers}
 	})
+}
+
+func (s *server) commit(ctx context.Context, items []*statev1.CommitItem) []*statev1.CommitAnswer {
+	items = s.paused(items)
+	spans := s.startCommits(ctx, items)
+	answers, errs := s.dispatch.Commit(ctx, items)
+	now := s.store.Now()
+	for i, item := range items {
+		if errs[i] != nil {
+			answers[i] = &statev1.CommitAnswer{Error: unavailable(errs[i]).Proto()}
+			s.unsureCommits.add(item.GetInputId(), item)
+		}
+		answers[i].Id = item.GetId()
+		switch answers[i].GetStatus() {
+		case statev1.CommitStatus_COMMIT_STATUS_OK:
+			s.unsureCommits.take(item.GetInputId())
+			s.committed(item)
+		case statev1.CommitStatus_COMMIT_STATUS_EARLIER:
+			s.known(item)
+		}
+		if len(item.GetMessages()) > 0 {
+			s.dispatch.Later(store.Rules, now)
+		}
+		for _, t := range item.GetSetTimers() {
+			s.dispatch.Later(store.Rules, now+t.GetInMs())
+		}
+		if spans != nil {
+			end(spans[i], item, len(items), answers[i], errs[i])
+		}
+	}
+	return answers
 }
 
 // paused notes in each delivery for how long its destination had been held when it was queued. What router handed over is its own:
@@ -243,6 +260,16 @@ func serve(stream grpc.BidiStreamingServer[statev1.LeaseRequest, statev1.LeaseRe
 func (s *server) complete(ctx context.Context, destination string, results []*statev1.LeaseResult) []*statev1.LeaseAnswer {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
+	return apart(s.tel.Log(), results,
+		func(results []*statev1.LeaseResult) []*statev1.LeaseAnswer {
+			return s.completeEach(ctx, destination, results)
+		},
+		func(r *statev1.LeaseResult, e *errorsv1.Error) *statev1.LeaseAnswer {
+			return &statev1.LeaseAnswer{Id: r.GetId(), Error: e}
+		})
+}
+
+func (s *server) completeEach(ctx context.Context, destination string, results []*statev1.LeaseResult) []*statev1.LeaseAnswer {
 	answers := make([]*statev1.LeaseAnswer, len(results))
 	var deliveries []*statev1.LeaseResult
 	var theirs []*statev1.LeaseAnswer

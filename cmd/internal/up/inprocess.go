@@ -30,7 +30,7 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 		return nil, err
 	}
 	t := &together{telemetry: group, log: o.Log, failure: make(chan error, 4)}
-	// One metrics address serves all: ingress' one. A host takes at most twice its stopTimeout; all together stay in stopTime.
+	// One metrics address serves all: ingress' one. A host takes at most a fifth more than its stopTimeout; all together stay in stopTime.
 	start := func(name, grpcAddr, metricsAddr string, stopTimeout time.Duration, tel *telemetry.Telemetry, svc run.Service) (*run.Host, error) {
 		host, err := run.Start(run.HostConfig{Name: name, GRPCAddr: grpcAddr, MetricsAddr: metricsAddr, StopTimeout: stopTimeout, Telemetry: tel}, svc)
 		if err != nil {
@@ -55,11 +55,12 @@ func inProcess(ctx context.Context, o Options, c configs, _ map[string]string) (
 	}
 
 	tel = group.Service("callrelay-router")
+	c.router.StopTimeout = time.Second
 	routerService, err := router.New(c.router, tel, stateHost.Conn())
 	if err != nil {
 		return t, err
 	}
-	routerHost, err := start("router", c.router.GRPCAddr, "", 300*time.Millisecond, tel, routerService)
+	routerHost, err := start("router", c.router.GRPCAddr, "", c.router.StopTimeout, tel, routerService)
 	if err != nil {
 		return t, err
 	}

@@ -4,6 +4,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -213,18 +214,18 @@ func callState(fields map[string]string) (*statev1.CallState, error) {
 	return state, err
 }
 
-// readDeliveries builds a call's deliveries in the order of their numbers, which start at 1 without gaps.
-func readDeliveries(fields map[string]string) ([]*statev1.Delivery, error) {
-	var out []*statev1.Delivery
+// readDeliveries builds a call's deliveries in the order of their numbers, which start at 1 without gaps. With an error, one of them is
+// not all that was stored.
+func readDeliveries(fields map[string]string) (out []*statev1.Delivery, failed error) {
 	for n := 1; ; n++ {
 		number := strconv.Itoa(n)
 		body, ok := fields[number]
 		if !ok {
-			return out, nil
+			return out, failed
 		}
 		d := &statev1.Delivery{}
 		if err := proto.Unmarshal([]byte(body), d); err != nil {
-			return out, fmt.Errorf("delivery %d is unreadable: %w", n, err)
+			failed = fmt.Errorf("delivery %d is unreadable: %w", n, err)
 		}
 		d.Number = uint32(n)
 		d.State = states[fields[number+"s"]]
@@ -519,7 +520,10 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 		case replies[i] == nil: // not due any more
 		default:
 			if err := readWork(replies[i], w, now); err != nil {
-				failed = err
+				if w.Delivery != nil {
+					err = s.unreadable(ctx, destination, w, err)
+				}
+				failed = cmp.Or(err, failed)
 				continue
 			}
 			out = append(out, w)
@@ -528,7 +532,7 @@ func (s *Store) Lease(ctx context.Context, destination string, members []string)
 	return out, unsent, failed
 }
 
-// readWork fills in what lease.lua returned.
+// readWork fills in what lease.lua returned. Of a delivery that cannot be read it is the number.
 func readWork(reply any, w *statev1.LeaseWork, now int64) error {
 	r, err := strs(reply)
 	switch {
@@ -544,6 +548,7 @@ func readWork(reply any, w *statev1.LeaseWork, now int64) error {
 	case err == nil && w.Entry == nil && len(r) == 7:
 		d := &statev1.Delivery{}
 		if err := proto.Unmarshal([]byte(r[1]), d); err != nil {
+			w.Delivery = &statev1.Delivery{Number: uint32(atoi(r[0]))}
 			return fmt.Errorf("delivery %s of %s is unreadable: %w", r[0], telemetry.MaskCall(w.Call), err)
 		}
 		d.Number, d.Attempts, d.Uncertain = uint32(atoi(r[0])), uint32(atoi(r[2])), r[3] != ""

@@ -75,6 +75,7 @@ var suite = []struct {
 	{"PausedTime", testPausedTime},
 	{"Giveback", testGiveback},
 	{"GivebackMeetsCommit", testGivebackMeetsCommit},
+	{"UnreadableDelivery", testUnreadableDelivery},
 	{"Timers", testTimers},
 	{"TimerSetAgain", testTimerSetAgain},
 	{"Messages", testMessages},
@@ -457,6 +458,43 @@ func testGivebackMeetsCommit(t *testing.T, s *Store) {
 	if work, _, err := s.Lease(ctx, dest, []string{"ameyo/77"}); err != nil || len(work) != 1 {
 		t.Errorf("leased again: %v, %v", work, err)
 	}
+}
+
+// A delivery that cannot be read ends dead at its first lease, once: the next of its line goes out, and the call can be read again. Until
+// then it keeps none of its neighbours leased.
+func testUnreadableDelivery(t *testing.T, s *Store) {
+	it := item("ameyo/1", "i1", "", "c1", 1, 2, 3)
+	it.Moves = []*statev1.Move{{RequestId: "i1", To: statev1.Bucket_BUCKET_NOTHING_TO_SEND}}
+	commit(t, s, it)
+	corrupt := func(number string) {
+		if err := s.client.HSet(ctx, keyCall("ameyo/1"), number, "\xff").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	corrupt("1")
+	work, _, err := s.Lease(ctx, dest, []string{"ameyo/1"})
+	want(t, "leased, and no error", fmt.Sprint(work, err), "[] <nil>")
+	w := lease(t, s, "ameyo/1")[0]
+	want(t, "the next", w.GetDelivery().GetNumber(), 2)
+	complete(t, s, w, done)
+
+	corrupt("2")
+	want(t, "a neighbour given back", giveback(t, s, lease(t, s, "ameyo/1")[0].GetToken(), true), 1)
+	corrupt("3")
+	work, _, err = s.Lease(ctx, dest, []string{"ameyo/1"})
+	want(t, "leased, and no error", fmt.Sprint(work, err), "[] <nil>")
+	if err := s.client.HSet(ctx, keyCall("ameyo/1"), "2", "").Err(); err != nil {
+		t.Fatal(err)
+	}
+	c := mustCall(t, s, "ameyo/1")
+	for _, d := range []*statev1.Delivery{c.Deliveries[0], c.Deliveries[2]} {
+		want(t, "state", d.GetState(), statev1.DeliveryState_DELIVERY_STATE_DEAD)
+		want(t, "reason", strings.Contains(d.GetReason(), "is unreadable"), true)
+		want(t, "whose it is and where it went", d.GetRequestId()+" "+d.GetDestination(), "i1 "+dest)
+	}
+	waiting, leased, letters, _, err := s.Backlog(ctx, dest)
+	want(t, "waiting, leases, letters", fmt.Sprint(waiting, leased, letters, err), "0 0 2 <nil>")
+	want(t, "counted", c.Counted["i1"].Bucket, Dead)
 }
 
 func testGiveback(t *testing.T, s *Store) {

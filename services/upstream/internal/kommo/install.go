@@ -81,13 +81,16 @@ func (c *Client) Connect(ctx context.Context, host, token string) (int64, error)
 	return about.ID, c.connect(ctx, about.ID, host, credentials{AccessToken: token}, 0)
 }
 
-// Disconnect forgets an account and its credentials.
+// Disconnect forgets an account and its credentials; NOT_FOUND: there is no such account, or no more.
 func (c *Client) Disconnect(ctx context.Context, id int64) error {
 	key := Destination + strconv.FormatInt(id, 10)
 	for {
 		found, err := c.options.Accounts.GetAccount(ctx, &statev1.GetAccountRequest{Id: key})
-		if err != nil || found.GetAccount() == nil {
+		if err != nil {
 			return err
+		}
+		if found.GetAccount() == nil {
+			return notConnected(id)
 		}
 		answer, err := c.options.Accounts.DeleteAccount(ctx, &statev1.DeleteAccountRequest{Id: key, ExpectedVersion: found.GetAccount().GetVersion()})
 		if err != nil || answer.GetDeleted() {
@@ -109,10 +112,12 @@ func (c *Client) Configure(ctx context.Context, id int64, settings []byte) error
 		})
 	}
 	if errors.Is(err, errGone) {
-		return errkind.NotFound("Kommo account %d is not connected", id)
+		return notConnected(id)
 	}
 	return err
 }
+
+func notConnected(id int64) error { return errkind.NotFound("Kommo account %d is not connected", id) }
 
 // who asks an account for its id, with a token that belongs to no stored account yet.
 func (c *Client) who(ctx context.Context, host, token string) (about About, r result) {

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	errorsv1 "callrelay/gen/callrelay/errors/v1"
+	"callrelay/platform/errkind"
 	"callrelay/platform/seal"
 	"callrelay/services/upstream/internal/delivery"
 	sim "callrelay/sim/kommo"
@@ -347,6 +349,9 @@ func TestLongLivedToken(t *testing.T) {
 		}
 		if err := w.Disconnect(t.Context(), 9001); err != nil || w.state.account("kommo/9001") != nil {
 			t.Error(err)
+		}
+		if err := w.Disconnect(t.Context(), 9001); err == nil || errkind.From(err).Kind != errorsv1.Kind_KIND_NOT_FOUND {
+			t.Errorf("what is not connected is disconnected: %v", err)
 		}
 	})
 }
