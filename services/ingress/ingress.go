@@ -171,7 +171,11 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.cfg.Kommo.App.complete() {
 		wg.Go(func() {
 			accounts.NewFollower(statev1.NewAccountServiceClient(s.state), kommoAccounts).Run(background,
-				func(list accounts.List, _ bool) { s.kommoHosts.take(list) })
+				func(list accounts.List, changed bool) {
+					if changed {
+						s.kommoHosts.take(list)
+					}
+				})
 		})
 	}
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
