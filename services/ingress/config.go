@@ -110,7 +110,7 @@ func (c *Config) Validate() error {
 	if _, err := c.Kommo.secrets(); err != nil {
 		problems = append(problems, err)
 	}
-	if _, err := c.Kommo.App.audience(); err != nil {
+	if _, err := c.Kommo.App.tokens(); err != nil {
 		problems = append(problems, err)
 	}
 	if _, err := time.LoadLocation(c.Timezone); err != nil {

@@ -103,14 +103,17 @@ func (s kommoSecret) authentic(h http.Header, body []byte, now time.Time) bool {
 // kommoHandler serves what VoIP services and Kommo itself send.
 func (s *Service) kommoHandler() (http.Handler, error) {
 	secrets, err := s.cfg.Kommo.secrets()
-	if err != nil {
+	tokens, wrong := s.cfg.Kommo.App.tokens()
+	if err = errors.Join(err, wrong); err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
 	mux.Handle(kommoCalls, s.traced(s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
 		s.kommoCall(ctx, w, r, req, secrets)
 	})))
-	mux.Handle(kommoWindow, s.traced(s.identified(s.kommoResult)))
+	mux.Handle(kommoWindow, s.traced(s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
+		s.kommoResult(ctx, w, r, req, tokens)
+	})))
 	mux.HandleFunc(kommoPreflight, s.kommoPreflight)
 	mux.Handle(kommoRedirect, s.identified(s.kommoInstall))
 	return mux, nil

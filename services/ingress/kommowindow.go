@@ -48,17 +48,28 @@ type kommoApp struct {
 	RedirectURI string        `env:"KOMMO_REDIRECT_URI" desc:"The Kommo integration's redirect address, exactly as it is configured there."`
 }
 
-// audience is for whom Kommo makes tokens: scheme and host of the redirect address.
-func (a *kommoApp) audience() (string, error) {
-	u, err := url.Parse(a.RedirectURI)
-	if err != nil || a.RedirectURI != "" && (u.Scheme != "https" && u.Scheme != "http" || u.Host == "") {
-		return "", errors.New("KOMMO_REDIRECT_URI: must be an absolute http or https address")
-	}
-	return u.Scheme + "://" + u.Host, nil
-}
-
 // complete says whether tokens can be checked.
 func (a *kommoApp) complete() bool { return a.ID != "" && a.Secret != "" && a.RedirectURI != "" }
+
+// windowTokens checks the tokens of the window.
+type windowTokens struct {
+	client string
+	key    []byte
+	parser *jwt.Parser
+}
+
+// tokens is nil where the settings are not complete. Kommo makes tokens for scheme and host of the redirect address.
+func (a *kommoApp) tokens() (*windowTokens, error) {
+	u, err := url.Parse(a.RedirectURI)
+	if a.RedirectURI != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "") {
+		return nil, errors.New("KOMMO_REDIRECT_URI: must be an absolute http or https address")
+	}
+	if !a.complete() {
+		return nil, nil
+	}
+	return &windowTokens{a.ID, []byte(a.Secret.Reveal()), jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}),
+		jwt.WithAudience(u.Scheme+"://"+u.Host), jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(widgetLeeway))}, nil
+}
 
 // widgetClaims are those of a one-time token of Kommo (facts/kommo.md 6.5). The account and the user are the manager's. Kommo's example
 // has numbers; a number as text would be one, too.
@@ -79,24 +90,18 @@ func (c *widgetClaims) user() int64 {
 }
 
 // claims are those of a token for an account whose host is known, or empty. An error says what is wrong with it, and shows nothing of it.
-func (a *kommoApp) claims(token string, account int64, host string, now time.Time) (*widgetClaims, error) {
-	audience, err := a.audience()
-	if err != nil {
-		return nil, err
-	}
+func (t *windowTokens) claims(token string, account int64, host string, now time.Time) (*widgetClaims, error) {
 	if len(token) > maxWidgetToken {
 		return nil, fmt.Errorf("it is longer than %d bytes", maxWidgetToken)
 	}
 	c := &widgetClaims{}
-	_, err = jwt.ParseWithClaims(token, c, func(*jwt.Token) (any, error) { return []byte(a.Secret.Reveal()), nil },
-		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}), jwt.WithAudience(audience), jwt.WithExpirationRequired(), jwt.WithIssuedAt(),
-		jwt.WithLeeway(widgetLeeway), jwt.WithTimeFunc(func() time.Time { return now }))
+	_, err := t.parser.ParseWithClaims(token, c, func(*jwt.Token) (any, error) { return t.key, nil })
 	switch {
 	case errors.Is(err, jwt.ErrTokenMalformed): // the rest of the message may show parts of it
 		return nil, jwt.ErrTokenMalformed
 	case err != nil:
 		return nil, err
-	case c.ClientUUID != a.ID:
+	case c.ClientUUID != t.client:
 		return nil, errors.New("client_uuid is not that of our integration")
 	case c.AccountID.String() != strconv.FormatInt(account, 10):
 		return nil, errors.New("account_id is not that of the path")
@@ -164,10 +169,9 @@ func (s *Service) kommoPreflight(w http.ResponseWriter, r *http.Request) {
 }
 
 // kommoResult takes what a manager did in the call-result window.
-func (s *Service) kommoResult(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
+func (s *Service) kommoResult(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request, tokens *windowTokens) {
 	s.kommoHosts.share(w, r)
-	app := &s.cfg.Kommo.App
-	if !app.complete() {
+	if tokens == nil {
 		s.strangers.tell(ctx, "a call-result window, which needs KOMMO_CLIENT_ID, KOMMO_CLIENT_SECRET and KOMMO_REDIRECT_URI", "kommo", req.peer)
 		writeError(w, &refusal{status: http.StatusNotFound,
 			message: "no call-result window is set up: KOMMO_CLIENT_ID, KOMMO_CLIENT_SECRET and KOMMO_REDIRECT_URI are needed"}, req.id)
@@ -176,7 +180,7 @@ func (s *Service) kommoResult(ctx context.Context, w http.ResponseWriter, r *htt
 	account, err := accountID(r.PathValue("account_id"))
 	var claims *widgetClaims
 	if err == nil {
-		claims, err = app.claims(r.Header.Get("X-Auth-Token"), account, s.kommoHosts.of(account), req.received)
+		claims, err = tokens.claims(r.Header.Get("X-Auth-Token"), account, s.kommoHosts.of(account), req.received)
 	}
 	if err != nil {
 		s.strangers.count(ctx, "kommo", "wrong")
