@@ -107,6 +107,9 @@ func TestKommoWindow(t *testing.T) {
 
 	calls[0].reports()
 	taken(calls[0].did("opened"))
+	if out, _ := r.callrelay("diagnose", "kommo/9001/voip-first"); !strings.Contains(out, "the call-result window is open") {
+		t.Errorf("diagnosed while the window is open: %s", out)
+	}
 	taken(calls[0].did("saved", "entity", lead(0), "result", "will buy"))
 	taken(calls[1].did("opened"))
 	taken(calls[1].did("saved", "entity", lead(1), "result", "will buy"))
