@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode"
@@ -46,55 +47,77 @@ const (
 // DecodeKommoCall reads a report. Its error is a *FieldError.
 func DecodeKommoCall(body []byte) (KommoCall, error) {
 	var c KommoCall
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.DisallowUnknownFields()
-	err := d.Decode(&c)
-	var wrong *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &wrong) && wrong.Field != "":
-		return c, &FieldError{wrong.Field, fmt.Sprintf("%s must be %s, not a JSON %s", wrong.Field, kommoTypes[wrong.Type.String()], wrong.Value)}
-	case err != nil && strings.Contains(err.Error(), "unknown field"):
-		name := strings.Trim(strings.TrimPrefix(err.Error(), "json: unknown field "), `"`)
-		return c, &FieldError{strings.ToValidUTF8(name[:min(len(name), 64)], ""), "there is no such field"}
-	case err != nil:
-		return c, &FieldError{"", "the body must be one JSON object"}
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return c, &FieldError{"", "the body must be one JSON object, and nothing behind it"}
+	if err := decodeKommo(body, &c); err != nil {
+		return c, err
 	}
 	return c, c.Check()
 }
 
-var kommoTypes = map[string]string{"string": "a string", "int64": "a whole number"}
+// decodeKommo reads a body with one JSON object. Its error is a *FieldError, or nil.
+func decodeKommo(body []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	err := d.Decode(into)
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrong) && wrong.Field != "":
+		return &FieldError{wrong.Field, fmt.Sprintf("%s must be %s, not a JSON %s", wrong.Field, kommoTypes[wrong.Type.Kind()], wrong.Value)}
+	case err != nil && strings.Contains(err.Error(), "unknown field"):
+		name := strings.Trim(strings.TrimPrefix(err.Error(), "json: unknown field "), `"`)
+		return &FieldError{strings.ToValidUTF8(name[:min(len(name), 64)], ""), "there is no such field"}
+	case err != nil:
+		return &FieldError{"", "the body must be one JSON object"}
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return &FieldError{"", "the body must be one JSON object, and nothing behind it"}
+	}
+	return nil
+}
+
+var kommoTypes = map[reflect.Kind]string{reflect.String: "a string", reflect.Int64: "a whole number", reflect.Struct: "an object"}
 
 // Check says what is wrong with a report. Its error is a *FieldError.
 func (c *KommoCall) Check() error {
-	refuse := func(field, format string, args ...any) error {
-		return &FieldError{field, field + " " + fmt.Sprintf(format, args...)}
+	if err := checkKommo(c.CallID, c.Direction, c.Duration, c.StartedAt, c.UserID, kommoText{"phone", c.Phone}, kommoText{"user", c.User}, kommoText{"did", c.DID}); err != nil {
+		return err
 	}
-	printable := func(s string) bool {
-		return utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+	if c.Status != "" && !slices.Contains(kommoStatuses, c.Status) {
+		return kommoRefusal("status", "must be one of %s", strings.Join(kommoStatuses, ", "))
 	}
-	for _, text := range []struct{ field, value string }{{"phone", c.Phone}, {"user", c.User}, {"did", c.DID}} {
+	return nil
+}
+
+// kommoText is a field that may be empty.
+type kommoText struct{ field, value string }
+
+// checkKommo checks what a report and the window have in common. Its error is a *FieldError, or nil.
+func checkKommo(callID, direction string, duration, startedAt, userID int64, texts ...kommoText) error {
+	for _, text := range texts {
 		if len(text.value) > maxKommoText || !printable(text.value) {
-			return refuse(text.field, "must be at most %d bytes of printable characters, without spaces around it", maxKommoText)
+			return kommoRefusal(text.field, "must be at most %d bytes of printable characters, without spaces around it", maxKommoText)
 		}
 	}
 	switch {
-	case c.CallID == "":
-		return refuse("call_id", "is required")
-	case len(c.CallID) > maxKommoText || !printable(c.CallID):
-		return refuse("call_id", "must be 1 to %d bytes of printable characters, without spaces around it", maxKommoText)
-	case c.Direction != "inbound" && c.Direction != "outbound":
-		return refuse("direction", "must be inbound or outbound")
-	case c.Duration < 0 || c.Duration > maxKommoDuration:
-		return refuse("duration", "must be 0 to %d seconds", maxKommoDuration)
-	case c.Status != "" && !slices.Contains(kommoStatuses, c.Status):
-		return refuse("status", "must be one of %s", strings.Join(kommoStatuses, ", "))
-	case c.StartedAt < 0 || c.StartedAt > maxKommoTime:
-		return refuse("started_at", "must be seconds since 1970")
-	case c.UserID < 0:
-		return refuse("user_id", "must be the id of a Kommo user")
+	case callID == "":
+		return kommoRefusal("call_id", "is required")
+	case len(callID) > maxKommoText || !printable(callID):
+		return kommoRefusal("call_id", "must be 1 to %d bytes of printable characters, without spaces around it", maxKommoText)
+	case direction != "inbound" && direction != "outbound":
+		return kommoRefusal("direction", "must be inbound or outbound")
+	case duration < 0 || duration > maxKommoDuration:
+		return kommoRefusal("duration", "must be 0 to %d seconds", maxKommoDuration)
+	case startedAt < 0 || startedAt > maxKommoTime:
+		return kommoRefusal("started_at", "must be seconds since 1970")
+	case userID < 0:
+		return kommoRefusal("user_id", "must be the id of a Kommo user")
 	}
 	return nil
+}
+
+func kommoRefusal(field, format string, args ...any) *FieldError {
+	return &FieldError{field, field + " " + fmt.Sprintf(format, args...)}
+}
+
+func printable(s string) bool {
+	return utf8.ValidString(s) && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }

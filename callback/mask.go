@@ -6,8 +6,8 @@ import (
 	"unicode"
 )
 
-// phoneParams are the parameters whose values are phone numbers although "phone" is not in their names.
-var phoneParams = []string{"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion", "did"}
+// phoneParams are the parameters whose values are phone numbers although "phone" is not in their names, or texts that may have some.
+var phoneParams = []string{"CallerIDNum", "CallerIDName", "CalledNumber", "CalledDID", "RemoteNumber", "Diversion", "did", "result"}
 
 // Masked returns a copy for people who may not see phone numbers, and for logs: of the digits of each only the last four are left.
 // Whatever has "phone" in its name counts as one, or as a JSON list of them.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/codes"
@@ -38,6 +39,8 @@ type request struct {
 	path     string
 	// traceparent is that of the span which serves it, for those behind; empty when not traced.
 	traceparent string
+	// window is what the rules say to a call-result window; nil: nothing, or they were not asked yet.
+	window *routerv1.WindowReply
 }
 
 type requestKey struct{}
@@ -145,12 +148,15 @@ func (c *callbacks) keep(ctx context.Context, r *request, call string, item *rou
 		answer, err := c.route(waiting, r, item, sent)
 		if err == nil {
 			c.spool.answered(time.Since(sent), budget)
+			r.window = answer.GetWindow()
 		}
 		switch {
 		case err == nil && answer.GetDuplicate():
 			return duplicate, nil
 		case err == nil:
 			return accepted, nil
+		case slices.Contains(definite, errkind.From(err).Kind):
+			return refused, err
 		case errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE, ctx.Err() != nil: // nobody waits any more
 			return unavailable, err
 		}
@@ -166,6 +172,9 @@ func (c *callbacks) keep(ctx context.Context, r *request, call string, item *rou
 	}
 	return spooled, nil
 }
+
+// definite are what the rules answer to who has to do something else before it can be taken: nothing is wrong with the relay.
+var definite = []errorsv1.Kind{errorsv1.Kind_KIND_NOT_FOUND, errorsv1.Kind_KIND_FORBIDDEN}
 
 // keepEarly spools a callback that router could take as well, if later: the spool need not be able to.
 func (c *callbacks) keepEarly(ctx context.Context, r *request, call string, item *routerv1.RouteItem, budget time.Duration) bool {

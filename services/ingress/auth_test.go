@@ -341,7 +341,7 @@ func TestRoutes(t *testing.T) {
 	for _, r := range operatorRoutes {
 		want = append(want, r.method+" "+r.pattern+" "+r.role)
 	}
-	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator", kommoCalls+" VoIP", kommoRedirect+" Kommo",
+	want = append(want, "GET "+cardsWatchPath+" user", "POST "+cardsTokenPath+" operator", kommoCalls+" VoIP", kommoWindow+" widget", kommoPreflight+" browser", kommoRedirect+" Kommo",
 		"GET "+pbxPath+"{token} PBX")
 	for _, path := range []string{"/healthz", "/readyz", "/openapi.json"} {
 		want = append(want, "GET "+path+" anybody")

@@ -110,6 +110,9 @@ func (c *Config) Validate() error {
 	if _, err := c.Kommo.secrets(); err != nil {
 		problems = append(problems, err)
 	}
+	if _, err := c.Kommo.App.tokens(); err != nil {
+		problems = append(problems, err)
+	}
 	if _, err := time.LoadLocation(c.Timezone); err != nil {
 		problems = append(problems, fmt.Errorf("TIMEZONE: must be a time zone like Asia/Tokyo, not %q", c.Timezone))
 	}

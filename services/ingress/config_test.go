@@ -28,6 +28,7 @@ func TestValidate(t *testing.T) {
 		{"TRUSTED_PROXIES", "10.0.0.0/33"},
 		{"AMEYO_PATH_SECRET", "fifteen-letters"},
 		{"AMEYO_PATH_SECRET", "sixteen/and/more/letters"},
+		{"KOMMO_REDIRECT_URI", "relay.example/callback"},
 		{"TIMEZONE", "Moon/Base"},
 		{"CALL_START_TARGET_TEL", "phone,fax"},
 		{"CALL_START_TARGET_TEL", "phone,phone"},

@@ -12,6 +12,7 @@ require (
 	callrelay/callback v0.0.0-00010101000000-000000000000
 	callrelay/gen v0.0.0
 	callrelay/platform v0.0.0-00010101000000-000000000000
+	github.com/golang-jwt/jwt/v5 v5.3.1
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.32.0
 	go.etcd.io/bbolt v1.5.0
 	go.opentelemetry.io/otel v1.47.0

@@ -20,6 +20,7 @@ import (
 	ingressv1 "callrelay/gen/callrelay/ingress/v1"
 	routerv1 "callrelay/gen/callrelay/router/v1"
 	statev1 "callrelay/gen/callrelay/state/v1"
+	"callrelay/platform/accounts"
 	"callrelay/platform/rpc"
 	"callrelay/platform/telemetry"
 	"callrelay/services/ingress/internal/spool"
@@ -38,6 +39,7 @@ type Service struct {
 	pbx          *pbxServer
 	cards        *cardServer
 	integrations *integrations
+	kommoHosts   kommoHosts
 	http         *http.Server
 	listen       net.Listener
 	connections  *connections
@@ -166,6 +168,16 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Go(func() { s.spool.run(background) })
 	s.refused.run()
 	wg.Go(func() { s.integrations.run(background, statev1.NewAccountServiceClient(s.state)) })
+	if s.cfg.Kommo.App.complete() {
+		wg.Go(func() {
+			accounts.NewFollower(statev1.NewAccountServiceClient(s.state), kommoAccounts).Run(background,
+				func(list accounts.List, changed bool) {
+					if changed {
+						s.kommoHosts.take(list)
+					}
+				})
+		})
+	}
 	wg.Go(func() { s.cards.run(background, statev1.NewCardServiceClient(s.state)) })
 	wg.Go(func() { s.report(background, statev1.NewStateServiceClient(s.state)) })
 	defer func() {

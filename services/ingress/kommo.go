@@ -22,7 +22,7 @@ import (
 	"callrelay/platform/config"
 )
 
-// kommoPath begins the routes of Kommo. kommoCalls and kommoRedirect are all of them; docs/routes.md has them too.
+// kommoPath begins the routes of Kommo. These and those of the call-result window are all of them; docs/routes.md has them too.
 const (
 	kommoPath     = "/v1/kommo/"
 	kommoCalls    = "POST /v1/kommo/{account_id}/calls"
@@ -40,6 +40,7 @@ const (
 type kommoConfig struct {
 	UpstreamAddr string        `env:"UPSTREAM_GRPC_ADDR" envDefault:"127.0.0.1:9083" desc:"Where upstream serves gRPC, for the command line and for Kommo's install redirect."`
 	Secrets      config.Secret `env:"KOMMO_CALLS_SECRETS" desc:"Who may report calls for a Kommo account: e.g. 9001=whsec_... with the base64 of 24 to 64 random bytes, several separated by commas. It signs by Standard Webhooks or is sent as bearer token. Empty: nobody may."`
+	App          kommoApp
 }
 
 // kommoSecret is that of one account.
@@ -102,26 +103,39 @@ func (s kommoSecret) authentic(h http.Header, body []byte, now time.Time) bool {
 // kommoHandler serves what VoIP services and Kommo itself send.
 func (s *Service) kommoHandler() (http.Handler, error) {
 	secrets, err := s.cfg.Kommo.secrets()
-	if err != nil {
+	tokens, wrong := s.cfg.Kommo.App.tokens()
+	if err = errors.Join(err, wrong); err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
 	mux.Handle(kommoCalls, s.traced(s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
 		s.kommoCall(ctx, w, r, req, secrets)
 	})))
+	mux.Handle(kommoWindow, s.traced(s.identified(func(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request) {
+		s.kommoResult(ctx, w, r, req, tokens)
+	})))
+	mux.HandleFunc(kommoPreflight, s.kommoPreflight)
 	mux.Handle(kommoRedirect, s.identified(s.kommoInstall))
 	return mux, nil
 }
 
-// kommoCall takes one report. Only what its sender signed is recorded.
-func (s *Service) kommoCall(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request, secrets map[int64]kommoSecret) {
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxQuery+1))
+// readBody reads a body of at most so many bytes.
+func readBody(r *http.Request, most int) ([]byte, *refusal) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, int64(most)+1))
 	switch {
 	case err != nil:
-		writeError(w, &refusal{status: http.StatusBadRequest, message: "the body was cut off"}, req.id)
-		return
-	case len(body) > maxQuery:
-		writeError(w, &refusal{status: http.StatusRequestEntityTooLarge, message: "the body is longer than 16384 bytes"}, req.id)
+		return nil, &refusal{status: http.StatusBadRequest, message: "the body was cut off"}
+	case len(body) > most:
+		return nil, &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("the body is longer than %d bytes", most)}
+	}
+	return body, nil
+}
+
+// kommoCall takes one report. Only what its sender signed is recorded.
+func (s *Service) kommoCall(ctx context.Context, w http.ResponseWriter, r *http.Request, req *request, secrets map[int64]kommoSecret) {
+	body, e := readBody(r, maxQuery)
+	if e != nil {
+		writeError(w, e, req.id)
 		return
 	}
 	account, err := accountID(r.PathValue("account_id"))

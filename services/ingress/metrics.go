@@ -47,7 +47,7 @@ func sourceOf(item *routerv1.RouteItem) string {
 		return fromCallStart
 	case *routerv1.RouteItem_PbxEvent:
 		return fromPbx
-	case *routerv1.RouteItem_KommoCall:
+	case *routerv1.RouteItem_KommoCall, *routerv1.RouteItem_KommoWindow:
 		return fromKommo
 	}
 	return fromCallEnd

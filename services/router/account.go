@@ -81,6 +81,8 @@ func terms(item *routerv1.RouteItem) (terms, phones []string) {
 		m := c.KommoCall
 		terms = addTerms(terms, m.GetCallId(), m.GetUser())
 		phones = addTerms(phones, m.GetPhone(), m.GetDid())
+	case *routerv1.RouteItem_KommoWindow:
+		terms, phones = addTerms(terms, c.KommoWindow.GetCallId()), addTerms(phones, c.KommoWindow.GetPhone())
 	}
 	return terms, phones
 }

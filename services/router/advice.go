@@ -257,6 +257,8 @@ func (f *origin) source() string {
 	switch source, path := f.received.GetSource(), f.rejected.GetPath(); {
 	case source != "":
 		return source
+	case strings.HasPrefix(path, "/v1/kommo/") && strings.HasSuffix(path, "/call-results"):
+		return sourceWindow
 	case strings.HasPrefix(path, "/v1/kommo/"):
 		return sourceKommo
 	case strings.HasPrefix(path, "/ext-event/"):
@@ -329,6 +331,9 @@ func (a *advice) corrected(req *operatorv1.ResendRequest, f *origin, caller rpc.
 	case sourceKommo:
 		return nil, errkind.Refused("only callbacks of the dialer can be resent, and this is a call reported for Kommo: report it again, corrected, " +
 			"with its call_id (POST /v1/kommo/ACCOUNT/calls). Deliveries that it led to are sent again by callrelay retry")
+	case sourceWindow:
+		return nil, errkind.Refused("only callbacks of the dialer can be resent, and this is what a manager did in Kommo's call-result window: " +
+			"let the manager save it again. Deliveries that it led to are sent again by callrelay retry")
 	default:
 		return nil, errkind.Refused("only callbacks of the dialer can be resent, and this is an event of a cloud PBX: " +
 			"what it said cannot be corrected here. Deliveries that its call led to are sent again by callrelay retry")

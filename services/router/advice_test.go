@@ -50,6 +50,7 @@ func TestOnlyTheDialersCallbacksAreResent(t *testing.T) {
 	e, _ := newTestEngine(t)
 	for _, c := range []struct{ source, path, want string }{
 		{"", "/v1/kommo/9001/calls", "POST /v1/kommo/ACCOUNT/calls"}, {"kommo.call", "", "POST /v1/kommo/ACCOUNT/calls"},
+		{"", "/v1/kommo/9001/call-results", "the manager save it again"}, {"kommo.window", "", "the manager save it again"},
 		{"", "/ext-event/starting-queue-7", "an event of a cloud PBX"}, {"pbx.call_end", "", "an event of a cloud PBX"},
 		{"", "/index.php", "unique_id is required"}, {"", "/call_start.php", "unique_id is required"},
 	} {

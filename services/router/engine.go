@@ -127,6 +127,8 @@ func (e *engine) process(ctx context.Context, in *input) (duplicate bool, err er
 		switch {
 		case err != nil:
 			return false, err
+		case answer.GetStatus() == statev1.CommitStatus_COMMIT_STATUS_EARLIER && in.kommo != nil && in.kommo.token != nil && !in.received.GetSpooled():
+			return true, e.decideAgain(ctx, in) // its sender got no answer, and wants the one that there was
 		case answer.GetStatus() != statev1.CommitStatus_COMMIT_STATUS_CONFLICT:
 			if answer.GetStatus() == statev1.CommitStatus_COMMIT_STATUS_OK {
 				e.metrics.happened(ctx, effects)

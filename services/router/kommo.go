@@ -179,6 +179,9 @@ type kommoInput struct {
 	input kommo.Input
 	// result is set instead: how a delivery ended is the record's to say.
 	result *statev1.DeliveryResult
+	// token is the window's; reply is what the rules say to it, once they were asked.
+	token *oneTime
+	reply kommo.WindowReply
 }
 
 // accountPatience is how long a report that was acknowledged into a spool waits for its account to be connected, again maybe: its
@@ -193,20 +196,27 @@ func (r *kommoRules) report(in *input, m *routerv1.KommoCall) error {
 		return invalid(err)
 	}
 	in.call = kommo.CallKey(m.GetAccountId(), c.CallID)
-	rules, err := r.of(m.GetAccountId())
-	var gone errNotConnected
-	switch {
-	case errors.As(err, &gone) && in.received.Spooled && time.Since(in.since) < accountPatience:
-		return errkind.Unavailable(gone, "%s", gone.Error())
-	case errors.As(err, &gone):
-		return errkind.NotFound("%s", gone.Error())
-	case err != nil:
+	rules, err := r.reported(in, m.GetAccountId())
+	if err != nil {
 		return err
 	}
 	in.kommo = &kommoInput{rules: rules, input: kommo.Input{RequestID: in.id, Traceparent: in.traceparent, Voip: &kommo.Voip{Facts: kommo.Facts{
 		Direction: kommo.Direction(c.Direction), Phone: c.Phone, Duration: c.Duration, Status: kommoStatus[c.Status],
 		StartedMS: c.StartedAt * 1000, User: c.UserID, UserName: c.User, DID: c.DID}}}}
 	return nil
+}
+
+// reported are the rules for what somebody outside said of an account.
+func (r *kommoRules) reported(in *input, account int64) (*kommo.Config, error) {
+	rules, err := r.of(account)
+	var gone errNotConnected
+	switch {
+	case errors.As(err, &gone) && in.received.Spooled && time.Since(in.since) < accountPatience:
+		return nil, errkind.Unavailable(gone, "%s", gone.Error())
+	case errors.As(err, &gone):
+		return nil, errkind.NotFound("%s", gone.Error())
+	}
+	return rules, err
 }
 
 // kommoStatus are the words of a report.
@@ -285,7 +295,7 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 		first = call.RequestID
 		var next kommo.Call
 		next, effects = kommo.Decide(in.kommo.rules, *call, what, nowMS)
-		call, request = &next, cmp.Or(request, next.RequestID)
+		call, request, in.kommo.reply = &next, cmp.Or(request, next.RequestID), effects.Reply
 	}
 	var entries []*statev1.JournalEntry
 	if in.received != nil {

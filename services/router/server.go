@@ -65,19 +65,25 @@ func (s *server) route(ctx context.Context, item *routerv1.RouteItem, now time.T
 			}
 		}
 	}()
+	if item.GetBudgetMs() > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, now.Add(time.Duration(item.GetBudgetMs())*time.Millisecond))
+		defer cancel()
+	}
 	in, err := s.engine.input(item, now)
+	if err == nil {
+		err = s.engine.kommo.use(ctx, in)
+	}
 	if err != nil && item.GetSpooled() && item.GetRequestId() != "" && errkind.From(err).Kind != errorsv1.Kind_KIND_UNAVAILABLE {
 		in = unreadable(item, now, err)
 	} else if err != nil {
 		answer.Error = errkind.From(err).Proto()
 		return answer
 	}
-	if item.GetBudgetMs() > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, now.Add(time.Duration(item.GetBudgetMs())*time.Millisecond))
-		defer cancel()
-	}
 	answer.Duplicate, err = s.engine.process(ctx, in)
+	if err == nil {
+		answer.Window = windowReply(in)
+	}
 	answer.Error = errkind.From(err).Proto()
 	return answer
 }
@@ -124,6 +130,10 @@ func (e *engine) input(item *routerv1.RouteItem, now time.Time) (in *input, err 
 		if err := e.kommo.report(in, c.KommoCall); err != nil {
 			return nil, err
 		}
+	case *routerv1.RouteItem_KommoWindow:
+		if err := e.kommo.window(in, c.KommoWindow); err != nil {
+			return nil, err
+		}
 	case *routerv1.RouteItem_Refused:
 		r := c.Refused
 		in.call = callback.RequestKey(in.id)
@@ -148,8 +158,12 @@ func newInput(item *routerv1.RouteItem, now time.Time) *input {
 	}
 }
 
-// sourceKommo is a call that a VoIP service reported for Kommo.
-const sourceKommo = "kommo.call"
+const (
+	// sourceKommo is a call that a VoIP service reported for Kommo.
+	sourceKommo = "kommo.call"
+	// sourceWindow is what a manager did in Kommo's call-result window.
+	sourceWindow = "kommo.window"
+)
 
 // source is how the journal names what a callback is; of an event of a PBX its kind says it, once that is read.
 func source(item *routerv1.RouteItem) string {
@@ -160,6 +174,8 @@ func source(item *routerv1.RouteItem) string {
 		return explain.SourceEnd
 	case *routerv1.RouteItem_KommoCall:
 		return sourceKommo
+	case *routerv1.RouteItem_KommoWindow:
+		return sourceWindow
 	}
 	return ""
 }

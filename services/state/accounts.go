@@ -21,6 +21,7 @@ const (
 	maxAccount    = 64 << 10
 	maxTable      = 3 << 20 // of a cloud PBX with all its extensions
 	maxRenewal    = 10 * time.Minute
+	maxToken      = 48 * time.Hour
 	accountHelp   = "id must be 1 to 128 bytes, e.g. kommo/9001"
 	maxNotices    = 32
 	accountPrefix = "accounts are listed by the beginning of their id, at most 128 bytes"
@@ -147,4 +148,24 @@ func (s *accounts) ReleaseAccount(ctx context.Context, req *statev1.ReleaseAccou
 		return nil, unavailable(err)
 	}
 	return &statev1.ReleaseAccountResponse{}, nil
+}
+
+// UseToken makes a one-time token one request's.
+func (s *accounts) UseToken(ctx context.Context, req *statev1.UseTokenRequest) (*statev1.UseTokenResponse, error) {
+	length := time.Duration(req.GetForMs()) * time.Millisecond
+	switch {
+	case !named(req.GetToken()):
+		return nil, errkind.Invalid("token", "token must be 1 to %d bytes", maxName)
+	case !named(req.GetRequestId()):
+		return nil, errkind.Invalid("request_id", "request_id must be 1 to %d bytes", maxName)
+	case length <= 0 || length > maxToken:
+		return nil, errkind.Invalid("for_ms", "for_ms must be 1 to %d", maxToken.Milliseconds())
+	}
+	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	ours, err := s.store.UseToken(ctx, req.GetToken(), req.GetRequestId(), length)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &statev1.UseTokenResponse{Ours: ours}, nil
 }

@@ -25,8 +25,8 @@ import (
 // KommoConfig is everything that can be set of Kommo. Without SECRETS_KEY there is no Kommo.
 type KommoConfig struct {
 	SecretsKey   config.Secret `env:"SECRETS_KEY" desc:"Keys that seal credentials at rest: id:base64 of 32 bytes, several separated by commas, the newest first (docs/secrets.md). Required to connect accounts and for PBX integrations."`
-	ClientID     string        `env:"KOMMO_CLIENT_ID" desc:"The Kommo integration's id; empty: only long-lived tokens work."`
-	ClientSecret config.Secret `env:"KOMMO_CLIENT_SECRET" desc:"The Kommo integration's secret."`
+	ClientID     string        `env:"KOMMO_CLIENT_ID" desc:"The Kommo integration's id; empty: only long-lived tokens work, and no call-result window."`
+	ClientSecret config.Secret `env:"KOMMO_CLIENT_SECRET" desc:"The Kommo integration's secret, with which Kommo also signs the tokens of the call-result window."`
 	RedirectURI  string        `env:"KOMMO_REDIRECT_URI" desc:"The Kommo integration's redirect address, exactly as it is configured there."`
 	Domains      []string      `env:"KOMMO_DOMAINS" envDefault:"kommo.com" desc:"Domains directly below which Kommo accounts are; nothing is sent anywhere else."`
 	BaseURL      string        `env:"KOMMO_BASE_URL" desc:"Address of a simulator that answers in place of every account."`

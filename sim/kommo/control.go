@@ -13,6 +13,7 @@ import (
 //	POST   /sim/entities         {"type":"contact","name":"Ann","phones":["+1305..."],"links":[1]}: Add
 //	POST   /sim/accept?uid=      Decide, also /sim/decline
 //	POST   /sim/code             Code: a new authorization code
+//	POST   /sim/token?user=      WidgetToken, as text
 //	POST   /sim/unblock          Unblock
 //	GET    /sim/fault            Faults
 //	PUT    /sim/fault            AddFault
@@ -52,6 +53,9 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 	case "POST /sim/code":
 		controlJSON(w, http.StatusOK, object{"code": a.Code()})
+	case "POST /sim/token":
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = io.WriteString(w, a.WidgetToken(number(r.URL.Query().Get("user")))) // a client that has gone is its own business
 	case "POST /sim/unblock":
 		a.Unblock()
 		w.WriteHeader(http.StatusNoContent)

@@ -5,7 +5,7 @@
 // holds, so that tests and people can count. Where it has a choice it is the unkind one.
 //
 // It does not own anything of the relay: it imports none of its packages, so that relay and simulator cannot share a mistake.
-// It has no pages and no widgets.
+// It has no pages and no widgets, but makes the tokens that widgets send.
 package kommo
 
 import (

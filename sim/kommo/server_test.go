@@ -463,6 +463,7 @@ func TestControl(t *testing.T) {
 		{"GET", "/sim/fault", "", 200, `"acted":0`},
 		{"DELETE", "/sim/fault", "", 204, ""},
 		{"POST", "/sim/code", "", 200, "def50200"},
+		{"POST", "/sim/token?user=7", "", 200, "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9."},
 		{"POST", "/sim/accept?uid=x", "", 400, "no incoming lead"},
 		{"GET", "/sim/view?account=9001", "", 200, `"Ann"`},
 		{"GET", "/sim/view?account=1", "", 400, "no account"},

@@ -43,7 +43,8 @@ var services = []section{
 var up = section{"callrelay up", "Beside these, which cannot be given as `NAME_FILE`, it reads the variables of all four services. `METRICS_ADDR` is then one address for all; with `--split` it is that of " +
 	"ingress, and router, state and upstream have the next three ports.\n\n" +
 	"`--sim` sets where the environment does not: `INDEX_ENV`, `TEST_BASE_URL`, `TEST_API_KEY` and `ENABLE_REAL_SEND`, so that deliveries go to the " +
-	"simulator; `CARDS_SECRET`; without `SECRETS_KEY` also `KOMMO_BASE_URL` and `KOMMO_CALLS_SECRETS`; with the private Redis also `PBX_INTEGRATIONS`.\n\n" +
+	"simulator; `CARDS_SECRET`; without `SECRETS_KEY` also `KOMMO_BASE_URL` and `KOMMO_CALLS_SECRETS`; with the private Redis also `PBX_INTEGRATIONS` and, " +
+	"without `SECRETS_KEY`, `KOMMO_CLIENT_ID`, `KOMMO_CLIENT_SECRET` and `KOMMO_REDIRECT_URI`.\n\n" +
 	"The commands ask at `STATE_GRPC_ADDR`, but `diagnose`, `resend` and `explain --stored` at `ROUTER_GRPC_ADDR`, `integrations` (except `accounts`) at " +
 	"`UPSTREAM_GRPC_ADDR`, `cards` at `INGRESS_GRPC_ADDR`; `send` sends to `INGRESS_HTTP_ADDR`.",
 	[]config.Field{
@@ -207,7 +208,8 @@ func TestServicesAgree(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"TIMEZONE", "LEASE_TIME", "CALL_START_TARGET_TEL", "METRICS_ADDR", "ROUTER_GRPC_ADDR", "STATE_GRPC_ADDR"} {
+	for _, name := range []string{"TIMEZONE", "LEASE_TIME", "CALL_START_TARGET_TEL", "METRICS_ADDR", "ROUTER_GRPC_ADDR", "STATE_GRPC_ADDR", "KOMMO_CLIENT_ID",
+		"KOMMO_CLIENT_SECRET", "KOMMO_REDIRECT_URI"} {
 		if len(readersOf(name)) < 2 {
 			t.Errorf("%s is read by %v: where it was renamed in one service, the services no longer agree", name, readersOf(name))
 		}

@@ -21,6 +21,10 @@ const (
 	simSecret = "c2ltdWxhdG9yLXNpbXVsYXRvci1zaW11bGF0b3ItMDA="
 	// simToken connects it.
 	simToken = "simulated"
+	// Its integration, whose widget has the call-result window.
+	simClient       = "simulator"
+	simClientSecret = "simulator-client-secret"
+	simRedirect     = "http://127.0.0.1:8080/v1/kommo/oauth/callback"
 )
 
 // simCardsSecret signs the tokens of caller cards where everything is tried out.
@@ -43,6 +47,9 @@ func settings(o Options) map[string]string {
 		if !given(env, "SECRETS_KEY") { // who has one has accounts of their own
 			imply("KOMMO_BASE_URL", simKommo(o))
 			imply("KOMMO_CALLS_SECRETS", "9001=whsec_"+simSecret)
+			if !given(env, "REDIS_URL") && !given(env, "KOMMO_CLIENT_ID") && !given(env, "KOMMO_CLIENT_SECRET") { // its SECRETS_KEY will be made
+				env["KOMMO_CLIENT_ID"], env["KOMMO_CLIENT_SECRET"], env["KOMMO_REDIRECT_URI"] = simClient, simClientSecret, simRedirect
+			}
 		}
 		imply("CARDS_SECRET", simCardsSecret)
 	}

@@ -40,7 +40,8 @@ func startSim(addr, apiKey string) (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.Handle("/", topsii.New(topsii.Config{APIKey: apiKey, KeepPayloads: true}))
 	mux.Handle(simHooks, hooks)
-	mux.Handle("/kommo/", http.StripPrefix("/kommo", kommo.New(kommo.Config{Accounts: []kommo.AccountConfig{{ID: 9001, Host: "acme.kommo.com", Token: simToken}}})))
+	mux.Handle("/kommo/", http.StripPrefix("/kommo", kommo.New(kommo.Config{ClientID: simClient, ClientSecret: simClientSecret, RedirectURI: simRedirect,
+		Accounts: []kommo.AccountConfig{{ID: 9001, Host: "acme.kommo.com", Token: simToken}}})))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	ended := make(chan struct{})
 	go func() {

@@ -3,7 +3,7 @@
 // why in plain words, and what to do. A call of a cloud PBX has steps of its own (pbx.go).
 //
 // It owns the steps, what counts as stopped, and all texts in both languages (texts.go). It reads the journal's typed facts
-// and nothing else: no I/O and no clock.
+// and what the rules keep of the call, and nothing else: no I/O and no clock.
 package diagnose
 
 import (
@@ -78,6 +78,9 @@ func Diagnose(call Call) *operatorv1.DiagnoseResponse {
 	d.received()
 	d.entries()
 	d.phone1()
+	if d.inKommo() {
+		d.kommo()
+	}
 	for _, one := range call.Deliveries {
 		d.delivery(one)
 	}

@@ -3,9 +3,11 @@ package diagnose
 import (
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	operatorv1 "callrelay/gen/callrelay/operator/v1"
@@ -200,7 +202,7 @@ func TestReplacedIsNoReason(t *testing.T) {
 // Both languages are there for every text, with the same words to fill in, and every text is used.
 func TestTexts(t *testing.T) {
 	var source []byte
-	for _, name := range []string{"diagnose.go", "pbx.go"} {
+	for _, name := range []string{"diagnose.go", "kommo.go", "pbx.go"} {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -299,6 +301,38 @@ func TestKommo(t *testing.T) {
 		said := Diagnose(call).String()
 		if !strings.Contains(said, want) || !strings.Contains(said, "Sending to Kommo") || !strings.Contains(said, "Kommoへの送信") || strings.Contains(said, "TopS.II") {
 			t.Errorf("want %q: %s", want, said)
+		}
+	}
+}
+
+// A call that waits for the call-result window is not one of which nothing was to be sent.
+func TestKommoWindow(t *testing.T) {
+	voip, opened, cancelled := &statev1.KommoFacts{}, &statev1.KommoWindow{State: 1}, &statev1.KommoWindow{State: 3}
+	for _, test := range []struct {
+		call *statev1.KommoCall
+		code string
+	}{
+		{&statev1.KommoCall{Voip: voip}, "kommo_claim"},
+		{&statev1.KommoCall{Voip: voip, Window: opened}, "kommo_window"},
+		{&statev1.KommoCall{Window: opened}, "kommo_unreported"},
+		{&statev1.KommoCall{Window: cancelled}, "kommo_unreported"},
+		{&statev1.KommoCall{Voip: voip, Window: opened, Phase: 5}, "send_nothing"}, // written
+		{&statev1.KommoCall{}, "send_nothing"},
+		{nil, "send_nothing"},
+	} {
+		stored := &statev1.KommoRecord{Format: 1}
+		if test.call != nil {
+			stored.Record = &statev1.KommoRecord_Call{Call: test.call}
+		}
+		blob, err := proto.Marshal(stored)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := Diagnose(Call{Key: "kommo/9001/a", Record: &statev1.Record{Blobs: map[string][]byte{"kommo": blob}},
+			Journal: []*statev1.JournalEntry{entry("r1", &statev1.Received{Source: "kommo.window"})}})
+		i := slices.IndexFunc(said.GetSteps(), func(s *operatorv1.DiagnosisStep) bool { return s.GetStep() == string(UpstreamSend) })
+		if f := said.GetSteps()[i].GetFindings(); len(f) != 1 || f[0].GetCode() != test.code {
+			t.Errorf("%v: %v, want %s", test.call, f, test.code)
 		}
 	}
 }

@@ -74,6 +74,10 @@ var texts = map[string]text{
 	"send_discarded":     {"Delivery {delivery} ({endpoint}) was discarded: {reason}", "配信 {delivery}({endpoint})は破棄されました: {reason}", "", ""},
 	"send_unknown_state": {"Delivery {delivery} ({endpoint}) is in a state that this version does not know.", "配信 {delivery}({endpoint})はこの版では不明な状態です。", "Look at it with: callrelay call {call}", "callrelay call {call} で確認してください。"},
 
+	"kommo_claim":      {"The call waits a moment for the manager to choose where it belongs (claim_delay).", "担当者が登録先を選ぶまで、少し待っています(claim_delay)。", "", ""},
+	"kommo_window":     {"The call waits for the manager: the call-result window is open, and holds it for at most KOMMO_WINDOW_MAX.", "通話結果ウィンドウが開いているため、担当者の操作を待っています(最長 KOMMO_WINDOW_MAX)。", "", ""},
+	"kommo_unreported": {"Only the call-result window was heard of, and it was not saved: without a report of the VoIP service nothing is logged.", "通話結果ウィンドウからの通知だけがあり、保存されていません。VoIPサービスからの報告がないため、何も登録されません。", "If the call took place, check that the VoIP service reports it under the same call id.", "通話があった場合は、VoIPサービスが同じ呼IDで報告しているか確認してください。"},
+
 	// Answers.
 	"answer_ok":           {"TopS.II accepted delivery {delivery} ({endpoint}).", "TopS.IIは配信 {delivery}({endpoint})を受け付けました。", "", ""},
 	"answer_none":         {"TopS.II has not answered anything yet.", "TopS.IIからの応答はまだありません。", "", ""},

@@ -98,6 +98,7 @@ type RouteItem struct {
 	//	*RouteItem_Refused
 	//	*RouteItem_PbxEvent
 	//	*RouteItem_KommoCall
+	//	*RouteItem_KommoWindow
 	Callback      isRouteItem_Callback `protobuf_oneof:"callback"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -248,6 +249,15 @@ func (x *RouteItem) GetKommoCall() *KommoCall {
 	return nil
 }
 
+func (x *RouteItem) GetKommoWindow() *KommoWindow {
+	if x != nil {
+		if x, ok := x.Callback.(*RouteItem_KommoWindow); ok {
+			return x.KommoWindow
+		}
+	}
+	return nil
+}
+
 type isRouteItem_Callback interface {
 	isRouteItem_Callback()
 }
@@ -273,6 +283,10 @@ type RouteItem_KommoCall struct {
 	KommoCall *KommoCall `protobuf:"bytes,21,opt,name=kommo_call,json=kommoCall,proto3,oneof"`
 }
 
+type RouteItem_KommoWindow struct {
+	KommoWindow *KommoWindow `protobuf:"bytes,22,opt,name=kommo_window,json=kommoWindow,proto3,oneof"`
+}
+
 func (*RouteItem_AmeyoCallStart) isRouteItem_Callback() {}
 
 func (*RouteItem_AmeyoCallEnd) isRouteItem_Callback() {}
@@ -282,6 +296,8 @@ func (*RouteItem_Refused) isRouteItem_Callback() {}
 func (*RouteItem_PbxEvent) isRouteItem_Callback() {}
 
 func (*RouteItem_KommoCall) isRouteItem_Callback() {}
+
+func (*RouteItem_KommoWindow) isRouteItem_Callback() {}
 
 // KommoCall is a call that a VoIP service reports for a Kommo account (docs/kommo.md). Ingress has checked the sender.
 type KommoCall struct {
@@ -407,6 +423,153 @@ func (x *KommoCall) GetDid() string {
 	return ""
 }
 
+// KommoWindow is what a manager did in Kommo's call-result window (docs/kommo.md). Ingress has checked its token.
+type KommoWindow struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	AccountId int64                  `protobuf:"varint,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	CallId    string                 `protobuf:"bytes,2,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// "opened", "saved" or "cancelled".
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// As in KommoCall.
+	Direction string `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"`
+	Phone     string `protobuf:"bytes,5,opt,name=phone,proto3" json:"phone,omitempty"`
+	Duration  int64  `protobuf:"varint,6,opt,name=duration,proto3" json:"duration,omitempty"`
+	StartedAt int64  `protobuf:"varint,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// The manager, as the token says; 0 = it does not say.
+	UserId int64 `protobuf:"varint,8,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// What the manager chose; empty and 0 = nothing. "contact", "company", "lead" or "customer".
+	EntityType string `protobuf:"bytes,9,opt,name=entity_type,json=entityType,proto3" json:"entity_type,omitempty"`
+	EntityId   int64  `protobuf:"varint,10,opt,name=entity_id,json=entityId,proto3" json:"entity_id,omitempty"`
+	// The manager's text.
+	Result string `protobuf:"bytes,11,opt,name=result,proto3" json:"result,omitempty"`
+	// Names the token, which is for one request alone, and how long that is to be remembered, in milliseconds.
+	Token         string `protobuf:"bytes,12,opt,name=token,proto3" json:"token,omitempty"`
+	TokenForMs    int64  `protobuf:"varint,13,opt,name=token_for_ms,json=tokenForMs,proto3" json:"token_for_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KommoWindow) Reset() {
+	*x = KommoWindow{}
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KommoWindow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KommoWindow) ProtoMessage() {}
+
+func (x *KommoWindow) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KommoWindow.ProtoReflect.Descriptor instead.
+func (*KommoWindow) Descriptor() ([]byte, []int) {
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *KommoWindow) GetAccountId() int64 {
+	if x != nil {
+		return x.AccountId
+	}
+	return 0
+}
+
+func (x *KommoWindow) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetPhone() string {
+	if x != nil {
+		return x.Phone
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetDuration() int64 {
+	if x != nil {
+		return x.Duration
+	}
+	return 0
+}
+
+func (x *KommoWindow) GetStartedAt() int64 {
+	if x != nil {
+		return x.StartedAt
+	}
+	return 0
+}
+
+func (x *KommoWindow) GetUserId() int64 {
+	if x != nil {
+		return x.UserId
+	}
+	return 0
+}
+
+func (x *KommoWindow) GetEntityType() string {
+	if x != nil {
+		return x.EntityType
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetEntityId() int64 {
+	if x != nil {
+		return x.EntityId
+	}
+	return 0
+}
+
+func (x *KommoWindow) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *KommoWindow) GetTokenForMs() int64 {
+	if x != nil {
+		return x.TokenForMs
+	}
+	return 0
+}
+
 // PbxEvent is an event with the row of the extension table that its token stood for.
 type PbxEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -424,7 +587,7 @@ type PbxEvent struct {
 
 func (x *PbxEvent) Reset() {
 	*x = PbxEvent{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +599,7 @@ func (x *PbxEvent) String() string {
 func (*PbxEvent) ProtoMessage() {}
 
 func (x *PbxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[3]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +612,7 @@ func (x *PbxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PbxEvent.ProtoReflect.Descriptor instead.
 func (*PbxEvent) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{3}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PbxEvent) GetEvent() *v1.PbxEvent {
@@ -503,7 +666,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +678,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[4]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +691,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{4}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Refused) GetMethod() string {
@@ -575,7 +738,7 @@ type RouteResponse struct {
 
 func (x *RouteResponse) Reset() {
 	*x = RouteResponse{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +750,7 @@ func (x *RouteResponse) String() string {
 func (*RouteResponse) ProtoMessage() {}
 
 func (x *RouteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[5]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +763,7 @@ func (x *RouteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteResponse.ProtoReflect.Descriptor instead.
 func (*RouteResponse) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{5}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RouteResponse) GetAnswers() []*RouteAnswer {
@@ -616,14 +779,16 @@ type RouteAnswer struct {
 	// Set when the item was not decided. UNAVAILABLE: whether it was committed is unknown.
 	Error *v11.Error `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	// The callback repeats one that is already known.
-	Duplicate     bool `protobuf:"varint,3,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
+	Duplicate bool `protobuf:"varint,3,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
+	// What the call-result window is to be told besides; absent: nothing.
+	Window        *WindowReply `protobuf:"bytes,4,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RouteAnswer) Reset() {
 	*x = RouteAnswer{}
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[6]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +800,7 @@ func (x *RouteAnswer) String() string {
 func (*RouteAnswer) ProtoMessage() {}
 
 func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_callrelay_router_v1_router_proto_msgTypes[6]
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +813,7 @@ func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
 func (*RouteAnswer) Descriptor() ([]byte, []int) {
-	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{6}
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RouteAnswer) GetId() uint64 {
@@ -672,13 +837,91 @@ func (x *RouteAnswer) GetDuplicate() bool {
 	return false
 }
 
+func (x *RouteAnswer) GetWindow() *WindowReply {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+// WindowReply says that the call does not go where the manager wanted it, or may not.
+type WindowReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The call is on the entity already and stays there. What else was said is kept.
+	Conflict   bool   `protobuf:"varint,1,opt,name=conflict,proto3" json:"conflict,omitempty"`
+	EntityType string `protobuf:"bytes,2,opt,name=entity_type,json=entityType,proto3" json:"entity_type,omitempty"`
+	EntityId   int64  `protobuf:"varint,3,opt,name=entity_id,json=entityId,proto3" json:"entity_id,omitempty"`
+	// The call is being written: it may end up elsewhere.
+	Pending       bool `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WindowReply) Reset() {
+	*x = WindowReply{}
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowReply) ProtoMessage() {}
+
+func (x *WindowReply) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_router_v1_router_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowReply.ProtoReflect.Descriptor instead.
+func (*WindowReply) Descriptor() ([]byte, []int) {
+	return file_callrelay_router_v1_router_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WindowReply) GetConflict() bool {
+	if x != nil {
+		return x.Conflict
+	}
+	return false
+}
+
+func (x *WindowReply) GetEntityType() string {
+	if x != nil {
+		return x.EntityType
+	}
+	return ""
+}
+
+func (x *WindowReply) GetEntityId() int64 {
+	if x != nil {
+		return x.EntityId
+	}
+	return 0
+}
+
+func (x *WindowReply) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
+}
+
 var File_callrelay_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	" callrelay/router/v1/router.proto\x12\x13callrelay.router.v1\x1a$callrelay/callback/v1/callback.proto\x1a callrelay/errors/v1/errors.proto\"D\n" +
 	"\fRouteRequest\x124\n" +
-	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\xcf\x04\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.callrelay.router.v1.RouteItemR\x05items\"\x96\x05\n" +
 	"\tRouteItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -696,7 +939,8 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\arefused\x18\f \x01(\v2\x1c.callrelay.router.v1.RefusedH\x00R\arefused\x12<\n" +
 	"\tpbx_event\x18\x14 \x01(\v2\x1d.callrelay.router.v1.PbxEventH\x00R\bpbxEvent\x12?\n" +
 	"\n" +
-	"kommo_call\x18\x15 \x01(\v2\x1e.callrelay.router.v1.KommoCallH\x00R\tkommoCallB\n" +
+	"kommo_call\x18\x15 \x01(\v2\x1e.callrelay.router.v1.KommoCallH\x00R\tkommoCall\x12E\n" +
+	"\fkommo_window\x18\x16 \x01(\v2 .callrelay.router.v1.KommoWindowH\x00R\vkommoWindowB\n" +
 	"\n" +
 	"\bcallback\"\x89\x02\n" +
 	"\tKommoCall\x12\x1d\n" +
@@ -712,7 +956,26 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\auser_id\x18\b \x01(\x03R\x06userId\x12\x12\n" +
 	"\x04user\x18\t \x01(\tR\x04user\x12\x10\n" +
 	"\x03did\x18\n" +
-	" \x01(\tR\x03did\"\xb8\x01\n" +
+	" \x01(\tR\x03did\"\xf1\x02\n" +
+	"\vKommoWindow\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\x03R\taccountId\x12\x17\n" +
+	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1c\n" +
+	"\tdirection\x18\x04 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05phone\x18\x05 \x01(\tR\x05phone\x12\x1a\n" +
+	"\bduration\x18\x06 \x01(\x03R\bduration\x12\x1d\n" +
+	"\n" +
+	"started_at\x18\a \x01(\x03R\tstartedAt\x12\x17\n" +
+	"\auser_id\x18\b \x01(\x03R\x06userId\x12\x1f\n" +
+	"\ventity_type\x18\t \x01(\tR\n" +
+	"entityType\x12\x1b\n" +
+	"\tentity_id\x18\n" +
+	" \x01(\x03R\bentityId\x12\x16\n" +
+	"\x06result\x18\v \x01(\tR\x06result\x12\x14\n" +
+	"\x05token\x18\f \x01(\tR\x05token\x12 \n" +
+	"\ftoken_for_ms\x18\r \x01(\x03R\n" +
+	"tokenForMs\"\xb8\x01\n" +
 	"\bPbxEvent\x125\n" +
 	"\x05event\x18\x01 \x01(\v2\x1f.callrelay.callback.v1.PbxEventR\x05event\x12 \n" +
 	"\vintegration\x18\x02 \x01(\tR\vintegration\x12!\n" +
@@ -726,11 +989,18 @@ const file_callrelay_router_v1_router_proto_rawDesc = "" +
 	"\x05field\x18\x04 \x01(\tR\x05field\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"K\n" +
 	"\rRouteResponse\x12:\n" +
-	"\aanswers\x18\x01 \x03(\v2 .callrelay.router.v1.RouteAnswerR\aanswers\"m\n" +
+	"\aanswers\x18\x01 \x03(\v2 .callrelay.router.v1.RouteAnswerR\aanswers\"\xa7\x01\n" +
 	"\vRouteAnswer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
 	"\x05error\x18\x02 \x01(\v2\x1a.callrelay.errors.v1.ErrorR\x05error\x12\x1c\n" +
-	"\tduplicate\x18\x03 \x01(\bR\tduplicate2c\n" +
+	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x128\n" +
+	"\x06window\x18\x04 \x01(\v2 .callrelay.router.v1.WindowReplyR\x06window\"\x81\x01\n" +
+	"\vWindowReply\x12\x1a\n" +
+	"\bconflict\x18\x01 \x01(\bR\bconflict\x12\x1f\n" +
+	"\ventity_type\x18\x02 \x01(\tR\n" +
+	"entityType\x12\x1b\n" +
+	"\tentity_id\x18\x03 \x01(\x03R\bentityId\x12\x18\n" +
+	"\apending\x18\x04 \x01(\bR\apending2c\n" +
 	"\rRouterService\x12R\n" +
 	"\x05Route\x12!.callrelay.router.v1.RouteRequest\x1a\".callrelay.router.v1.RouteResponse(\x010\x01B,Z*callrelay/gen/callrelay/router/v1;routerv1b\x06proto3"
 
@@ -746,37 +1016,41 @@ func file_callrelay_router_v1_router_proto_rawDescGZIP() []byte {
 	return file_callrelay_router_v1_router_proto_rawDescData
 }
 
-var file_callrelay_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_callrelay_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_callrelay_router_v1_router_proto_goTypes = []any{
 	(*RouteRequest)(nil),      // 0: callrelay.router.v1.RouteRequest
 	(*RouteItem)(nil),         // 1: callrelay.router.v1.RouteItem
 	(*KommoCall)(nil),         // 2: callrelay.router.v1.KommoCall
-	(*PbxEvent)(nil),          // 3: callrelay.router.v1.PbxEvent
-	(*Refused)(nil),           // 4: callrelay.router.v1.Refused
-	(*RouteResponse)(nil),     // 5: callrelay.router.v1.RouteResponse
-	(*RouteAnswer)(nil),       // 6: callrelay.router.v1.RouteAnswer
-	(*v1.AmeyoCallStart)(nil), // 7: callrelay.callback.v1.AmeyoCallStart
-	(*v1.AmeyoCallEnd)(nil),   // 8: callrelay.callback.v1.AmeyoCallEnd
-	(*v1.PbxEvent)(nil),       // 9: callrelay.callback.v1.PbxEvent
-	(*v11.Error)(nil),         // 10: callrelay.errors.v1.Error
+	(*KommoWindow)(nil),       // 3: callrelay.router.v1.KommoWindow
+	(*PbxEvent)(nil),          // 4: callrelay.router.v1.PbxEvent
+	(*Refused)(nil),           // 5: callrelay.router.v1.Refused
+	(*RouteResponse)(nil),     // 6: callrelay.router.v1.RouteResponse
+	(*RouteAnswer)(nil),       // 7: callrelay.router.v1.RouteAnswer
+	(*WindowReply)(nil),       // 8: callrelay.router.v1.WindowReply
+	(*v1.AmeyoCallStart)(nil), // 9: callrelay.callback.v1.AmeyoCallStart
+	(*v1.AmeyoCallEnd)(nil),   // 10: callrelay.callback.v1.AmeyoCallEnd
+	(*v1.PbxEvent)(nil),       // 11: callrelay.callback.v1.PbxEvent
+	(*v11.Error)(nil),         // 12: callrelay.errors.v1.Error
 }
 var file_callrelay_router_v1_router_proto_depIdxs = []int32{
 	1,  // 0: callrelay.router.v1.RouteRequest.items:type_name -> callrelay.router.v1.RouteItem
-	7,  // 1: callrelay.router.v1.RouteItem.ameyo_call_start:type_name -> callrelay.callback.v1.AmeyoCallStart
-	8,  // 2: callrelay.router.v1.RouteItem.ameyo_call_end:type_name -> callrelay.callback.v1.AmeyoCallEnd
-	4,  // 3: callrelay.router.v1.RouteItem.refused:type_name -> callrelay.router.v1.Refused
-	3,  // 4: callrelay.router.v1.RouteItem.pbx_event:type_name -> callrelay.router.v1.PbxEvent
+	9,  // 1: callrelay.router.v1.RouteItem.ameyo_call_start:type_name -> callrelay.callback.v1.AmeyoCallStart
+	10, // 2: callrelay.router.v1.RouteItem.ameyo_call_end:type_name -> callrelay.callback.v1.AmeyoCallEnd
+	5,  // 3: callrelay.router.v1.RouteItem.refused:type_name -> callrelay.router.v1.Refused
+	4,  // 4: callrelay.router.v1.RouteItem.pbx_event:type_name -> callrelay.router.v1.PbxEvent
 	2,  // 5: callrelay.router.v1.RouteItem.kommo_call:type_name -> callrelay.router.v1.KommoCall
-	9,  // 6: callrelay.router.v1.PbxEvent.event:type_name -> callrelay.callback.v1.PbxEvent
-	6,  // 7: callrelay.router.v1.RouteResponse.answers:type_name -> callrelay.router.v1.RouteAnswer
-	10, // 8: callrelay.router.v1.RouteAnswer.error:type_name -> callrelay.errors.v1.Error
-	0,  // 9: callrelay.router.v1.RouterService.Route:input_type -> callrelay.router.v1.RouteRequest
-	5,  // 10: callrelay.router.v1.RouterService.Route:output_type -> callrelay.router.v1.RouteResponse
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 6: callrelay.router.v1.RouteItem.kommo_window:type_name -> callrelay.router.v1.KommoWindow
+	11, // 7: callrelay.router.v1.PbxEvent.event:type_name -> callrelay.callback.v1.PbxEvent
+	7,  // 8: callrelay.router.v1.RouteResponse.answers:type_name -> callrelay.router.v1.RouteAnswer
+	12, // 9: callrelay.router.v1.RouteAnswer.error:type_name -> callrelay.errors.v1.Error
+	8,  // 10: callrelay.router.v1.RouteAnswer.window:type_name -> callrelay.router.v1.WindowReply
+	0,  // 11: callrelay.router.v1.RouterService.Route:input_type -> callrelay.router.v1.RouteRequest
+	6,  // 12: callrelay.router.v1.RouterService.Route:output_type -> callrelay.router.v1.RouteResponse
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_callrelay_router_v1_router_proto_init() }
@@ -790,6 +1064,7 @@ func file_callrelay_router_v1_router_proto_init() {
 		(*RouteItem_Refused)(nil),
 		(*RouteItem_PbxEvent)(nil),
 		(*RouteItem_KommoCall)(nil),
+		(*RouteItem_KommoWindow)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -797,7 +1072,7 @@ func file_callrelay_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_router_v1_router_proto_rawDesc), len(file_callrelay_router_v1_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -905,6 +905,113 @@ func (*ReleaseAccountResponse) Descriptor() ([]byte, []int) {
 	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{15}
 }
 
+type UseTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the token, e.g. the account and a hash of its id. At most 128 bytes.
+	Token     string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// How long it is remembered from now on; at most 48 hours.
+	ForMs         int64 `protobuf:"varint,3,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseTokenRequest) Reset() {
+	*x = UseTokenRequest{}
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseTokenRequest) ProtoMessage() {}
+
+func (x *UseTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseTokenRequest.ProtoReflect.Descriptor instead.
+func (*UseTokenRequest) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UseTokenRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *UseTokenRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UseTokenRequest) GetForMs() int64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
+type UseTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False: it is another request's.
+	Ours          bool `protobuf:"varint,1,opt,name=ours,proto3" json:"ours,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseTokenResponse) Reset() {
+	*x = UseTokenResponse{}
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseTokenResponse) ProtoMessage() {}
+
+func (x *UseTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_callrelay_state_v1_accounts_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseTokenResponse.ProtoReflect.Descriptor instead.
+func (*UseTokenResponse) Descriptor() ([]byte, []int) {
+	return file_callrelay_state_v1_accounts_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UseTokenResponse) GetOurs() bool {
+	if x != nil {
+		return x.Ours
+	}
+	return false
+}
+
 var File_callrelay_state_v1_accounts_proto protoreflect.FileDescriptor
 
 const file_callrelay_state_v1_accounts_proto_rawDesc = "" +
@@ -964,7 +1071,14 @@ const file_callrelay_state_v1_accounts_proto_rawDesc = "" +
 	"\x15ReleaseAccountRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\"\x18\n" +
-	"\x16ReleaseAccountResponse2\xc8\x05\n" +
+	"\x16ReleaseAccountResponse\"]\n" +
+	"\x0fUseTokenRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12\x15\n" +
+	"\x06for_ms\x18\x03 \x01(\x03R\x05forMs\"&\n" +
+	"\x10UseTokenResponse\x12\x12\n" +
+	"\x04ours\x18\x01 \x01(\bR\x04ours2\x9f\x06\n" +
 	"\x0eAccountService\x12[\n" +
 	"\n" +
 	"GetAccount\x12%.callrelay.state.v1.GetAccountRequest\x1a&.callrelay.state.v1.GetAccountResponse\x12a\n" +
@@ -974,7 +1088,8 @@ const file_callrelay_state_v1_accounts_proto_rawDesc = "" +
 	"PutAccount\x12%.callrelay.state.v1.PutAccountRequest\x1a&.callrelay.state.v1.PutAccountResponse\x12d\n" +
 	"\rDeleteAccount\x12(.callrelay.state.v1.DeleteAccountRequest\x1a).callrelay.state.v1.DeleteAccountResponse\x12g\n" +
 	"\x0eAcquireAccount\x12).callrelay.state.v1.AcquireAccountRequest\x1a*.callrelay.state.v1.AcquireAccountResponse\x12g\n" +
-	"\x0eReleaseAccount\x12).callrelay.state.v1.ReleaseAccountRequest\x1a*.callrelay.state.v1.ReleaseAccountResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
+	"\x0eReleaseAccount\x12).callrelay.state.v1.ReleaseAccountRequest\x1a*.callrelay.state.v1.ReleaseAccountResponse\x12U\n" +
+	"\bUseToken\x12#.callrelay.state.v1.UseTokenRequest\x1a$.callrelay.state.v1.UseTokenResponseB*Z(callrelay/gen/callrelay/state/v1;statev1b\x06proto3"
 
 var (
 	file_callrelay_state_v1_accounts_proto_rawDescOnce sync.Once
@@ -988,7 +1103,7 @@ func file_callrelay_state_v1_accounts_proto_rawDescGZIP() []byte {
 	return file_callrelay_state_v1_accounts_proto_rawDescData
 }
 
-var file_callrelay_state_v1_accounts_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_callrelay_state_v1_accounts_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_callrelay_state_v1_accounts_proto_goTypes = []any{
 	(*Account)(nil),                // 0: callrelay.state.v1.Account
 	(*Notice)(nil),                 // 1: callrelay.state.v1.Notice
@@ -1006,13 +1121,15 @@ var file_callrelay_state_v1_accounts_proto_goTypes = []any{
 	(*AcquireAccountResponse)(nil), // 13: callrelay.state.v1.AcquireAccountResponse
 	(*ReleaseAccountRequest)(nil),  // 14: callrelay.state.v1.ReleaseAccountRequest
 	(*ReleaseAccountResponse)(nil), // 15: callrelay.state.v1.ReleaseAccountResponse
-	nil,                            // 16: callrelay.state.v1.SyncAccountsRequest.KnownEntry
+	(*UseTokenRequest)(nil),        // 16: callrelay.state.v1.UseTokenRequest
+	(*UseTokenResponse)(nil),       // 17: callrelay.state.v1.UseTokenResponse
+	nil,                            // 18: callrelay.state.v1.SyncAccountsRequest.KnownEntry
 }
 var file_callrelay_state_v1_accounts_proto_depIdxs = []int32{
 	1,  // 0: callrelay.state.v1.Account.notices:type_name -> callrelay.state.v1.Notice
 	0,  // 1: callrelay.state.v1.GetAccountResponse.account:type_name -> callrelay.state.v1.Account
 	0,  // 2: callrelay.state.v1.ListAccountsResponse.accounts:type_name -> callrelay.state.v1.Account
-	16, // 3: callrelay.state.v1.SyncAccountsRequest.known:type_name -> callrelay.state.v1.SyncAccountsRequest.KnownEntry
+	18, // 3: callrelay.state.v1.SyncAccountsRequest.known:type_name -> callrelay.state.v1.SyncAccountsRequest.KnownEntry
 	0,  // 4: callrelay.state.v1.SyncAccountsResponse.accounts:type_name -> callrelay.state.v1.Account
 	0,  // 5: callrelay.state.v1.PutAccountRequest.account:type_name -> callrelay.state.v1.Account
 	0,  // 6: callrelay.state.v1.PutAccountResponse.current:type_name -> callrelay.state.v1.Account
@@ -1023,15 +1140,17 @@ var file_callrelay_state_v1_accounts_proto_depIdxs = []int32{
 	10, // 11: callrelay.state.v1.AccountService.DeleteAccount:input_type -> callrelay.state.v1.DeleteAccountRequest
 	12, // 12: callrelay.state.v1.AccountService.AcquireAccount:input_type -> callrelay.state.v1.AcquireAccountRequest
 	14, // 13: callrelay.state.v1.AccountService.ReleaseAccount:input_type -> callrelay.state.v1.ReleaseAccountRequest
-	3,  // 14: callrelay.state.v1.AccountService.GetAccount:output_type -> callrelay.state.v1.GetAccountResponse
-	5,  // 15: callrelay.state.v1.AccountService.ListAccounts:output_type -> callrelay.state.v1.ListAccountsResponse
-	7,  // 16: callrelay.state.v1.AccountService.SyncAccounts:output_type -> callrelay.state.v1.SyncAccountsResponse
-	9,  // 17: callrelay.state.v1.AccountService.PutAccount:output_type -> callrelay.state.v1.PutAccountResponse
-	11, // 18: callrelay.state.v1.AccountService.DeleteAccount:output_type -> callrelay.state.v1.DeleteAccountResponse
-	13, // 19: callrelay.state.v1.AccountService.AcquireAccount:output_type -> callrelay.state.v1.AcquireAccountResponse
-	15, // 20: callrelay.state.v1.AccountService.ReleaseAccount:output_type -> callrelay.state.v1.ReleaseAccountResponse
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
+	16, // 14: callrelay.state.v1.AccountService.UseToken:input_type -> callrelay.state.v1.UseTokenRequest
+	3,  // 15: callrelay.state.v1.AccountService.GetAccount:output_type -> callrelay.state.v1.GetAccountResponse
+	5,  // 16: callrelay.state.v1.AccountService.ListAccounts:output_type -> callrelay.state.v1.ListAccountsResponse
+	7,  // 17: callrelay.state.v1.AccountService.SyncAccounts:output_type -> callrelay.state.v1.SyncAccountsResponse
+	9,  // 18: callrelay.state.v1.AccountService.PutAccount:output_type -> callrelay.state.v1.PutAccountResponse
+	11, // 19: callrelay.state.v1.AccountService.DeleteAccount:output_type -> callrelay.state.v1.DeleteAccountResponse
+	13, // 20: callrelay.state.v1.AccountService.AcquireAccount:output_type -> callrelay.state.v1.AcquireAccountResponse
+	15, // 21: callrelay.state.v1.AccountService.ReleaseAccount:output_type -> callrelay.state.v1.ReleaseAccountResponse
+	17, // 22: callrelay.state.v1.AccountService.UseToken:output_type -> callrelay.state.v1.UseTokenResponse
+	15, // [15:23] is the sub-list for method output_type
+	7,  // [7:15] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1048,7 +1167,7 @@ func file_callrelay_state_v1_accounts_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callrelay_state_v1_accounts_proto_rawDesc), len(file_callrelay_state_v1_accounts_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

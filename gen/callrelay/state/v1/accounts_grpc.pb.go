@@ -26,6 +26,7 @@ const (
 	AccountService_DeleteAccount_FullMethodName  = "/callrelay.state.v1.AccountService/DeleteAccount"
 	AccountService_AcquireAccount_FullMethodName = "/callrelay.state.v1.AccountService/AcquireAccount"
 	AccountService_ReleaseAccount_FullMethodName = "/callrelay.state.v1.AccountService/ReleaseAccount"
+	AccountService_UseToken_FullMethodName       = "/callrelay.state.v1.AccountService/UseToken"
 )
 
 // AccountServiceClient is the client API for AccountService service.
@@ -48,6 +49,8 @@ type AccountServiceClient interface {
 	// AcquireAccount makes one process the only one that renews an account's credentials, until it releases it or the time ends.
 	AcquireAccount(ctx context.Context, in *AcquireAccountRequest, opts ...grpc.CallOption) (*AcquireAccountResponse, error)
 	ReleaseAccount(ctx context.Context, in *ReleaseAccountRequest, opts ...grpc.CallOption) (*ReleaseAccountResponse, error)
+	// UseToken makes a one-time token the request's that comes with it first, for a while. That request may come again.
+	UseToken(ctx context.Context, in *UseTokenRequest, opts ...grpc.CallOption) (*UseTokenResponse, error)
 }
 
 type accountServiceClient struct {
@@ -128,6 +131,16 @@ func (c *accountServiceClient) ReleaseAccount(ctx context.Context, in *ReleaseAc
 	return out, nil
 }
 
+func (c *accountServiceClient) UseToken(ctx context.Context, in *UseTokenRequest, opts ...grpc.CallOption) (*UseTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UseTokenResponse)
+	err := c.cc.Invoke(ctx, AccountService_UseToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AccountServiceServer is the server API for AccountService service.
 // All implementations must embed UnimplementedAccountServiceServer
 // for forward compatibility.
@@ -148,6 +161,8 @@ type AccountServiceServer interface {
 	// AcquireAccount makes one process the only one that renews an account's credentials, until it releases it or the time ends.
 	AcquireAccount(context.Context, *AcquireAccountRequest) (*AcquireAccountResponse, error)
 	ReleaseAccount(context.Context, *ReleaseAccountRequest) (*ReleaseAccountResponse, error)
+	// UseToken makes a one-time token the request's that comes with it first, for a while. That request may come again.
+	UseToken(context.Context, *UseTokenRequest) (*UseTokenResponse, error)
 	mustEmbedUnimplementedAccountServiceServer()
 }
 
@@ -178,6 +193,9 @@ func (UnimplementedAccountServiceServer) AcquireAccount(context.Context, *Acquir
 }
 func (UnimplementedAccountServiceServer) ReleaseAccount(context.Context, *ReleaseAccountRequest) (*ReleaseAccountResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseAccount not implemented")
+}
+func (UnimplementedAccountServiceServer) UseToken(context.Context, *UseTokenRequest) (*UseTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UseToken not implemented")
 }
 func (UnimplementedAccountServiceServer) mustEmbedUnimplementedAccountServiceServer() {}
 func (UnimplementedAccountServiceServer) testEmbeddedByValue()                        {}
@@ -326,6 +344,24 @@ func _AccountService_ReleaseAccount_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccountService_UseToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UseTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).UseToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_UseToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).UseToken(ctx, req.(*UseTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AccountService_ServiceDesc is the grpc.ServiceDesc for AccountService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -360,6 +396,10 @@ var AccountService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseAccount",
 			Handler:    _AccountService_ReleaseAccount_Handler,
+		},
+		{
+			MethodName: "UseToken",
+			Handler:    _AccountService_UseToken_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

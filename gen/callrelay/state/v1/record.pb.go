@@ -710,7 +710,7 @@ func (*JournalEntry_Card) isJournalEntry_Fact() {}
 // A callback came in.
 type Received struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "ameyo.call_start" or "ameyo.call_end".
+	// "ameyo.call_start", "ameyo.call_end", "pbx." and the kind of event, "kommo.call" or "kommo.window".
 	Source  string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	Query   []byte `protobuf:"bytes,2,opt,name=query,proto3" json:"query,omitempty"`
 	Peer    string `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`

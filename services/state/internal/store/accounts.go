@@ -183,3 +183,10 @@ func (s *Store) ReleaseLease(ctx context.Context, id, token string) error {
 	_, errs := s.run(ctx, []invocation{invoke(acquireScript, []string{keyAccountLease(id)}, "release", token, 0)})
 	return errs[0]
 }
+
+// UseToken makes a one-time token the request's that comes with it first, for d, and says whether it is this one's. The same request
+// again is answered the same.
+func (s *Store) UseToken(ctx context.Context, token, request string, d time.Duration) (ours bool, err error) {
+	replies, errs := s.run(ctx, []invocation{invoke(acquireScript, []string{keyToken(token)}, "acquire", request, d.Milliseconds())})
+	return replies[0] == int64(0), errs[0]
+}

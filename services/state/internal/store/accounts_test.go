@@ -192,3 +192,26 @@ func testAccountLease(t *testing.T, s *Store) {
 	acquire("kommo/2", "b")
 	redistest.Poll(t, 5*time.Second, "a lease ends by itself", func() bool { return acquire("kommo/2", "c") == 0 })
 }
+
+func testUseToken(t *testing.T, s *Store) {
+	use := func(token, request string, d time.Duration) bool {
+		t.Helper()
+		ours, err := s.UseToken(ctx, token, request, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ours
+	}
+	for i, step := range []struct {
+		token, request string
+		want           bool
+	}{
+		{"kommo/1/a", "r1", true}, {"kommo/1/a", "r1", true}, {"kommo/1/a", "r2", false}, {"kommo/1/b", "r2", true}, {"kommo/1/a", "r1", true},
+	} {
+		if got := use(step.token, step.request, time.Minute); got != step.want {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+	use("kommo/1/c", "r1", 50*time.Millisecond)
+	redistest.Poll(t, 5*time.Second, "a token is forgotten", func() bool { return use("kommo/1/c", "r2", time.Minute) })
+}

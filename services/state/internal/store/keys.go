@@ -76,6 +76,9 @@ const keyAccounts = "cr:{accounts}:ids"
 // keyAccountLease is a STRING, the token of the process that renews an account's credentials; it ends by itself.
 func keyAccountLease(id string) string { return "cr:{accounts}:l:" + id }
 
+// keyToken is a STRING, the request id that a one-time token belongs to; it ends by itself.
+func keyToken(token string) string { return "cr:token:" + token }
+
 // keyLimit is a ZSET per limit: token of each place that is taken, the empty one of a pause -> when it ends (us); it ends by itself.
 func keyLimit(name string) string { return "cr:places:" + name }
 

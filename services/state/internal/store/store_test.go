@@ -94,7 +94,7 @@ var suite = []struct {
 	{"ShortWayIsNotEnough", testShortWayIsNotEnough},
 	{"ClockJumps", testClockJumps},
 	{"Accounts", testAccounts},
-	{"SyncAccounts", testSyncAccounts}, {"AccountLease", testAccountLease},
+	{"SyncAccounts", testSyncAccounts}, {"AccountLease", testAccountLease}, {"UseToken", testUseToken},
 	{"Limits", testLimits},
 	{"LimitsArrivals", testLimitsArrivals},
 	{"Share", testShare},

@@ -204,8 +204,8 @@ func MaskDelivery(d *statev1.Delivery) {
 }
 
 // phoneText finds the texts of a payload that hold numbers: targetTel for TopS.II, number and did for a webhook, the others for Kommo,
-// which gets a number as the name of a new lead, too.
-var phoneText = regexp.MustCompile(`("(?:targetTel|number|did|phone|phone_number|name|value|from|source|source_name)"\s*:\s*)("(?:[^"\\]|\\.)*")`)
+// which gets a number as the name of a new lead, too, and what a manager wrote.
+var phoneText = regexp.MustCompile(`("(?:targetTel|number|did|phone|phone_number|name|value|from|source|source_name|call_result)"\s*:\s*)("(?:[^"\\]|\\.)*")`)
 
 // MaskPayload masks the phone numbers of a payload, which stays JSON.
 func MaskPayload(payload []byte) []byte {

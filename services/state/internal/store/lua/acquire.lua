@@ -1,5 +1,5 @@
 -- acquire: makes one holder the only one for a while, or lets it go.
--- KEYS 1 lease STRING
+-- KEYS 1 lease or token STRING
 -- ARGV 1 verb: acquire | release, 2 token, 3 for (ms)
 -- returns 0 (it is the token's, or was let go) | milliseconds until the other one's time ends
 local held = redis.call('GET', KEYS[1])
