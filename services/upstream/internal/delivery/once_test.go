@@ -59,7 +59,7 @@ func TestOnceIsNeverLate(t *testing.T) {
 	})
 }
 
-// However many fail, what else is sent to the destination goes on: its breaker does not count them, open or closed.
+// However many fail, what else is sent to the destination goes on: its breaker does not count them.
 func TestOnceHoldsNothingBack(t *testing.T) {
 	run(t, once(), func(r *rig) {
 		r.crm.answer = func(_ context.Context, call string) Answer {
