@@ -202,7 +202,8 @@ func kommoMessage(in kommo.Input) ([]byte, error) {
 		m.Input = &statev1.KommoInput_Voip{Voip: &statev1.KommoVoip{Facts: factsToProto(&in.Voip.Facts), Recording: in.Voip.Recording,
 			RequestId: in.RequestID, Traceparent: in.Traceparent}}
 	case in.Ringing != nil:
-		m.Input = &statev1.KommoInput_Ringing{Ringing: &statev1.KommoRinging{Phone: in.Ringing.Phone, Users: in.Ringing.Users}}
+		m.Input = &statev1.KommoInput_Ringing{Ringing: &statev1.KommoRinging{Phone: in.Ringing.Phone, Users: in.Ringing.Users,
+			RequestId: in.RequestID, Traceparent: in.Traceparent, RangMs: in.ReceivedMS}}
 	default:
 		return nil, fmt.Errorf("no message carries this: %+v", in)
 	}
@@ -227,7 +228,8 @@ func kommoMessageInput(body []byte) (kommo.Input, error) {
 		return kommo.Input{Voip: &kommo.Voip{Facts: factsFromProto(in.Voip.GetFacts()), Recording: in.Voip.GetRecording()},
 			RequestID: in.Voip.GetRequestId(), Traceparent: in.Voip.GetTraceparent()}, nil
 	case *statev1.KommoInput_Ringing:
-		return kommo.Input{Ringing: &kommo.Ringing{Phone: in.Ringing.GetPhone(), Users: in.Ringing.GetUsers()}}, nil
+		return kommo.Input{Ringing: &kommo.Ringing{Phone: in.Ringing.GetPhone(), Users: in.Ringing.GetUsers()},
+			RequestID: in.Ringing.GetRequestId(), Traceparent: in.Ringing.GetTraceparent(), ReceivedMS: in.Ringing.GetRangMs()}, nil
 	}
 	return kommo.Input{}, fmt.Errorf("the message has a kind that this router does not know: it is older than the one that wrote it")
 }

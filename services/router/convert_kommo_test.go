@@ -103,7 +103,7 @@ func TestKommoMessages(t *testing.T) {
 		{RequestID: "r", Traceparent: "t", Unknown: &kommo.Unknown{Call: "a", Ask: 2, LeadBody: []byte("[]"), Waits: true, Refused: "u", UntilMS: 5, Phone: "1", RequestID: "r", Traceparent: "t"}},
 		{Answer: &kommo.Answer{Kind: kommo.AnswerLead, Ask: 2, Entity: kommo.Entity{Type: "lead", ID: 5}, UID: "u", Included: true, NoteID: 6, Reason: "x"}},
 		{Voip: &kommo.Voip{Recording: "rec", Facts: kommo.Facts{Direction: kommo.Inbound, Phone: "1", Duration: 2, Status: 4, StartedMS: 3, User: 5, UserName: "n", DID: "6"}}},
-		{Ringing: &kommo.Ringing{Phone: "1", Users: []int64{2, 3}}},
+		{RequestID: "r", Traceparent: "t", ReceivedMS: 5, Ringing: &kommo.Ringing{Phone: "1", Users: []int64{2, 3}}},
 	} {
 		body, err := kommoMessage(in)
 		if err != nil {

@@ -55,8 +55,9 @@ type kommoSettings struct {
 	ResponsibleUser int64  `json:"responsible_user_id"`
 	SourceName      string `json:"source_name"`
 	SourceFormat    string `json:"source_format"`
-	// ClaimDelay in seconds.
-	ClaimDelay *int `json:"claim_delay"`
+	// ClaimDelay and PopupMaxAge in seconds.
+	ClaimDelay  *int `json:"claim_delay"`
+	PopupMaxAge *int `json:"popup_max_age"`
 }
 
 // account are the rules of one account with its settings.
@@ -82,11 +83,22 @@ func (c *kommoConfig) account(id int64, settings []byte) (*kommo.Config, error) 
 	rules.WidgetCode = cmp.Or(s.WidgetCode, rules.WidgetCode)
 	rules.SourceName = cmp.Or(s.SourceName, rules.SourceName)
 	rules.SourceFormat = cmp.Or(s.SourceFormat, rules.SourceFormat)
-	if s.ClaimDelay != nil {
-		if most := int(kommo.MaxClaimDelay / time.Second); *s.ClaimDelay < 0 || *s.ClaimDelay > most {
-			return nil, fmt.Errorf("settings: claim_delay must be 0 to %d seconds, not %d", most, *s.ClaimDelay)
+	for _, o := range []struct {
+		name  string
+		given *int
+		most  time.Duration
+		to    *time.Duration
+	}{
+		{"claim_delay", s.ClaimDelay, kommo.MaxClaimDelay, &rules.ClaimDelay},
+		{"popup_max_age", s.PopupMaxAge, kommo.MaxPopupAge, &rules.PopupMaxAge},
+	} {
+		if o.given == nil {
+			continue
 		}
-		rules.ClaimDelay = time.Duration(*s.ClaimDelay) * time.Second
+		if most := int(o.most / time.Second); *o.given < 0 || *o.given > most {
+			return nil, fmt.Errorf("settings: %s must be 0 to %d seconds, not %d", o.name, most, *o.given)
+		}
+		*o.to = time.Duration(*o.given) * time.Second
 	}
 	rules.Link = func(string) string { return "" } // no source of this router gives recordings
 	return rules, rules.Check()
@@ -256,7 +268,7 @@ func (r *kommoRules) message(m *statev1.Message) (*input, error) {
 		f := &in.kommo.input.Voip.Facts
 		in.terms, in.phones = addTerms(nil, f.UserName), addTerms(nil, f.Phone, f.DID)
 	}
-	in.traceparent = in.kommo.input.Traceparent
+	in.traceparent, in.receivedMS = in.kommo.input.Traceparent, in.kommo.input.ReceivedMS
 	return in, nil
 }
 
@@ -314,7 +326,10 @@ func (e *engine) decideKommo(in *input, state *statev1.CallState, receivedMS, no
 	if !effects.Changed {
 		return item, effects.Duplicate, nil
 	}
-	item.CommitId, item.RetentionMs = rand.Text(), e.kommo.config.Retention.Milliseconds()
+	item.CommitId = rand.Text()
+	if what.Ringing == nil { // a card is forgotten like any call
+		item.RetentionMs = e.kommo.config.Retention.Milliseconds()
+	}
 	if item.Record, err = writeKommo(call, number, record); err != nil {
 		return nil, false, err
 	}

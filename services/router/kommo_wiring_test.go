@@ -199,19 +199,20 @@ func TestKommoSettings(t *testing.T) {
 		t.Error("nothing changed, and it was read again")
 	}
 	account = &statev1.Account{Id: "kommo/9001", Version: "2", Settings: []byte(`{"pipeline_id":1,"widget_code":"w","responsible_user_id":2,
-		"source_name":"s","source_format":"{did} {name}","claim_delay":0}`)}
+		"source_name":"s","source_format":"{did} {name}","claim_delay":0,"popup_max_age":3}`)}
 	now := look()
-	got := []any{now.PipelineID, now.WidgetCode, now.ResponsibleUser, now.SourceName, now.SourceFormat, now.ClaimDelay}
-	if want := []any{int64(1), "w", int64(2), "s", "{did} {name}", time.Duration(0)}; !reflect.DeepEqual(got, want) {
+	got := []any{now.PipelineID, now.WidgetCode, now.ResponsibleUser, now.SourceName, now.SourceFormat, now.ClaimDelay, now.PopupMaxAge}
+	if want := []any{int64(1), "w", int64(2), "s", "{did} {name}", time.Duration(0), 3 * time.Second}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
 
-// A pause that nobody would wait for is refused in words, however it would wrap.
-func TestKommoClaimDelay(t *testing.T) {
+// Seconds that nobody would wait for are refused in words, however they would wrap.
+func TestKommoSeconds(t *testing.T) {
 	for settings, want := range map[string]string{
 		`{"claim_delay":0}`: "", `{"claim_delay":3600}`: "",
 		`{"claim_delay":3601}`: "claim_delay", `{"claim_delay":-1}`: "claim_delay", `{"claim_delay":18446744075}`: "claim_delay",
+		`{"popup_max_age":0}`: "", `{"popup_max_age":60}`: "", `{"popup_max_age":61}`: "popup_max_age", `{"popup_max_age":-1}`: "popup_max_age",
 	} {
 		if err := CheckKommoSettings([]byte(settings)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", settings, err)

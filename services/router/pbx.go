@@ -256,7 +256,11 @@ func (e *engine) decidePbx(in *input, state *statev1.CallState, receivedMS, nowM
 	if effects.CancelTimer {
 		item.CancelTimers = []string{pbx.TimerName}
 	}
-	item.Messages, err = e.kommo.routes.pbxMessages(in.call, in.pbx.config, effects, next.Traceparent)
+	if item.Messages, err = e.kommo.routes.pbxMessages(in.call, in.pbx.config, effects, next.Traceparent); err != nil {
+		return nil, false, err
+	}
+	rings, err := e.kommo.ringMessages(in.call, in.pbx.config, effects, next.Traceparent, receivedMS)
+	item.Messages = append(item.Messages, rings...)
 	return item, effects.Duplicate, err
 }
 

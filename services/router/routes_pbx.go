@@ -80,9 +80,7 @@ func pbxReport(r *pbxRegistration) (id string, v *kommo.Voip) {
 	if d.Missed { // nobody spoke
 		return "missed:" + kommoID(d.CallID), v
 	}
-	if user, err := strconv.ParseInt(d.User, 10, 64); err == nil && user > 0 {
-		v.User = user
-	} else {
+	if v.User = kommoUser(d.User); v.User == 0 {
 		v.UserName = cmp.Or(d.User, d.Extension)
 	}
 	return kommoID(d.SubCallID), v

@@ -300,6 +300,8 @@ func afterAttempt(next string) store.Bucket {
 		return store.Dead
 	case "expired":
 		return store.Expired
+	case "discarded":
+		return store.Discarded
 	case "send_disabled":
 		return store.SendDisabled
 	}

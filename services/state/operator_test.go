@@ -159,6 +159,8 @@ func (b *bench) attempt(call, next string) {
 		end(statev1.DeliveryState_DELIVERY_STATE_EXPIRED)
 	case "ask":
 		end(statev1.DeliveryState_DELIVERY_STATE_ASKED)
+	case "discarded":
+		end(statev1.DeliveryState_DELIVERY_STATE_DISCARDED)
 	case "send_disabled":
 		r.Attempt, r.Result = nil, &statev1.LeaseResult_End{End: &statev1.End{State: statev1.DeliveryState_DELIVERY_STATE_SEND_DISABLED}}
 	}
@@ -365,7 +367,7 @@ func TestAccountingAgrees(t *testing.T) {
 			}
 		case 5, 6, 7:
 			if c != nil && slices.ContainsFunc(c.Deliveries, func(d *statev1.Delivery) bool { return d.GetState() == statev1.DeliveryState_DELIVERY_STATE_QUEUED }) {
-				b.attempt(call, []string{"delivered", "retry", "dead", "expired", "ask", "send_disabled"}[r.IntN(6)])
+				b.attempt(call, []string{"delivered", "retry", "dead", "expired", "ask", "discarded", "send_disabled"}[r.IntN(7)])
 			}
 		case 8:
 			if c == nil || len(c.Deliveries) == 0 {

@@ -129,6 +129,7 @@ func (s *Service) kommoConsumer(destination string) (*delivery.Consumer, error) 
 	cfg := s.cfg.consumer(destination)
 	cfg.Workers, cfg.SendTimeout, cfg.SendAgain = s.cfg.Kommo.Concurrency, s.cfg.Kommo.Total, account.SendAgain
 	cfg.Disabled, cfg.Policy.Ask = false, false // SendAgain asks Kommo itself
+	cfg.Policy.Once = kommo.EventsPopup
 	return delivery.New(cfg, s.state, account, s.tel)
 }
 

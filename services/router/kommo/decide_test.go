@@ -458,16 +458,20 @@ func TestPopup(t *testing.T) {
 	w.input("b", Input{Ringing: &Ringing{Phone: "+13055550142"}})
 	w.input("c", voip(Inbound, ""))
 	w.input("c", ring)
-	ring.RequestID, ring.ReceivedMS = "late", w.now-30_000
+	ring.RequestID, ring.ReceivedMS = "late", w.now-10_000
 	w.commit(CallKey(account, "d"), "late", ring)
 	w.settle()
 	if w.crm.requests[EndpointPopup] != 1 {
 		t.Errorf("cards without users, after the call and long after the ringing: %v", w.crm.requests)
 	}
-	ring.ReceivedMS = w.now - 29_000
+	ring.ReceivedMS = w.now - 9_000
 	w.commit(CallKey(account, "e"), "late", ring)
 	if d := w.last.Deliveries; len(d) != 1 || d[0].MaxAgeMS != 1000 {
 		t.Errorf("%+v", d)
+	}
+	w.cfg.PopupMaxAge, ring.RequestID, ring.ReceivedMS = 0, "off", w.now
+	if w.commit(CallKey(account, "f"), "off", ring); len(w.last.Deliveries) != 0 {
+		t.Errorf("switched off: %+v", w.last.Deliveries)
 	}
 }
 

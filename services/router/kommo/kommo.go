@@ -464,7 +464,7 @@ type Config struct {
 	UpdateFor time.Duration
 	// LeadFresh is how long an incoming lead is believed to be open without asking.
 	LeadFresh time.Duration
-	// PopupMaxAge is the age from which a ringing card is useless.
+	// PopupMaxAge is the age from which a ringing card is useless; 0: none is shown.
 	PopupMaxAge time.Duration
 
 	Unconfirmed Unconfirmed
@@ -484,7 +484,7 @@ func DefaultConfig(accountID int64) *Config {
 		LookFirst:    10 * time.Second,
 		UpdateFor:    72 * time.Hour,
 		LeadFresh:    10 * time.Minute,
-		PopupMaxAge:  30 * time.Second,
+		PopupMaxAge:  10 * time.Second,
 		Unconfirmed:  defaultUnconfirmed(),
 	}
 }
@@ -511,13 +511,16 @@ func (c *Config) Check() error {
 	need(c.LookFirst > 0, "the pause before a look-up must be positive")
 	need(c.UpdateFor > 0, "the time that a call or change is tried must be positive")
 	need(c.LeadFresh >= 0, "the time an incoming lead is believed to be open must not be negative")
-	need(c.PopupMaxAge > 0, "the age of a card must be positive")
+	need(c.PopupMaxAge >= 0 && c.PopupMaxAge <= MaxPopupAge, "popup_max_age must be 0 to 60 seconds")
 	errs = append(errs, c.Unconfirmed.check())
 	return errors.Join(errs...)
 }
 
 // MaxClaimDelay bounds ClaimDelay: a call that is not in Kommo after an hour is a lost call to whoever looks for it.
 const MaxClaimDelay = time.Hour
+
+// MaxPopupAge bounds PopupMaxAge: no phone rings for longer.
+const MaxPopupAge = time.Minute
 
 // AccountPrefix begins the keys of accounts, and so those of their calls.
 const AccountPrefix = "kommo/"
@@ -540,6 +543,10 @@ func ParseAccount(key string) (accountID int64, ok bool) {
 func CallKey(accountID int64, callID string) string {
 	return AccountKey(accountID) + "/" + callID
 }
+
+// RingKey is the key of the record of a leg's card. It is not the leg's own, which takes part in the order of what is sent
+// for a call, is found as a call, and is kept for years.
+func RingKey(accountID int64, callID string) string { return CallKey(accountID, "ring:"+callID) }
 
 // NumberKey is the key of the record of a number, given by its Digits.
 func NumberKey(accountID int64, digits string) string {

@@ -59,6 +59,12 @@ func (d *decision) card(l *Leg) Card {
 	return want
 }
 
+// Rings says that a phone begins to ring for somebody outside: of each leg that is the first state of its card, or it never
+// is. Nobody rings who was answered, has hung up or was taken by another by then.
+func (c CardChange) Rings() bool {
+	return c.Version == 1 && c.State == CardRinging && c.Direction == callback.PbxIn
+}
+
 // takenBy is the extension that answered the call while this leg of it was ringing (P2). A leg that rings later, after a
 // transfer, is not taken.
 func (d *decision) takenBy(ringing *Leg) string {

@@ -168,6 +168,7 @@ func (w *world) checkCards(tr *trace, after int) {
 	type seen struct{ state, direction, number string }
 	want := map[string]seen{}
 	direction := map[string]string{"incoming": callback.PbxIn, "outgoing": callback.PbxOut}
+	rings := 0
 	hidden := map[string]bool{} // by the answer of another leg, which may be at once
 	for _, n := range tr.Expect.Notifications {
 		if n.AfterEvent > after {
@@ -179,6 +180,9 @@ func (w *world) checkCards(tr *trace, after int) {
 		switch n.Action {
 		case "show":
 			want[n.User] = seen{CardRinging, direction[n.Card], n.Number}
+			if direction[n.Card] == callback.PbxIn {
+				rings++
+			}
 		case "update":
 			want[n.User] = seen{CardInCall, want[n.User].direction, n.Number}
 		case "hide", "close":
@@ -186,6 +190,9 @@ func (w *world) checkCards(tr *trace, after int) {
 		default:
 			w.t.Fatalf("unknown action %s", n.Action)
 		}
+	}
+	if len(w.rang) != rings {
+		w.t.Errorf("after event %d the legs %v have begun to ring, want %d", after, w.rang, rings)
 	}
 	got := map[string]seen{}
 	for _, c := range w.cards {

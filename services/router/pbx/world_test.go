@@ -32,7 +32,8 @@ type world struct {
 	records    []registration
 	recordings []recording
 	cards      map[string]Card
-	said       []string // what was decided
+	rang, over map[string]bool // legs that began to ring; those of which an answer or a hangup came
+	said       []string        // what was decided
 	notes      []string
 	asks       []AskHistory
 }
@@ -59,7 +60,7 @@ func newWorld(t tester, change ...func(*Config)) *world {
 	if err := cfg.Check(); err != nil {
 		t.Fatalf("%v", err)
 	}
-	return &world{t: t, cfg: &cfg, now: epoch, cards: map[string]Card{}}
+	return &world{t: t, cfg: &cfg, now: epoch, cards: map[string]Card{}, rang: map[string]bool{}, over: map[string]bool{}}
 }
 
 func clone(call Call) Call {
@@ -93,6 +94,12 @@ func (w *world) decide(in Input) Effects {
 			w.t.Errorf("card %+v after %+v", c, w.cards[c.ID])
 		}
 		w.cards[c.ID] = c.Card
+		if c.Rings() && (w.rang[c.ID] || w.over[c.ID]) {
+			w.t.Errorf("leg %s begins to ring (before: %v, answered or over: %v): %+v", c.ID, w.rang[c.ID], w.over[c.ID], c)
+		}
+		if c.Rings() {
+			w.rang[c.ID] = true
+		}
 	}
 	switch {
 	case e.CancelTimer:
@@ -163,6 +170,7 @@ func (w *world) send(e event) Effects {
 	w.t.Helper()
 	w.inputs++
 	x := extensions[e.on]
+	w.over[e.SubCallID] = w.over[e.SubCallID] || e.Kind != callback.PbxDial
 	return w.decide(Input{RequestID: fmt.Sprintf("r%d", w.inputs), ReceivedMS: w.now, Event: &e.PbxEvent,
 		ExtensionID: x.id, Extension: e.on, Type: x.kind})
 }

@@ -1003,9 +1003,13 @@ func (x *KommoVoip) GetTraceparent() string {
 }
 
 type KommoRinging struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Phone         string                 `protobuf:"bytes,1,opt,name=phone,proto3" json:"phone,omitempty"`
-	Users         []int64                `protobuf:"varint,2,rep,packed,name=users,proto3" json:"users,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Phone       string                 `protobuf:"bytes,1,opt,name=phone,proto3" json:"phone,omitempty"`
+	Users       []int64                `protobuf:"varint,2,rep,packed,name=users,proto3" json:"users,omitempty"`
+	RequestId   string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Traceparent string                 `protobuf:"bytes,4,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// When the phone began to ring, Unix milliseconds by state's clock.
+	RangMs        int64 `protobuf:"varint,5,opt,name=rang_ms,json=rangMs,proto3" json:"rang_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1052,6 +1056,27 @@ func (x *KommoRinging) GetUsers() []int64 {
 		return x.Users
 	}
 	return nil
+}
+
+func (x *KommoRinging) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *KommoRinging) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *KommoRinging) GetRangMs() int64 {
+	if x != nil {
+		return x.RangMs
+	}
+	return 0
 }
 
 type KommoUnknown struct {
@@ -1420,10 +1445,14 @@ const file_callrelay_state_v1_kommo_proto_rawDesc = "" +
 	"\trecording\x18\x02 \x01(\tR\trecording\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12 \n" +
-	"\vtraceparent\x18\x04 \x01(\tR\vtraceparent\":\n" +
+	"\vtraceparent\x18\x04 \x01(\tR\vtraceparent\"\x94\x01\n" +
 	"\fKommoRinging\x12\x14\n" +
 	"\x05phone\x18\x01 \x01(\tR\x05phone\x12\x14\n" +
-	"\x05users\x18\x02 \x03(\x03R\x05users\"\xf3\x01\n" +
+	"\x05users\x18\x02 \x03(\x03R\x05users\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12 \n" +
+	"\vtraceparent\x18\x04 \x01(\tR\vtraceparent\x12\x17\n" +
+	"\arang_ms\x18\x05 \x01(\x03R\x06rangMs\"\xf3\x01\n" +
 	"\fKommoUnknown\x12\x12\n" +
 	"\x04call\x18\x01 \x01(\tR\x04call\x12\x10\n" +
 	"\x03ask\x18\x02 \x01(\rR\x03ask\x12\x1b\n" +

@@ -1149,7 +1149,7 @@ type Attempt struct {
 	Error string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
 	// The request may have left and no definite answer came.
 	Uncertain bool `protobuf:"varint,13,opt,name=uncertain,proto3" json:"uncertain,omitempty"`
-	// What follows: "delivered", "retry", "dead", "hold", "ask", "expired", "send_disabled".
+	// What follows: "delivered", "retry", "dead", "hold", "ask", "expired", "discarded", "send_disabled".
 	Next          string `protobuf:"bytes,14,opt,name=next,proto3" json:"next,omitempty"`
 	RetryInMs     int64  `protobuf:"varint,15,opt,name=retry_in_ms,json=retryInMs,proto3" json:"retry_in_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -527,6 +527,10 @@ func (d *Dispatcher) Taken(ctx context.Context, r *statev1.LeaseResult) {
 	case *statev1.LeaseResult_Done, *statev1.LeaseResult_End:
 		l.mu.Lock()
 		epoch, ok := l.probes[r.GetToken()]
+		if ok && r.GetAttempt() == nil { // too late to be sent: the next one may probe in its place
+			l.nextProbe = time.Time{}
+			l.poke()
+		}
 		l.mu.Unlock()
 		// A refused delivery shows as well as a delivered one that the destination works again.
 		if !ok || r.GetAttempt().GetHttpCode() == 0 {

@@ -242,6 +242,39 @@ func TestHoldAndProbe(t *testing.T) {
 	}
 }
 
+// What turns out to be too late when it probes a held destination says nothing of it: the next one probes at once, however many there are.
+func TestProbeThatWasTooLate(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	d := run(t, s, time.Minute)
+	const interval = 4 * time.Second
+	if err := s.Hold(ctx, dest, "key refused", store.AnyEpoch, interval.Milliseconds()); err != nil {
+		t.Fatal(err)
+	}
+	d.Refresh(ctx)
+	c := d.Join(dest)
+	c.Grant(10)
+	d.Due(queue(t, s, "kommo/1", "kommo/2", "kommo/3", "kommo/4"))
+	probe := next(t, c, 3*interval)
+	for late := range 2 {
+		if len(probe) != 1 {
+			t.Fatalf("probes: %v", probe)
+		}
+		r := result(probe[0])
+		r.Attempt, r.Result = nil, &statev1.LeaseResult_End{End: &statev1.End{State: statev1.DeliveryState_DELIVERY_STATE_DISCARDED, Reason: "too late"}}
+		finish(t, s, d, r)
+		if probe = next(t, c, interval/2); len(probe) != 1 {
+			t.Fatalf("after %d that were too late: %v", late+1, probe)
+		}
+	}
+	if held, err := s.Holds(ctx); err != nil || !held[dest].Held() {
+		t.Errorf("released though nothing was sent: %v %v", held, err)
+	}
+	finish(t, s, d, result(probe[0]))
+	if work := next(t, c, interval/2); len(work) != 1 {
+		t.Errorf("not released: %v", work)
+	}
+}
+
 // What was leased for a consumer that left before it was sent goes back at once and is not uncertain.
 func TestUnsentWorkGoesBack(t *testing.T) {
 	s := open(t, redistest.Start(t).URL())

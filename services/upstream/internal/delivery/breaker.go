@@ -34,7 +34,10 @@ type outage struct{ from, to time.Time }
 // maxOutages bounds what is remembered; the oldest is forgotten first.
 const maxOutages = 1000
 
-var errTransport = errors.New("transport failure")
+var (
+	errTransport = errors.New("transport failure")
+	errVoid      = errors.New("says nothing")
+)
 
 func newBreaker(settings BreakerSettings, changed func(from, to string)) *breaker {
 	b := &breaker{settings: settings}
@@ -42,6 +45,7 @@ func newBreaker(settings BreakerSettings, changed func(from, to string)) *breake
 		MaxRequests: uint32(settings.Probes),
 		Timeout:     settings.Open,
 		ReadyToTrip: func(counts gobreaker.Counts) bool { return int(counts.ConsecutiveFailures) >= settings.Failures },
+		IsExcluded:  func(err error) bool { return errors.Is(err, errVoid) },
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			b.note(from, to)
 			changed(from.String(), to.String())
@@ -88,7 +92,7 @@ func (b *breaker) remaining() time.Duration {
 	return max(time.Until(b.openUntil), time.Millisecond)
 }
 
-// permit is the right to make one request. It ends with done.
+// permit is the right to make one request. It ends with done or void.
 type permit struct {
 	end func(error)
 	// probe: the breaker is half open.
@@ -103,6 +107,9 @@ func (p permit) done(failed bool) {
 		p.end(nil)
 	}
 }
+
+// void ends it without a word on the destination: neither does it fail nor is it well.
+func (p permit) void() { p.end(errVoid) }
 
 // allow gives a permit, or says after how long to try again.
 func (b *breaker) allow() (p permit, wait time.Duration, ok bool) {

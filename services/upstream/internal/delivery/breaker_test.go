@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sony/gobreaker/v2"
 )
 
 func TestBreaker(t *testing.T) {
@@ -78,6 +80,38 @@ func TestBreaker(t *testing.T) {
 			if changes[i] != want[i] {
 				t.Errorf("change %d is %q, want %q", i, changes[i], want[i])
 			}
+		}
+	})
+}
+
+// A request that says nothing neither opens the breaker nor closes it, and gives back its place among the probes.
+func TestBreakerVoid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(BreakerSettings{Failures: 2, Open: time.Second, Probes: 1}, func(string, string) {})
+		request := func(end func(permit)) {
+			t.Helper()
+			p, _, ok := b.allow()
+			if !ok {
+				t.Fatal("not allowed")
+			}
+			end(p)
+		}
+		failed := func(p permit) { p.done(true) }
+		for range 5 {
+			request(permit.void)
+		}
+		request(failed)
+		request(permit.void)
+		request(failed)
+		_, again := b.room(1)
+		<-time.After(again)
+		for range 5 {
+			if request(permit.void); b.circuit.State() != gobreaker.StateHalfOpen {
+				t.Errorf("a probe that says nothing makes it %v", b.circuit.State())
+			}
+		}
+		if request(func(p permit) { p.done(false) }); b.circuit.State() != gobreaker.StateClosed {
+			t.Errorf("a probe that is well makes it %v", b.circuit.State())
 		}
 	})
 }

@@ -47,12 +47,24 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 	if !ok {
 		return c.result(it, nil, handBack(wait))
 	}
-	failed := true
-	defer func() { permit.done(failed) }()
+	once, failed := c.cfg.Policy.once(work), true
+	defer func() {
+		if once && failed {
+			permit.void()
+		} else {
+			permit.done(failed)
+		}
+	}()
 
 	var v verdict
 	ctx, span := c.span(work)
 	defer span.End()
+	if once {
+		_, own := c.cfg.Policy.worth(work, paused)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, min(own, c.cfg.SendTimeout))
+		defer cancel()
+	}
 	defer func() { c.describe(span, work, attempt, v) }()
 	attempt = c.attempt(work)
 	answer := c.send(ctx, work, attempt)
@@ -186,7 +198,7 @@ func (c *Consumer) say(ctx context.Context, it *item, attempt *statev1.Attempt, 
 	switch v.next {
 	case nextDelivered:
 		level = slog.LevelDebug
-	case nextSendDisabled:
+	case nextDiscarded, nextSendDisabled:
 		level = slog.LevelInfo
 	}
 	fields := []any{"outcome", v.next, "request_id", it.work.Delivery.RequestId, "call", telemetry.MaskCall(it.key.call),

@@ -27,7 +27,7 @@ func newMetrics(meter metric.Meter, c *Consumer) (*metrics, error) {
 	destination := telemetry.Destination.String(c.cfg.Destination)
 	same := metric.WithAttributeSet(attribute.NewSet(destination))
 	m := &metrics{add: []metric.AddOption{same}, record: []metric.RecordOption{same}, outcome: map[string][]metric.AddOption{}}
-	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextSendDisabled} {
+	for _, outcome := range []string{nextDelivered, nextRetry, nextDead, nextHold, nextAsk, nextExpired, nextDiscarded, nextSendDisabled} {
 		m.outcome[outcome] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(destination, telemetry.Outcome.String(outcome)))}
 	}
 	var errs [7]error

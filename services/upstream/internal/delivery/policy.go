@@ -18,6 +18,9 @@ type Policy struct {
 	MaxAge time.Duration
 	// Backoff is the wait before the next attempt.
 	Backoff retry.Backoff
+	// Once names an endpoint whose deliveries are worth one attempt within their own maximum age, and nobody's attention: what fails or
+	// is too late is discarded.
+	Once string
 	// ProbeInterval is how long a destination at fault is left alone before one delivery probes it.
 	ProbeInterval time.Duration
 }
@@ -26,7 +29,7 @@ type Policy struct {
 type verdict struct {
 	// next is the word of Attempt.next.
 	next string
-	// end is the final state, for dead, ask, expired and send_disabled.
+	// end is the final state, for dead, ask, expired, discarded and send_disabled.
 	end statev1.DeliveryState
 	// reason says why, in words; empty when delivered.
 	reason string
@@ -45,6 +48,7 @@ const (
 	nextHold         = "hold"
 	nextAsk          = "ask"
 	nextExpired      = "expired"
+	nextDiscarded    = "discarded"
 	nextSendDisabled = "send_disabled"
 )
 
@@ -61,12 +65,25 @@ func expired(reason string) verdict {
 	return verdict{next: nextExpired, end: statev1.DeliveryState_DELIVERY_STATE_EXPIRED, reason: reason}
 }
 
+func discarded(reason string) verdict {
+	return verdict{next: nextDiscarded, end: statev1.DeliveryState_DELIVERY_STATE_DISCARDED, reason: reason}
+}
+
+// once says that a delivery gets one attempt.
+func (p Policy) once(work *statev1.LeaseWork) bool {
+	return p.Once != "" && work.Delivery.Endpoint == p.Once
+}
+
 // before says whether a leased delivery ends without an attempt. paused is time under an open breaker that state does
 // not know of.
 func (p Policy) before(work *statev1.LeaseWork, paused time.Duration) (verdict, bool) {
 	switch general, own := p.worth(work, paused); {
 	case own <= 0:
-		return expired(fmt.Sprintf("older than %v when its turn came, which is too late for %s", ms(work.Delivery.MaxAgeMs), work.Delivery.Endpoint)), true
+		late := expired
+		if p.once(work) {
+			late = discarded
+		}
+		return late(fmt.Sprintf("older than %v when its turn came, which is too late for %s", ms(work.Delivery.MaxAgeMs), work.Delivery.Endpoint)), true
 	case general <= 0:
 		return expired(fmt.Sprintf("not delivered within %v (DELIVERY_MAX_AGE)", p.MaxAge)), true
 	case p.Ask && work.Delivery.Uncertain && !work.Looked: // who looked and retried it wants it sent
@@ -102,6 +119,9 @@ type circumstances struct {
 // after says what becomes of a delivery after an attempt.
 func (p Policy) after(work *statev1.LeaseWork, answer Answer, c circumstances) verdict {
 	number := int(work.Delivery.Attempts) + 1
+	if p.once(work) && answer.Outcome != Delivered && answer.Outcome != Hold {
+		return discarded(answer.Reason)
+	}
 	switch answer.Outcome {
 	case Delivered:
 		return verdict{next: nextDelivered, reply: string(answer.Reply)}

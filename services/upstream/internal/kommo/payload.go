@@ -18,7 +18,7 @@ const (
 	NotesPatch = "notes.patch"
 	// UnsortedSIP adds an incoming lead. Reply: UID, Lead, Contact; or UnsortedOff.
 	UnsortedSIP = "unsorted.sip"
-	// EventsPopup shows a card to users (POST /api/v2/events). Never repeated after an unknown outcome.
+	// EventsPopup shows a card to users (POST /api/v2/events). It gets one attempt.
 	EventsPopup = "events.popup"
 	// LookupUniq finds a call note or incoming lead by its uniq and phone. Reply: Note and Entity, or UID, Lead and Contact; or NotFound or TooMany.
 	LookupUniq = "lookup.uniq"

@@ -110,6 +110,9 @@ func (a *Account) do(ctx context.Context, op operation) (Reply, result) {
 		q.path = fmt.Sprintf(q.path, collections[op.path.EntityType], op.path.EntityID)
 	}
 	reply, r := Reply{}, a.request(ctx, q)
+	if op.endpoint == EventsPopup {
+		r = r.ofCard()
+	}
 	if r.kind == done || r.kind == notFound {
 		reply, r = created(op, r)
 	}

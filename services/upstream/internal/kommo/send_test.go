@@ -282,7 +282,7 @@ func TestAnyFaults(t *testing.T) {
 	})
 }
 
-// A card that may have been shown is not shown again, and one that was not shown is.
+// A card that may have been shown is not shown again.
 func TestPopupOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, sim.Config{})
@@ -292,6 +292,26 @@ func TestPopupOnce(t *testing.T) {
 			t.Errorf("%+v, shown %d times", answer, len(w.acc.View().Popups))
 		}
 	})
+}
+
+// What only cards meet holds no account: their endpoint may be gone, or need rights that calls do not. What says that nothing may be sent
+// does.
+func TestPopupHoldsNothing(t *testing.T) {
+	for status, c := range map[int]struct{ card, call delivery.Outcome }{
+		301: {delivery.Dead, delivery.Hold}, 402: {delivery.Dead, delivery.Hold}, 403: {delivery.Dead, delivery.Hold},
+		404: {delivery.Dead, delivery.Hold}, 422: {delivery.Dead, delivery.Dead}, 429: {delivery.Hold, delivery.Unsent},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := start(t, sim.Config{})
+			a := w.connect()
+			fault(sim.Fault{Kind: sim.HTTP, Status: status, Body: "{}", Times: 2})(w)
+			_, card := send(t, a, EventsPopup, aPopup)
+			_, call := send(t, a, Calls, aCall)
+			if card.Outcome != c.card || call.Outcome != c.call {
+				t.Errorf("HTTP %d: a card %d (%s), a call %d (%s)", status, card.Outcome, card.Reason, call.Outcome, call.Reason)
+			}
+		})
+	}
 }
 
 // A patch reaches the call's own note, whatever the id that /calls answered.

@@ -64,6 +64,16 @@ func (s *said) entityNotFound() bool {
 	return len(list) == 0 && isNotFound(s.Title)
 }
 
+// ofCard is what an answer means when a card was to be shown. Cards are only in Kommo's old API (/api/v2/events), and nobody could
+// confirm that it is still there, for which rights and plans, nor what it says where it is not. So where another answer would hold the
+// account, the card is only not shown: if it is the account, the next call finds out.
+func (r result) ofCard() result {
+	if r.kind == held {
+		r.kind = invalid
+	}
+	return r
+}
+
 func isNotFound(text string) bool {
 	return strings.EqualFold(strings.TrimSpace(text), "entity not found")
 }
