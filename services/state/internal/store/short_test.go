@@ -21,7 +21,7 @@ func TestShortWays(t *testing.T) {
 	const call, now, limit = "ameyo/1", 1_700_000_000_000, 70
 	s.cfg.JournalLimit = limit
 	taken := map[*script]int{}
-	rapid.Check(t, func(t *rapid.T) {
+	property := func(t *rapid.T) {
 		type step struct {
 			item   *statev1.CommitItem
 			tokens []string
@@ -106,7 +106,12 @@ func TestShortWays(t *testing.T) {
 		if short, long := play(true), play(false); short != long {
 			t.Fatalf("by the short way:\n%s\nat length:\n%s", short, long)
 		}
-	})
+	}
+	for range 20 { // a hundred stories may take one of the ways never
+		if rapid.Check(t, property); taken[firstScript] > 0 && taken[doneScript] > 0 {
+			break
+		}
+	}
 	if taken[firstScript] == 0 || taken[doneScript] == 0 {
 		t.Errorf("first.lua was enough %d times, done.lua %d", taken[firstScript], taken[doneScript])
 	}
