@@ -358,6 +358,7 @@ func pbxJournalEntry(fact pbx.Fact, requestID string, nowMS int64) *statev1.Jour
 	e := &statev1.JournalEntry{AtMs: nowMS, RequestId: requestID}
 	switch f := fact.(type) {
 	case pbx.Decided:
+		e.RequestId = cmp.Or(f.RequestID, requestID)
 		d := &statev1.Decided{Rule: f.Rule, Flow: f.What, Leg: f.Leg}
 		if f.Delivery > 0 {
 			d.Deliveries = []uint32{f.Delivery}

@@ -360,7 +360,7 @@ func (d *decision) recordings() {
 		if id := l.recordID(); id != "" {
 			l.Recorded = true
 			number := d.queue(EndpointRecording, recordingDocument(d.cfg, &d.call, l))
-			d.journal(Decided{Rule: "P16", What: "a late recording", Leg: l.SubCallID, Delivery: number})
+			d.journal(Decided{Rule: "P16", What: "a late recording", Leg: l.SubCallID, Delivery: number, RequestID: d.call.RequestID})
 		} else if l.WantRecording {
 			missing = true
 		}

@@ -288,6 +288,8 @@ type Decided struct {
 	Leg  string
 	// Delivery that was queued; 0: none.
 	Delivery uint32
+	// RequestID is the request that it is about; "" = Effects.RequestID.
+	RequestID string
 }
 
 // Duplicate says that the event repeats an earlier one.

@@ -84,7 +84,7 @@ func (d *decision) registerLeg(l *Leg, rule, status string, inferred bool) {
 	}
 	l.Delivery = d.queue(EndpointCall, encode(EndpointCall, ended(l), r))
 	l.Outcome = rule + " registered"
-	d.journal(Decided{Rule: rule, What: "registered as " + direction(r.Direction) + ", " + status, Leg: l.SubCallID, Delivery: l.Delivery})
+	d.journal(Decided{Rule: rule, What: "registered as " + direction(r.Direction) + ", " + status, Leg: l.SubCallID, Delivery: l.Delivery, RequestID: d.call.RequestID})
 }
 
 // forwarder makes the registration of a forwarding to the outside one of the original caller (P19): that of the leg of
@@ -134,7 +134,7 @@ func (d *decision) registerMissed(l *Leg, rule, number string) {
 	r.Missed, r.RawStatus = true, nil // a queue or IVR that took the call says ANSWER
 	d.call.Missed = d.queue(EndpointCall, encode(EndpointCall, ended(l), r))
 	l.Delivery, l.Outcome = d.call.Missed, rule+" missed" // never a second one of this leg, whatever is learned later
-	d.journal(Decided{Rule: rule, What: "registered as missed on " + l.Extension, Leg: l.SubCallID, Delivery: d.call.Missed})
+	d.journal(Decided{Rule: rule, What: "registered as missed on " + l.Extension, Leg: l.SubCallID, Delivery: d.call.Missed, RequestID: d.call.RequestID})
 }
 
 func (d *decision) registration(l *Leg, number, flow, status string) registration {

@@ -552,6 +552,21 @@ func TestGrace(t *testing.T) {
 	}
 }
 
+// A repeat that comes before a timer that is late has the timer's decision made; what follows belongs to the event that the repeat
+// repeats.
+func TestRepeatBeforeALateTimer(t *testing.T) {
+	w := newWorld(t)
+	w.play(script(t, `
+		101 5 answer a CallFlow=in CallerIDNum=101
+		101 15 hangup a CallFlow=in CallerIDNum=+7999 Duration=10000000`))
+	last := w.call.RequestID
+	w.now += 10_000 // twice the grace
+	e := w.send(parse(t, "101 15 hangup a CallFlow=in CallerIDNum=+7999 Duration=10000000"))
+	if !e.Duplicate || len(e.Deliveries) != 1 || e.Deliveries[0].RequestID != last || e.RequestID == last {
+		t.Errorf("%+v, want a delivery of request %s", e, last)
+	}
+}
+
 // TestMaxWait: a caller whom a queue rang phones for in vain is not missed before its hangup has come; if that was lost,
 // PBX_MAX_WAIT after.
 func TestMaxWait(t *testing.T) {

@@ -1,6 +1,7 @@
 package pbx
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -118,6 +119,12 @@ func (w *world) decide(in Input) Effects {
 	for _, f := range e.Facts {
 		switch f := f.(type) {
 		case Decided:
+			// What is counted of a delivery and what the journal says of it is about one request.
+			if owner := cmp.Or(f.RequestID, e.RequestID); f.Delivery != 0 && !slices.ContainsFunc(e.Deliveries, func(d NewDelivery) bool {
+				return d.Number == f.Delivery && d.RequestID == owner
+			}) {
+				w.t.Errorf("%+v of request %s has another delivery: %+v", f, owner, e.Deliveries)
+			}
 			w.said = append(w.said, strings.TrimSpace(f.Rule+" "+f.What+" "+f.Leg))
 		case Note:
 			w.notes = append(w.notes, string(f))
