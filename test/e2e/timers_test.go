@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,6 +30,13 @@ func TestPhone1Expires(t *testing.T) {
 			r.accepted(stored)
 			r.accepted(fails(late, "BUSY", "0"))
 			began := time.Now()
+			r.eventually(10*time.Second, "the daily file has it: a view, which a kill may leave behind", func() bool {
+				files, _ := filepath.Glob(filepath.Join(logs, "not_answer-*.log"))
+				return slices.ContainsFunc(files, func(file string) bool {
+					text, _ := os.ReadFile(file)
+					return strings.Contains(string(text), "["+stored.RequestID+"] | state | Stored phone1 status")
+				})
+			})
 			// The timer outlives the process, whichever way that ends.
 			if expiry == "send" {
 				r.kill()
