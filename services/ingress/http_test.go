@@ -115,7 +115,13 @@ func newService(t testing.TB, f routerv1.RouterServiceServer, env map[string]str
 
 func do(t *testing.T, method, url string, header map[string]string) (*http.Response, string) {
 	t.Helper()
-	req, err := http.NewRequest(method, url, nil)
+	return sendBody(t, method, url, header, "")
+}
+
+// sendBody is do with a body.
+func sendBody(t *testing.T, method, url string, header map[string]string, body string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,11 +133,11 @@ func do(t *testing.T, method, url string, header map[string]string) (*http.Respo
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp, string(body)
+	return resp, string(answer)
 }
 
 const good = "unique_id=00193416&customerId=5501&customerCRTId=d336&systemDisposition=Connected&userId=a&dialledPhone=07029109978"

@@ -3,7 +3,6 @@ package ingress
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"strings"
@@ -65,25 +64,13 @@ type windowAnswer struct {
 
 func askWindow(t *testing.T, method, address, token, origin, body string) (a windowAnswer) {
 	t.Helper()
-	request, err := http.NewRequest(method, address, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	request.Header.Set("X-Auth-Token", token)
+	about := map[string]string{"X-Auth-Token": token}
 	if origin != "" {
-		request.Header.Set("Origin", origin)
+		about["Origin"] = origin
 	}
-	resp, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp, text := sendBody(t, method, address, about, body)
 	if resp.Header.Get("Content-Type") == "application/json" {
-		if err := json.Unmarshal(text, &a); err != nil {
+		if err := json.Unmarshal([]byte(text), &a); err != nil {
 			t.Errorf("%s: %v", text, err)
 		}
 	}

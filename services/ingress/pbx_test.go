@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -65,23 +64,12 @@ func servePbx(t *testing.T, f *fakeRouter, table string, env map[string]string) 
 // askPbx sends a request and returns its answer without the request id.
 func askPbx(t *testing.T, method, address, contentType, body string) (status int, answer string, header http.Header) {
 	t.Helper()
-	request, err := http.NewRequest(method, address, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	about := map[string]string{}
 	if contentType != "" {
-		request.Header.Set("Content-Type", contentType)
+		about["Content-Type"] = contentType
 	}
-	resp, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, regexp.MustCompile(`"requestId":"[A-Z2-7]{26}"`).ReplaceAllString(string(text), `"requestId":"ID"`), resp.Header
+	resp, text := sendBody(t, method, address, about, body)
+	return resp.StatusCode, regexp.MustCompile(`"requestId":"[A-Z2-7]{26}"`).ReplaceAllString(text, `"requestId":"ID"`), resp.Header
 }
 
 func TestPbxEvents(t *testing.T) {
