@@ -80,9 +80,11 @@ func (c *Consumer) deliver(it *item) (result *statev1.LeaseResult) {
 		paused:      paused,
 		random:      c.random,
 	})
-	c.mu.Lock()
-	c.failure = v.reason // empty when delivered
-	c.mu.Unlock()
+	if !once { // nothing waits for such a one: it is no answer to why nothing leaves
+		c.mu.Lock()
+		c.failure = v.reason // empty when delivered
+		c.mu.Unlock()
+	}
 	return c.report(ctx, it, attempt, v)
 }
 
